@@ -1,4 +1,4 @@
-"""A pytest plugin that tests flows: virtual time, simulated crashes, saved jobs, hosts, reports.
+"""A pytest plugin for routilux flows: virtual time, injected faults, simulated crashes, reports.
 
 pytest finds the fixtures once the package is installed; the types below are for annotations.
 

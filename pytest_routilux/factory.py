@@ -1,4 +1,4 @@
-"""Makes flows in one line from routines and plain functions: `flow_factory(chain=[parse, double])`.
+"""Makes a flow from routines and plain functions: `flow_factory(chain=[parse, double])`.
 
 Invariants:
 - A function is called like a handler: its parameters name fields of the payload, and `**rest` takes
@@ -36,12 +36,13 @@ Node = Routine | Function
 
 
 class FlowFactory:
-    """Makes flows: `flow_factory(chain=[...], fan_out=(source, [...]), fan_in=([...], target))`.
+    """A factory of flows with the shapes `chain`, `fan_out` and `fan_in`.
 
-    The shapes can be combined. A function or routine that two shapes share is one routine of the
-    flow, so `fan_out` and `fan_in` with the same middle make a diamond. Within one shape each entry
-    is a routine of its own. Ids are the names of functions and of routine classes; a name that is
-    taken gets `_2`, `_3`, …
+    `chain=[a, b]` connects each entry to the next, `fan_out=(source, [a, b])` one to several, and
+    `fan_in=([a, b], target)` several to one. The shapes can be combined. A function or routine that
+    two shapes share is one routine of the flow, so `fan_out` and `fan_in` with the same middle make
+    a diamond. Within one shape each entry is a routine of its own. Ids are the names of functions
+    and of routine classes; a name that is taken gets `_2`, `_3`, …
 
     Routines are connected from `output` (else their only event) to `input` (else their only slot
     besides `trigger`, else `trigger`). The other options are those of `Flow`. Raises
@@ -67,7 +68,7 @@ class FlowFactory:
         max_workers: int = 4,
         error_handler: ErrorHandler | None = None,
     ) -> Flow:
-        """Return a new flow of the given routines and functions; see the class."""
+        """Return a new flow of the given routines and functions; the class describes the shapes."""
         draft = _Draft()
         draft.edges += pairwise(draft.add(chain, "chain"))
         if fan_out is not None:
@@ -89,9 +90,9 @@ class FlowFactory:
 
 
 class FunctionRoutine(Routine):
-    """A routine with the slots `trigger` and `input`, whose handler is a plain function.
+    """A routine with a plain function as the handler of both slots, `trigger` and `input`.
 
-    `fields` are those of its event `output`; with `more` the function may return others too.
+    `fields` are the fields of the event `output`; with `more` the function may return others too.
     """
 
     routine_name = "pytest_routilux.FunctionRoutine"
@@ -135,14 +136,15 @@ class FunctionRoutine(Routine):
             return
         if type(result) is not dict or not all(type(key) is str for key in result):
             raise FlowDefinitionError(
-                f"{name} returned {shown(result)}; return a dict with names as keys, which is"
-                " emitted as 'output', or None to emit nothing"
+                f"{name} returned {shown(result)}; return a dict with names as keys to emit"
+                " the dict as 'output', or None to emit nothing"
             )
         if not self.more and not self.output.allowed.issuperset(result):
             unknown = [key for key in result if key not in self.output.allowed]
             raise FlowDefinitionError(
-                f"{name} returned {_list(unknown)}, which no next function takes; these take"
-                f" {_list(self.output.fields) or 'no fields'}: add a parameter there, or **rest"
+                f"{name} returned {_list(unknown)}, but no next function has such a parameter; the"
+                f" next functions take {_list(self.output.fields) or 'no fields'}: add a parameter"
+                " to one of them, or **rest"
             )
         flat = is_flat(result)
         payload = result.copy() if flat else copy_value(result)
@@ -151,13 +153,13 @@ class FunctionRoutine(Routine):
 
 @dataclass(frozen=True, slots=True)
 class PlainFunction:
-    """A routine's argument that is a function; a saved flow holds the function's name."""
+    """A wrapper of a function that a routine calls; a saved flow holds only the function's name."""
 
     function: Function
 
     @property
     def name(self) -> str:
-        """The function's name; `lambda` for a lambda."""
+        """The function's `__name__`, or `lambda` for a lambda."""
         name: str = self.function.__name__
         return "lambda" if name == "<lambda>" else name
 
@@ -171,28 +173,28 @@ class PlainFunction:
 
     @property
     def module(self) -> str:
-        """The name of the function's module, which must be imported before its flow is loaded."""
+        """The name of the module that defines the function."""
         return self.function.__module__
 
     def saved_name(self) -> str:
-        """Return `module:qualname`; raise `ValueError` if this name does not find it."""
+        """Return `module:qualname`; raise `ValueError` if this name does not find the function."""
         name = f"{self.module}:{self.function.__qualname__}"
         if _found(name) is not self.function:
             place = f" ({where})" if (where := definition_of(self.function)) else ""
             raise ValueError(
                 f"{self.name}{place} can't be found by the name {name} on another host;"
-                " define it with def at the top level of a module"
+                " define the function with def at the top level of a module"
             )
         return name
 
     @classmethod
     def of_saved_name(cls, name: object) -> PlainFunction:
-        """Return the function with a saved name; the function's module must already be imported."""
+        """Find the function called `name` (`module:qualname`) in the imported modules."""
         found = _found(name) if type(name) is str else None
         if found is None:
             raise ValueError(
-                f"no function {name!r} is defined in this program; import the module that defines"
-                " it before loading"
+                f"no imported module defines the function {name!r}; import the module of the"
+                " function, then load again"
             )
         return cls(found)
 
@@ -219,7 +221,7 @@ class _Draft:
         self._ids: dict[tuple[Node, int], str] = {}
 
     def add(self, nodes: Sequence[Node], where: str) -> list[str]:
-        """Add nodes and return their ids; a node that was added before keeps its id."""
+        """Add nodes and return their ids; a node that an earlier shape added keeps its id."""
         seen: Counter[Node] = Counter()
         ids = []
         for node in _nodes(nodes, where):
@@ -239,10 +241,12 @@ class _Draft:
             name = entry.name
         elif isinstance(node, type) and issubclass(node, Routine):
             raise FlowDefinitionError(
-                f"{where}: {node.__name__} is a class; pass a routine, {node.__name__}(...)"
+                f"{where}: {node.__name__} is a class; pass an instance, {node.__name__}(...)"
             )
         else:
-            raise FlowDefinitionError(f"{where}: {shown(node)} is neither a routine nor a function")
+            raise FlowDefinitionError(
+                f"{where}: {shown(node)} is neither a routine nor a function; pass one of the two"
+            )
         routine_id, number = name, 1
         while routine_id in self.nodes:
             number += 1
@@ -251,7 +255,7 @@ class _Draft:
         return routine_id
 
     def build(self, flow: Flow) -> Flow:
-        """Add this draft's routines and connections to an empty flow."""
+        """Add this draft's routines and connections to the empty `flow`, and return the flow."""
         for routine_id, node in self.nodes.items():
             if isinstance(node, PlainFunction):
                 node = self._function_routine(routine_id, node)
@@ -290,21 +294,21 @@ def _one_of(names: Sequence[str], preferred: str, noun: str, routine_id: str) ->
     if len(names) == 1:
         return names[0]
     raise FlowDefinitionError(
-        f"{routine_id} has the {noun}s {_list(names) or 'none'}; flow_factory can connect only"
-        f" {preferred!r} or a routine's single {noun}: build this flow with Flow.connect"
+        f"{routine_id} has these {noun}s: {_list(names) or 'none'}; flow_factory connects only the"
+        f" {noun} {preferred!r} or a routine's only {noun}; use Flow.connect for this routine"
     )
 
 
 def _pair(value: object, form: str) -> tuple[object, object]:
     if not isinstance(value, tuple) or len(value) != 2:
-        raise FlowDefinitionError(f"{shown(value)} must have the form {form}")
+        raise FlowDefinitionError(f"expected {form}, got {shown(value)}")
     return value
 
 
 def _nodes(value: object, where: str) -> list[Node]:
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise FlowDefinitionError(
-            f"{where} must be a list of routines and functions, not {shown(value)}"
+            f"{where} needs a list of routines and functions, not {shown(value)}"
         )
     return list(value)
 

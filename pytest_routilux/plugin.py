@@ -1,4 +1,4 @@
-"""The plugin's fixtures and hooks; each imports its heavy modules only when it is used.
+"""Fixtures and hooks of the plugin; a fixture imports heavy modules only when a test uses it.
 
 Invariants:
 - A suite that uses no fixture of the plugin imports neither routilux nor freezegun nor rich.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
-    """A fake clock that datetime.now(), time.time() and time.sleep() in user code follow."""
+    """A fake clock; datetime.now(), time.time() and time.sleep() in user code use its time."""
     facts = _facts(request)
     facts.refuse_two_clocks("flow_clock")
     from pytest_routilux.settings import sleeping
@@ -50,7 +50,7 @@ def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
 
 @pytest.fixture
 def flow_clock_bare(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
-    """A fake clock without freezegun: costs microseconds per test; user code must use ctx.now()."""
+    """A fast fake clock that leaves `time` and `datetime` real; user code must use ctx.now()."""
     facts = _facts(request)
     facts.refuse_two_clocks("flow_clock_bare")
     from pytest_routilux.virtual_time.late_failures import fail_at_end
@@ -65,7 +65,7 @@ def flow_clock_bare(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
 
 @pytest.fixture
 def flow_monitor(request: pytest.FixtureRequest) -> FlowMonitor:
-    """Records what the jobs of `flow_runtime` do, and offers assertions about them."""
+    """Records what the jobs of `flow_runtime` do, and offers assertions about these jobs."""
     from pytest_routilux.monitor.assertions import FlowMonitor
 
     monitor = FlowMonitor()
@@ -75,7 +75,7 @@ def flow_monitor(request: pytest.FixtureRequest) -> FlowMonitor:
 
 @pytest.fixture
 def flow_runtime(request: pytest.FixtureRequest, flow_monitor: FlowMonitor) -> Iterator[Runtime]:
-    """A runtime with the fake clock and `flow_monitor`; it is the test's default runtime."""
+    """The test's default runtime, with a fake clock and with `flow_monitor` as an observer."""
     from routilux import Runtime, use_runtime
 
     _facts(request).add_monitor(flow_monitor)
@@ -91,14 +91,14 @@ def flow_runtime(request: pytest.FixtureRequest, flow_monitor: FlowMonitor) -> I
         lines = []
         for failure in runtime.observer_failures:
             error = ErrorInfo.of(failure.error)
-            times = "once" if failure.count == 1 else f"{failure.count} times, first"
+            times = "once:" if failure.count == 1 else f"{failure.count} times, first:"
             lines.append(f"observer {failure.observer!r} raised {times} {error} ({error.where})")
         pytest.fail("\n".join(lines), pytrace=False)
 
 
 @pytest.fixture
 def flow_factory() -> FlowFactory:
-    """Makes flows from routines or plain functions: chain=[...], fan_out=..., fan_in=..."""
+    """Makes flows from routines or plain functions: flow_factory(chain=[parse, double])."""
     from pytest_routilux.factory import FlowFactory
 
     return FlowFactory()
@@ -106,7 +106,7 @@ def flow_factory() -> FlowFactory:
 
 @pytest.fixture
 def serialize_roundtrip(tmp_path: Path) -> SerializeRoundtrip:
-    """Saves and loads an object, and fails at the first path that differs in value or type."""
+    """Saves and loads an object; fails if the loaded object differs in a value or a type."""
     from pytest_routilux.hosts.roundtrip import SerializeRoundtrip
 
     return SerializeRoundtrip(tmp_path)
@@ -114,7 +114,7 @@ def serialize_roundtrip(tmp_path: Path) -> SerializeRoundtrip:
 
 @pytest.fixture
 def flow_hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FlowHosts]:
-    """Starts, kills and resumes jobs on hosts: processes with a fresh interpreter."""
+    """Runs jobs on hosts (processes with a fresh interpreter), kills hosts, and resumes jobs."""
     from pytest_routilux.hosts.flow_hosts import FlowHosts
     from pytest_routilux.settings import sleeping
 
@@ -127,7 +127,7 @@ def flow_hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FlowH
 
 @pytest.fixture
 def flow_faults(request: pytest.FixtureRequest) -> Iterator[FlowFaults]:
-    """Makes faults: raises(routine, exc, attempts=[1, 2]), slow(routine, seconds), …"""
+    """Injects faults into jobs: raises(routine, error, attempts=[1, 2]), slow(routine, 5), …"""
     from pytest_routilux.faults.flow_faults import FlowFaults
 
     faults = FlowFaults()
@@ -143,7 +143,7 @@ def flow_faults(request: pytest.FixtureRequest) -> Iterator[FlowFaults]:
 
 @pytest.fixture
 def flow_sim(request: pytest.FixtureRequest) -> Iterator[FlowSim]:
-    """Simulates jobs: crashes a host at every point, and proves that the flow survives."""
+    """Simulates a job, crashes its host at every possible point, and checks each recovery."""
     _facts(request)  # real time is counted from here
     from pytest_routilux.settings import sleeping
     from pytest_routilux.sim.flow_sim import START, FlowSim
@@ -163,7 +163,7 @@ def flow_sim(request: pytest.FixtureRequest) -> Iterator[FlowSim]:
 
 @pytest.fixture
 def flow_report(request: pytest.FixtureRequest) -> FlowReport:
-    """Adds parts to the test's report, which is shown with -v and when the test fails."""
+    """Collects a report on the test's flows; pytest shows it with -v and if the test fails."""
     from pytest_routilux.report.flow_report import FlowReport
 
     return FlowReport(request.node, request.config)
@@ -175,7 +175,7 @@ def flow_report(request: pytest.FixtureRequest) -> FlowReport:
 def pytest_assertrepr_compare(
     config: pytest.Config, op: str, left: object, right: object
 ) -> list[str] | None:
-    """Show what differs between jobs, flows and error handlers that an assert compares."""
+    """Explain a failed assert that compares two jobs, flows or error handlers."""
     if "routilux" not in sys.modules:
         return None
     from pytest_routilux.monitor.comparison import explain_comparison
@@ -188,7 +188,7 @@ def pytest_assertrepr_compare(
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    """Add the plugin's command line options and settings to pytest's."""
+    """Register the plugin's command line options and settings with pytest."""
     # pytest marks the packages of the plugin's distribution, the engine too, to rewrite their
     # assertions. Neither has any, and where no bytecode can be written every run pays for it.
     marked: set[str] = getattr(pluginmanager.rewrite_hook, "_must_rewrite", set())
@@ -227,7 +227,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:  # xdist has no types
-    """Send an xdist worker the width and the colours of the controller's terminal."""
+    """Send the width and the colours of the controller's terminal to an xdist worker."""
     from pytest_routilux.settings import report_look
 
     node.workerinput["routilux_look"] = report_look(node.config)
@@ -237,7 +237,7 @@ def pytest_configure_node(node: Any) -> None:  # xdist has no types
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Attach the facts of a test's run to its report, which the printing process receives."""
+    """Attach the recorded facts of a test's run to pytest's report on that test."""
     if call.excinfo is not None and "routilux" in sys.modules:
         from pytest_routilux.frames import hide_ours
 
@@ -259,7 +259,7 @@ def pytest_runtest_makereport(
 
 
 class _Printer:
-    """Prints the parts of the tests' reports, in the one process that owns the terminal."""
+    """Prints flow reports and the summary, in the one process that owns the terminal."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config

@@ -22,12 +22,12 @@ _NUMBER: Final = "float" if pytest.version_tuple >= (8, 4) else "string"  # olde
 
 
 def add_options(parser: pytest.Parser) -> None:
-    """Add the options and settings to those of pytest."""
+    """Register the plugin's options and settings with pytest's `parser`."""
     group = parser.getgroup("routilux", "flows of routilux")
     group.addoption(
         "--routilux-repro",
         metavar="R1.…",
-        help="run flow_sim with this reproducer alone: it fails, is fixed, or is stale",
+        help="run only this reproducer in flow_sim; report that it fails, is fixed or is stale",
     )
     group.addoption(
         "--routilux-report",
@@ -65,7 +65,7 @@ def _setting(config: pytest.Config, name: str, allowed: str) -> Any:
 
 
 def sleeping(config: pytest.Config) -> Sleeping:
-    """Return the setting `routilux_sleep`."""
+    """Return the setting `routilux_sleep`: virtual, error or real."""
     value: Sleeping = _setting(config, "routilux_sleep", "it must be virtual, error or real")
     if value not in ("virtual", "error", "real"):
         raise pytest.UsageError(f"routilux_sleep must be virtual, error or real, not {value!r}")
@@ -73,7 +73,7 @@ def sleeping(config: pytest.Config) -> Sleeping:
 
 
 def blocked_after(config: pytest.Config) -> float:
-    """Return the setting `routilux_blocked_after`, in seconds."""
+    """Return the setting `routilux_blocked_after` in seconds; 0 means no limit."""
     allowed = "routilux_blocked_after must be a number of seconds"
     value = _setting(config, "routilux_blocked_after", allowed)
     try:
@@ -86,7 +86,7 @@ def blocked_after(config: pytest.Config) -> float:
 
 
 def report_mode(config: pytest.Config) -> str:
-    """Return when reports are shown: auto, always or never."""
+    """Return the report mode: auto, always or never."""
     mode: str | None = config.getoption("routilux_report")
     source = f"--routilux-report={mode!r}"
     if mode is None:
@@ -98,10 +98,10 @@ def report_mode(config: pytest.Config) -> str:
 
 
 def find_report_look(config: pytest.Config) -> bool:
-    """Find the width and colours of reports; return whether this process prints the reports.
+    """Determine the look of reports; return whether this process prints reports.
 
-    An xdist worker gets them from its controller. This runs at the start, since pytest's capturing
-    hides the terminal later.
+    The look is the width and the colours; an xdist worker gets it from its controller. This runs
+    at the start, since pytest's capturing hides the terminal later.
     """
     from_controller = getattr(config, "workerinput", {}).get("routilux_look")
     if from_controller is not None:
@@ -114,5 +114,5 @@ def find_report_look(config: pytest.Config) -> bool:
 
 
 def report_look(config: pytest.Config) -> tuple[int, bool]:
-    """Return the width of reports, and whether they have colours."""
+    """Return the width of reports in columns, and whether reports have colours."""
     return config.stash[_LOOK]

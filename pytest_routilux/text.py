@@ -1,4 +1,4 @@
-"""Texts for messages and screens: shortening, counting, naming errors, lengths of time.
+"""Functions that format texts for messages and reports: widths, counts, errors, seconds.
 
 Invariants:
 - A width is counted in cells: a wide character takes two, a combining one none.
@@ -27,7 +27,7 @@ _LONGEST_ID: Final = 16
 
 
 def width(text: str) -> int:
-    """Return the number of terminal cells that a text takes."""
+    """Return the number of terminal cells that `text` takes."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len  # here, so that a test without reports does not load it
@@ -36,12 +36,12 @@ def width(text: str) -> int:
 
 
 def padded(text: str, cells: int) -> str:
-    """Return a text, padded with blanks to at least the given number of cells."""
+    """Pad `text` with blanks on the right to a width of at least `cells`."""
     return text + " " * (cells - width(text))
 
 
 def shorten(text: str, cells: int, keep: Literal["start", "end", "both"] = "start") -> str:
-    """Return a text cut to at most `cells` cells, which keeps its start, its end, or both.
+    """Cut `text` to at most `cells` cells; `keep` is the part that stays: start, end or both.
 
     >>> shorten("gateway.charge", 8)
     'gateway…'
@@ -69,7 +69,7 @@ def shorten(text: str, cells: int, keep: Literal["start", "end", "both"] = "star
 
 
 def wrapped(text: str, cells: int, lines: int) -> list[str]:
-    """Return a text as at most `lines` lines, broken between words; the last may be shortened.
+    """Wrap `text` to at most `lines` lines of `cells` cells; shorten the last line if necessary.
 
     A no-break space joins words, and is written as a blank.
 
@@ -94,7 +94,7 @@ def wrapped(text: str, cells: int, lines: int) -> list[str]:
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:
-    """Return a number with its noun in the singular or the plural.
+    """Return `number` and `noun` as one text, with the noun in the singular or the plural.
 
     >>> count(1, "retry", "retries"), count(4, "retry", "retries"), count(1200, "run")
     ('1 retry', '4 retries', '1,200 runs')
@@ -103,7 +103,7 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:
-    """Return the first `most` names in one line, and how many more there are.
+    """Join the first `most` names in one line, and add how many names are left out.
 
     >>> listed(["a", "b", "c"], 2)
     'a, b and 1 more'
@@ -113,7 +113,7 @@ def listed(names: Sequence[str], most: int = 4) -> str:
 
 
 def shown(value: object, cells: int = 60) -> str:
-    """Return the shortened `repr` of a value, or a short text if its `repr` raises."""
+    """Return the shortened `repr` of `value`, or a replacement if `repr(value)` raises."""
     try:
         return shorten(repr(value), cells)
     except Exception as error:
@@ -121,7 +121,7 @@ def shown(value: object, cells: int = 60) -> str:
 
 
 def without_addresses(text: str) -> str:
-    """Return a text without the memory addresses in it, which differ in every run.
+    """Remove the memory addresses from `text`, since they differ in every run.
 
     >>> without_addresses("<shop.Cart object at 0x7f1c09f3>")
     '<shop.Cart object>'
@@ -130,12 +130,12 @@ def without_addresses(text: str) -> str:
 
 
 def class_name(name: str) -> str:
-    """Return the name of an exception's class without its module."""
+    """Remove the module from the full name of an exception's class."""
     return name.rpartition(".")[2]
 
 
 def error_text(error: ErrorInfo | BaseException) -> str:
-    """Return an error as the name of its class and its message.
+    """Return an error as text: the name of its class, then its message.
 
     >>> error_text(ErrorInfo("shop.errors.GatewayDown", "try 2")), error_text(ValueError("no"))
     ('GatewayDown: try 2', 'ValueError: no')
@@ -148,7 +148,7 @@ def error_text(error: ErrorInfo | BaseException) -> str:
 
 
 def short_id(job_id: str) -> str:
-    """Return a job's id, shortened if it is as long as the ids that the engine makes.
+    """Return a job's id; an id of more than 16 characters, such as a generated one, is shortened.
 
     >>> short_id("order-A7"), short_id("6483cf7c27cffd2c2c587a4bcbae9d52")
     ('order-A7', '6483cf7c…')
@@ -157,7 +157,7 @@ def short_id(job_id: str) -> str:
 
 
 def seconds(length: int) -> str:
-    """Return a number of nanoseconds as exact seconds, without zeros at the end.
+    """Convert nanoseconds to exact seconds as text, without zeros at the end.
 
     >>> seconds(675_000_000), seconds(2_000_000_000), seconds(-500_000_000)
     ('0.675', '2', '-0.5')

@@ -137,7 +137,7 @@ _LATE = {
     "PostgresStore": "routilux.persist.postgres",
     "SqliteStore": "routilux.persist.sqlite",
 }
-"""Names that are imported when they are first used, since they import a database."""
+"""Names that are imported at their first use, because their modules import a database."""
 
 
 def __getattr__(name: str) -> object:

@@ -1,4 +1,4 @@
-"""`python -m routilux`: the command line; see `routilux.cli`."""
+"""Entry point of `python -m routilux`, the command line; see `routilux.cli`."""
 
 from routilux.cli import main
 

@@ -1,4 +1,4 @@
-"""All errors that routilux raises, grouped by the party that has to act.
+"""Error classes of routilux, grouped by cause: flow, job, saved data, environment, wrong call.
 
 Invariants:
 - `RoutiluxError` is the root of one tree. The class says who has to act; the message says what
@@ -37,25 +37,25 @@ __all__ = [
 
 
 class RoutiluxError(Exception):
-    """The root of all errors of routilux."""
+    """Base class of all error classes of routilux."""
 
 
 # --- the author of the flow ---------------------------------------------------------------------
 
 
 class FlowDefinitionError(RoutiluxError):
-    """A flow, a routine or a handler is defined wrongly; a retry can't help."""
+    """The program defines a flow, a routine or a handler wrongly, so a retry can't help."""
 
 
 # --- a job that runs ----------------------------------------------------------------------------
 
 
 class JobFailedError(RoutiluxError):
-    """The job ended as `failed`; raised only by `JobState.raise_for_status()`."""
+    """The job ended with status `failed`; only `JobState.raise_for_status()` raises this error."""
 
 
 class StepTimeoutError(RoutiluxError):
-    """One attempt took longer than its error handler's `timeout`."""
+    """An attempt of a task took longer than the `timeout` of its error handler."""
 
 
 class StepLimitError(RoutiluxError):
@@ -63,7 +63,7 @@ class StepLimitError(RoutiluxError):
 
 
 class PoisonJobError(RoutiluxError):
-    """The job was recovered too often without progress; a handler probably ends the process."""
+    """The job was resumed too often without progress; a handler may crash the process."""
 
 
 class ClockStalledError(RoutiluxError):
@@ -102,11 +102,11 @@ def _shortened(text: str, most: int) -> str:
 
 
 class CorruptStateError(SavedStateError):
-    """The data is damaged, or was not written by routilux."""
+    """The saved data is damaged, or routilux did not write the data."""
 
 
 class UnsupportedVersionError(SavedStateError):
-    """The data was written in a format that this version does not know."""
+    """The saved data has a format that this version of routilux does not know."""
 
 
 class UnknownRoutineError(SavedStateError):
@@ -114,18 +114,18 @@ class UnknownRoutineError(SavedStateError):
 
 
 class FlowMismatchError(SavedStateError):
-    """A saved job or flow has another shape than the flow in this program."""
+    """A saved job or flow does not match the graph of the flow in this program."""
 
 
 class UnserializableError(SavedStateError):
-    """A value can't be saved so that it loads as an equal value of the same type."""
+    """A value has no saved form from which an equal value of the same type can be loaded."""
 
 
 # --- the environment ----------------------------------------------------------------------------
 
 
 class LeaseLostError(RoutiluxError):
-    """Another host owns the job now; the store refused the commit of this host."""
+    """Another host owns the job now, so the store accepts no commit from this host."""
 
 
 class DuplicateJobError(RoutiluxError):
@@ -140,18 +140,18 @@ class NotResumableError(RoutiluxError):
 
 
 class NoActiveStepError(RoutiluxError):
-    """`ctx` or `emit` was used outside a handler, or by a step that was given up."""
+    """`ctx` or `emit` was used outside a handler, or by a handler whose step has ended."""
 
 
 class IllegalTransitionError(RoutiluxError):
-    """The engine broke one of its own rules. Please report it; nothing was changed."""
+    """The engine broke one of its own rules and changed nothing; please report this bug."""
 
 
 # --- messages -----------------------------------------------------------------------------------
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name: a hint at the closest known name.
+    """Return "; did you mean X?" for the name in `known` closest to `name`, or an empty text.
 
     >>> nearest("chrage", ["fetch", "charge"]), nearest("ship", ["fetch", "charge"])
     ("; did you mean 'charge'?", '')

@@ -1,4 +1,4 @@
-"""`Flow`: the graph of routines, as its author builds, runs and saves it.
+"""`Flow`: a graph of routines, with methods to build, run and save the graph.
 
 Invariants:
 - Running a flow does not change it; any number of jobs share it.
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 _STOP: Final = ErrorHandler()
 _CHANGED: Final = (
-    "use the classes as they were, or read the job alone by"
-    " JobState.deserialize(document['job_state']) and resume it on a flow that fits"
+    "use the old routine classes, or load only the job by"
+    " JobState.deserialize(document['job_state']) and resume the job on a changed flow"
     " with allow_changed_flow=True"
 )
 _FLOW_FIELDS: codec.Fields = {
@@ -63,18 +63,18 @@ _CONNECTION_FIELDS: codec.Fields = {
 }
 
 Params: TypeAlias = "Mapping[str, object] | None"
-"""The payload of a job's first task: the handler's parameters by name."""
+"""The arguments, by parameter name, of the handler that runs first in a job."""
 
 
 class JobOptions(TypedDict, total=False):
-    """How a new job starts; see `Flow.execute`."""
+    """Optional arguments for starting a job; see `Flow.execute`."""
 
     slot: str
     job_id: str | None
 
 
 class ResumeOptions(TypedDict, total=False):
-    """How a job is resumed; see `Flow.resume`."""
+    """Optional arguments for resuming a job; see `Flow.resume`."""
 
     retry_failed: bool
     allow_changed_flow: bool
@@ -82,7 +82,7 @@ class ResumeOptions(TypedDict, total=False):
 
 
 class Runner(Protocol):
-    """The methods of `Runtime` that a flow calls; this module must not import `Runtime`."""
+    """Protocol with the `Runtime` methods that a flow calls, to avoid a circular import."""
 
     def execute(
         self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
@@ -103,7 +103,7 @@ _default_runner: Callable[[], Runner]
 
 
 def set_default_runner(find: Callable[[], Runner]) -> None:
-    """Set the function that returns the runner for a call that names no runtime."""
+    """Make `find` the function that returns the runner for calls without a `runtime`."""
     global _default_runner
     _default_runner = find
 
@@ -113,7 +113,7 @@ def _runner(given: Runner | None) -> Runner:
 
 
 class Flow:
-    """A graph of routines, connected by events and slots.
+    """A graph of routines; each connection delivers an event of a routine to a slot.
 
     `execution_strategy` "sequential" runs one step at a time, "concurrent" up to `max_workers`.
 
@@ -148,7 +148,7 @@ class Flow:
     # --- building it ----------------------------------------------------------------------------
 
     def add_routine(self, routine: Routine, routine_id: str | None = None) -> str:
-        """Add a routine and return its id, by default the name of its class.
+        """Add `routine` with the id `routine_id` (default: its class name); return the id.
 
         Raises `FlowDefinitionError` if the id is taken.
         """
@@ -178,7 +178,7 @@ class Flow:
         slot: str,
         param_mapping: Mapping[str, str] | None = None,
     ) -> Connection:
-        """Deliver an event of `source` to a slot of `target`.
+        """Connect `event` of the routine `source` to `slot` of the routine `target`.
 
         `param_mapping` is {event field: handler parameter}. Raises `FlowDefinitionError` for an
         unknown end, a field or parameter that does not exist, a required parameter that no field
@@ -190,23 +190,23 @@ class Flow:
             param_mapping,
         )
         if any(connection.ends == other.ends for other in self._connections):
-            raise FlowDefinitionError(f"{connection} already exists; connect two ends only once")
+            raise FlowDefinitionError(f"{connection} already exists; remove the second connect()")
         self._connections.append(connection)
         self._graph = None
         return connection
 
     def set_error_handler(self, handler: ErrorHandler | None) -> None:
-        """Set the handler of routines that have none of their own; None means STOP."""
+        """Set the error handler for routines without one; `handler=None` means strategy STOP."""
         self._error_handler = checked_handler(handler, f"flow {self.flow_id!r}")
 
     @property
     def routines(self) -> Mapping[str, Routine]:
-        """The routines by id (read-only)."""
+        """The routines of the flow as a read-only mapping from id to routine."""
         return MappingProxyType(self._routines)
 
     @property
     def connections(self) -> tuple[Connection, ...]:
-        """The connections, in the order in which they were made."""
+        """The connections of the flow, in the order of the `connect` calls."""
         return tuple(self._connections)
 
     @property
@@ -226,16 +226,16 @@ class Flow:
 
     @property
     def shape(self) -> tuple[str, ...]:
-        """The graph as sorted lines: routines with their slots and events, and connections."""
+        """The routines, slots, events and connections of the flow as sorted lines of text."""
         return self.plan().shape
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the shape; a job can be resumed on each flow with the same fingerprint."""
+        """A digest of `shape`: flows with equal fingerprints can resume each other's jobs."""
         return "sha256:" + hashlib.sha256("\n".join(self.shape).encode()).hexdigest()
 
     def plan(self, execution_strategy: ExecutionStrategy | None = None) -> Plan:
-        """Return the plan that a job follows; later changes of the flow do not change the plan."""
+        """Return a plan for running a job; later changes to the flow do not affect the plan."""
         strategy = execution_strategy or self.execution_strategy
         _check_strategy(strategy)
         # A routine may have been given slots and events after it was added.
@@ -285,7 +285,7 @@ class Flow:
         job_id: str | None = None,
         runtime: Runner | None = None,
     ) -> JobState:
-        """Run a new job from routine `entry` and return it when it has stopped.
+        """Run a new job that begins at routine `entry`; return the job when it has stopped.
 
         A failed job is returned, not raised: see `JobState.raise_for_status`. Raises
         `FlowDefinitionError` where `entry`, `slot` or `params` don't fit.
@@ -301,7 +301,7 @@ class Flow:
         job_id: str | None = None,
         runtime: Runner | None = None,
     ) -> JobState:
-        """Run a new job as `execute` does, without blocking the event loop."""
+        """Run a new job as `execute` does, but without blocking the event loop."""
         return await _runner(runtime).aexecute(self, entry, params, slot=slot, job_id=job_id)
 
     def start(
@@ -313,7 +313,7 @@ class Flow:
         job_id: str | None = None,
         runtime: Runner | None = None,
     ) -> Run:
-        """Run a new job in the background and return its handle."""
+        """Start a new job in the background and return a `Run` to control the job."""
         return _runner(runtime).start(self, entry, params, slot=slot, job_id=job_id)
 
     def resume(
@@ -325,7 +325,7 @@ class Flow:
         allow_changed_flow: bool = False,
         execution_strategy: ExecutionStrategy | None = None,
     ) -> JobState:
-        """Resume a job that was loaded, paused or cut off, and return it when it has stopped.
+        """Resume a loaded, paused or interrupted job; return the job when it has stopped.
 
         The given job does not change. `retry_failed` gives failed tasks a fresh budget.
         `allow_changed_flow` accepts a flow of another shape on which every pending task still
@@ -342,7 +342,7 @@ class Flow:
     # --- saving it ------------------------------------------------------------------------------
 
     def serialize(self) -> dict[str, object]:
-        """Return the flow as JSON-able data, from which `deserialize` builds it again.
+        """Return the flow as data that JSON can hold; `deserialize` turns the data into a flow.
 
         Raises `UnserializableError` for constructor arguments that have no saved form.
         """
@@ -365,7 +365,7 @@ class Flow:
 
     @classmethod
     def deserialize(cls, document: Mapping[str, object]) -> Flow:
-        """Build a flow from the data that `serialize` returned.
+        """Build a flow from `document`, the data that `serialize` returned.
 
         The program must have imported the routines' classes. Raises `SavedStateError` with the
         path of a value that does not fit.
@@ -374,7 +374,7 @@ class Flow:
 
     @classmethod
     def load(cls, document: object, path: str, shape: Sequence[str] = ()) -> Flow:
-        """Build a flow from decoded data, which is at `path` in its document.
+        """Build a flow from decoded data; `path` is the place of the data in a saved document.
 
         `shape` is the flow's shape as a job recorded it, to report what has changed since.
         """

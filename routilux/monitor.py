@@ -1,4 +1,4 @@
-"""`ExecutionMonitor`: typed records of events, data flows, state changes and retries of jobs.
+"""`ExecutionMonitor`: records the events, data flows, state changes and retries of jobs.
 
 Invariants:
 - A monitor reads only commits, so it can be rebuilt from a job on any host.
@@ -33,19 +33,19 @@ _START = CommitKind.START
 
 
 class Observer(Protocol):
-    """An object that gets each commit of a runtime's jobs, in order, one at a time.
+    """An object that a runtime notifies of each commit of each job, in order, one at a time.
 
     An optional method `on_step(job, step)` gets each step that starts; steps are not durable. An
     error that an observer raises is logged and counted, and changes nothing else.
     """
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
-        """Handle a commit of `job` that is durable; this method must not change `job`."""
+        """Handle `commit`, which is already durable; this method must not change `job`."""
 
 
 @dataclass(slots=True)
 class DataFlow:
-    """The delivery of an event of `source` to a slot of `target`, which made task `task_id`."""
+    """One delivered event: `event` of `source` reached `slot` of `target` as task `task_id`."""
 
     job_id: str
     seq: int
@@ -60,7 +60,10 @@ class DataFlow:
 
 @dataclass(slots=True)
 class StateChange:
-    """A change of a routine's status by attempt `attempt` of a task after `retry_count` retries."""
+    """A change of a routine's status from `before` to `after`.
+
+    `attempt` and `retry_count` are those of the task that caused the change; 0 for a resumption.
+    """
 
     job_id: str
     seq: int
@@ -74,7 +77,7 @@ class StateChange:
 
 @dataclass(slots=True)
 class Retry:
-    """A retry of a task: its number from 1, its planned delay, and the time when it started.
+    """One retry of a task: its `number` (counted from 1), its planned delay and its real start.
 
     Attempt `attempt` failed at `failed_ns`; the next attempt was due at `due_ns` and started at
     `started_ns`, which is None until that attempt has ended.
@@ -103,7 +106,7 @@ class Retry:
 
     @property
     def actual_ns(self) -> int | None:
-        """The real wait for the next attempt in nanoseconds; None until that attempt has ended."""
+        """The real wait before the next attempt in nanoseconds; None until that attempt ends."""
         return None if self.started_ns is None else self.started_ns - self.failed_ns
 
 
@@ -112,7 +115,7 @@ def _delivered(commit: Commit) -> Sequence[Task]:
 
 
 class ExecutionMonitor:
-    """An observer that keeps typed records of the jobs that it observes.
+    """An observer that records the events, data flows, state changes and retries of jobs.
 
     `events` are history records, `data_flows` deliveries, `state_changes` those of routines,
     `retries` planned and actual waits, `commits` all commits in their order.
@@ -149,7 +152,7 @@ class ExecutionMonitor:
 
     @classmethod
     def summary_of(cls, job: JobState) -> dict[str, int]:
-        """Return the `summary` of a job without keeping its events and data flows in memory."""
+        """Return the counts that `of(job).summary()` returns, but use less memory."""
         monitor = cls()
         events = data_flows = 0
         for commit in job.commits:
@@ -160,7 +163,7 @@ class ExecutionMonitor:
         return {"events": events, "data_flows": data_flows, "state_changes": state_changes}
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
-        """Add the events, data flows, state changes and retries of a commit."""
+        """Record the events, data flows, state changes and retries of `commit`."""
         job_id = job.job_id
         self.events += history_of(commit)
         source = job_id, commit.seq, commit.at_ns, cast(str, commit.routine_id)

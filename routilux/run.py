@@ -1,7 +1,7 @@
-"""`Run`: the handle of a job that runs in the background.
+"""`Run`: an object to wait for, pause or cancel a job that runs in the background.
 
 Invariants:
-- It shows a copy of the job as of its last commit; changing the copy does not change the job.
+- It shows a copy of the job after its last commit; changing the copy does not change the job.
 - An error from outside the flow that ended the run is raised by each `wait`.
 - An observer can't wait for a job: all jobs wait for the observer.
 """
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from routilux.engine.drive import Drive
 
     Save = Callable[[JobState, str | Path, bytes | None], None]
-    """Writes a job and its flow to a file: job, path, and the key that signs it."""
+    """A function that writes a job and its flow to a file; takes job, path and signing key."""
 
 
 class Run:
-    """A job in the background, made by `start`.
+    """Handle of a job that runs in the background; `Flow.start` returns one.
 
     >>> from routilux import Flow, Routine
     >>> class Hello(Routine):
@@ -47,14 +47,14 @@ class Run:
 
     @property
     def job(self) -> JobState:
-        """A copy of the job as of its last commit."""
+        """A copy of the job, with the state after the job's last commit."""
         return self._drive.snapshot()
 
     def wait(self, timeout: float | timedelta | None = None) -> JobState:
-        """Wait until the job has stopped, and return it; `timeout` is in seconds of its clock.
+        """Wait until the job has stopped, and return the job; `timeout` is in seconds.
 
-        Raises `TimeoutError`, and the error from outside the flow that ended the run, such as a
-        store that fails or an interrupt.
+        Raises `TimeoutError` when that time has passed on the runtime's clock. Also raises an error
+        from outside the flow that ended the run, such as an interrupt or the error of a store.
         """
         drive = self._drive
         drive.environment.observers.refuse("wait for a job")
@@ -62,21 +62,30 @@ class Run:
         until = None if timeout is None else clock.monotonic_ns() + to_ns(timeout)
         job = drive.machine.job
         if not clock.wait(drive.stopped, until, who=f"the caller that waits for job {job.job_id}"):
-            raise TimeoutError(f"job {job.job_id} is still {job.status.value} after {timeout} s")
+            raise TimeoutError(
+                f"job {job.job_id} is still {job.status.value} after {timeout} s;"
+                " wait again, or cancel the job"
+            )
         if drive.error is not None:
             raise drive.error
         return drive.snapshot()
 
     def pause(self) -> None:
-        """Start no more steps; those in flight still commit. Raises `NotResumableError`."""
+        """Pause the job: the running steps still commit, and no more steps start.
+
+        Raises `NotResumableError` if the job is not running.
+        """
         self._drive.request("pause")
 
     def cancel(self, reason: str | None = None) -> None:
-        """End the job for good; steps in flight still commit. Raises `NotResumableError`."""
+        """Cancel the job for good: the running steps still commit, and no more steps start.
+
+        Raises `NotResumableError` if the job has already ended.
+        """
         self._drive.request("cancel", reason)
 
     def checkpoint(self, path: str | Path, *, key: bytes | None = None) -> None:
-        """Write the job, as of its last commit, to a file; see `SavedState.write`."""
+        """Save the job and its flow, as they are now, to a file; see `SavedState.write`."""
         try:
             self._save(self._drive.snapshot(), path, key)
         finally:

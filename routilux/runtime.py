@@ -1,4 +1,4 @@
-"""`Runtime`: the clock, store, executor and observers that flows run with.
+"""`Runtime`: runs flows with a clock, a store, an executor and observers.
 
 Invariants:
 - `execute` drives a job in the caller's thread, `start` in the background; it is the same loop.
@@ -80,8 +80,8 @@ class Runtime:
         if executor is not None and not isinstance(self.clock, SystemClock):
             raise RoutiluxError(
                 f"{type(executor).__name__} runs steps in real time, but the runtime's clock is a"
-                f" {type(self.clock).__name__}; leave executor=None: the runtime's own"
-                " threads follow its clock"
+                f" {type(self.clock).__name__}; leave out executor, so that the"
+                " runtime uses its own threads, which follow the clock"
             )
         self.store = store
         self.max_steps = max_steps
@@ -94,7 +94,7 @@ class Runtime:
 
     @property
     def owner(self) -> str:
-        """The name of this runtime as an owner of jobs in a store."""
+        """The name by which a store knows this runtime as the owner of a job."""
         return self.environment.owner
 
     # --- running --------------------------------------------------------------------------------
@@ -102,7 +102,7 @@ class Runtime:
     def execute(
         self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
     ) -> JobState:
-        """Run a new job in this thread and return it when it has stopped; see `Flow.execute`."""
+        """Run a new job in this thread; return the stopped job. See `Flow.execute`."""
         self.environment.observers.refuse("execute a job")
         return self.threads.drive(self._new(flow, entry, params, **options))
 
@@ -131,7 +131,7 @@ class Runtime:
     def start(
         self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
     ) -> Run:
-        """Run a new job in the background and return its handle; see `Flow.start`."""
+        """Start a new job in the background and return its `Run`; see `Flow.start`."""
         drive = self._new(flow, entry, params, **options)
         self.threads.drive_in_background(drive)
 
@@ -146,19 +146,19 @@ class Runtime:
     def submit(
         self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
     ) -> str:
-        """Put a new job into the store, for any host to resume, and return its id.
+        """Put a new job into the store, where any host can take it; return the job's id.
 
         Raises `DuplicateJobError` if the store already holds that id.
         """
         if self.store is None:
             raise FlowDefinitionError(
-                "submit() puts a job into the runtime's store, and this runtime has none;"
-                " use Runtime(store=...), or start()"
+                "submit() needs a store, but this runtime has none;"
+                " use Runtime(store=...), or call start()"
             )
         return self._new(flow, entry, params, queued=True, **options).machine.job.job_id
 
     def resume(self, flow: Flow, job: JobState, **options: Unpack[ResumeOptions]) -> JobState:
-        """Resume a job in this thread and return it when it has stopped; see `Flow.resume`."""
+        """Resume a job in this thread; return the stopped job. See `Flow.resume`."""
         return self.threads.drive(self.resumed(flow, job, **options))
 
     def resumed(
@@ -171,7 +171,7 @@ class Runtime:
         execution_strategy: ExecutionStrategy | None = None,
         acquired: Acquired | None = None,
     ) -> Drive:
-        """Commit that this host alone resumes a job; the caller must drive the job.
+        """Add a commit that this host resumes `job`; return a `Drive`, which the caller must run.
 
         A job that was `acquired` is resumed under its lease and is not claimed. If its lease was
         lost meanwhile, a claim would hold the job without one, and no host could take it over.
@@ -200,7 +200,7 @@ class Runtime:
         return drive
 
     def load(self, job_id: str, *, history: bool = False) -> JobState:
-        """Load a job from the store as of its last commit, with the commits since its snapshot.
+        """Load a job in its last stored state, with the commits since its latest snapshot.
 
         With `history` it has every commit, whatever the runtime's `history_limit`. Raises
         `KeyError` if the store does not hold it, `SavedStateError` for damaged rows.
@@ -214,17 +214,17 @@ class Runtime:
         return job
 
     def close(self) -> None:
-        """Let the runtime's own threads end; steps in flight run to their end."""
+        """End the idle threads of this runtime; a busy thread ends once it has no more work."""
         self.threads.close()
 
     @property
     def observers(self) -> tuple[Observer, ...]:
-        """The observers that are notified of every commit."""
+        """The observers that the runtime notifies of every commit."""
         return self.environment.observers.registered
 
     @property
     def observer_failures(self) -> list[ObserverFailure]:
-        """The errors of observers, one entry for each observer that raised."""
+        """The observers that raised errors, each with the first error and the number of errors."""
         return self.environment.observers.failures
 
     def __enter__(self) -> Self:
@@ -266,7 +266,7 @@ class Runtime:
             hold.owner != self.environment.owner or job_id in self.environment.leases
         ):
             raise LeaseLostError(
-                f"job {job_id!r} is {hold}; until then no other host can resume it"
+                f"job {job_id!r} is {hold}; resume the job when that lease has ended"
             )
         return hold.clean
 
@@ -277,14 +277,14 @@ class Runtime:
         flying = ", ".join(
             f"{step.task.routine_id} ({step.task.task_id})" for step in machine.flights
         )
-        what = f"still has steps in flight, at {flying}" if flying else "is already running"
+        what = f"still has steps in flight ({flying})" if flying else "is already running"
         raise NotResumableError(
-            f"job {job_id} is {machine.job.status.value} in this runtime and {what};"
-            " wait() for its run, then resume the job that it returns"
+            f"in this runtime, {machine.job.status.value} job {job_id} {what};"
+            " call wait() on its Run, then resume the job that wait() returns"
         )
 
     def drive_of(self, plan: Plan, job: JobState) -> Drive:
-        """Return a `Drive`, which runs a job of this runtime on a plan."""
+        """Return a `Drive`: the object that runs `job` in this runtime by `plan`."""
         return Drive(self.environment, Machine(plan, job))
 
 
@@ -310,7 +310,7 @@ _default: list[Runtime] = []
 
 
 def default_runtime() -> Runtime:
-    """Return the default runtime: that of `use_runtime`, or one on the system's clock."""
+    """Return the runtime that `use_runtime` set, or else one with the system's clock."""
     with _lock:
         if _in_use:
             return _in_use[-1]
@@ -324,7 +324,7 @@ set_default_runner(default_runtime)
 
 @contextmanager
 def use_runtime(runtime: Runtime) -> Iterator[Runtime]:
-    """Make a runtime the default of all threads until the block ends.
+    """Make `runtime` the default runtime of all threads until the `with` statement ends.
 
     >>> with use_runtime(Runtime(max_steps=10)) as runtime:
     ...     default_runtime() is runtime

@@ -1,4 +1,4 @@
-"""`SavedState`: a job and its flow in one JSON document, for people and other tools.
+"""`SavedState`: a job and its flow, saved together as one JSON document.
 
 Invariants:
 - A document is a copy, not a lock: any number of hosts may resume the job from it.
@@ -47,7 +47,7 @@ _SUMMARY: codec.Fields = {"events": int, "data_flows": int, "state_changes": int
 
 @dataclass(slots=True, eq=False)
 class SavedState:
-    """A flow and a job that are saved together, and the UTC time of saving in nanoseconds.
+    """A flow and a job that are saved together; `saved_at_ns` is the time of saving.
 
     >>> import tempfile, pathlib
     >>> from routilux import Flow, Routine
@@ -75,19 +75,20 @@ class SavedState:
 
     @property
     def saved_at(self) -> float:
-        """The time of saving in seconds since 1970, by the clock of the job's runtime."""
+        """The time of saving, in seconds since the start of 1970 (UTC)."""
         return self.saved_at_ns / SECOND
 
     @property
     def retry_count(self) -> int:
-        """The largest number of retries that any task of the job has used."""
+        """The largest number of retries that a single task of the job has used."""
         return self.job.retry_count()
 
     @classmethod
     def capture(cls, flow: Flow, job: JobState, monitor: ExecutionMonitor | None = None) -> Self:
-        """Copy the present state of a job; call this from an observer, or while no step commits.
+        """Return a `SavedState` with `flow` and a copy of `job` in its present state.
 
-        It saves the counts of `monitor`, by default those of the job's commits. Raises
+        Call this from an observer, or while no step commits. The saved state has the counts of
+        `monitor`; with `monitor=None`, counts made from the commits of the job. Raises
         `UnserializableError` for a value without a saved form.
         """
         own = job.copy()
@@ -97,7 +98,7 @@ class SavedState:
         return cls(flow, own, now, summary, _texts(flow, own))
 
     def to_bytes(self, *, key: bytes | None = None) -> bytes:
-        """Return the document as bytes with a digest, and if a `key` is given, with a signature.
+        """Return the document as bytes with a digest; with a `key`, also with a signature.
 
         >>> from routilux import Flow, JobState
         >>> flow, key = Flow("empty"), b"sixteen bytes or more"
@@ -129,12 +130,13 @@ class SavedState:
         return with_digest(text.removesuffix("}").encode(), mac)
 
     def write(self, path: str | os.PathLike[str], *, key: bytes | None = None) -> None:
-        """Write the document to a file atomically; only the current user can read it (mode 0600).
+        """Write the document atomically to a file that only the current user can read (mode 0600).
 
-        With a `key` of at least 16 bytes it is signed by HMAC-SHA256, for a file that other people
-        can change: reading it with that key returns the written state, or raises. The file is not
-        encrypted. Raises `UnserializableError` for a value without a saved form, `OSError` if the
-        file can't be written, `TypeError` and `ValueError` for an invalid key.
+        With a `key` of at least 16 bytes the document is signed by HMAC-SHA256, for a file that
+        other people can change: reading the file with that key returns the written state, or
+        raises. The file is not encrypted. Raises `UnserializableError` for a value without a saved
+        form, `OSError` if the file can't be written, `TypeError` and `ValueError` for an invalid
+        key.
         """
         try:
             data = self.to_bytes(key=key)
@@ -146,7 +148,7 @@ class SavedState:
     def read(
         cls, path: str | os.PathLike[str], *, verify: bool = True, key: bytes | None = None
     ) -> Self:
-        """Read a saved flow and job from a file.
+        """Read a saved flow and job from the file at `path`.
 
         The routine classes of the flow must be imported before. `verify=False` ignores the digest,
         for a file that was edited by hand. With a `key` the file must have been written with that
@@ -171,7 +173,7 @@ class SavedState:
 
     @classmethod
     def from_bytes(cls, data: bytes, *, verify: bool = True, key: bytes | None = None) -> Self:
-        """Read a saved flow and job from the bytes of a document; see `read`."""
+        """Read a saved flow and job from `data`, the bytes of a document; see `read`."""
         try:
             mac = new_mac(key)
         finally:
@@ -207,7 +209,7 @@ class SavedState:
         for path, saved, count in counts:
             if saved != count:
                 raise CorruptStateError(
-                    path, f"is {saved}, but the commits of the job give {count}"
+                    path, f"is {saved}, but the commits of the job show {count}"
                 )
         summary = codec.check_fields(f["monitor_summary"], "$.monitor_summary", _SUMMARY)
         for name, count in summary.items():
@@ -225,7 +227,7 @@ def _texts(flow: Flow, job: JobState) -> tuple[str, str]:
 def _handler_retries(
     flow: dict[str, Any], job: JobState
 ) -> Iterator[tuple[str, dict[str, Any], int]]:
-    """Yield the path, the saved data and the used retries of each error handler of a flow.
+    """For each error handler of a flow, yield its path, its saved data and its used retries.
 
     The handler of the flow has the most retries of the routines without a handler of their own.
     """
@@ -250,9 +252,9 @@ def _saved_at(text: str, seconds: float) -> int:
     try:
         found = instant_ns(text)
         if from_ns(found).isoformat() != text:
-            raise ValueError(f"it must be {from_ns(found).isoformat()!r}, not {text!r}")
+            raise ValueError(f"the text must be {from_ns(found).isoformat()!r}, not {text!r}")
     except (OverflowError, ValueError) as error:
         raise CorruptStateError("$.saved_at_iso", f"is not a UTC instant: {error}") from None
     if found / SECOND != seconds:
-        raise CorruptStateError("$.saved_at", f"is {seconds!r}, but saved_at_iso is {text!r}")
+        raise CorruptStateError("$.saved_at", f"is {seconds!r}, but saved_at_iso says {text!r}")
     return found

@@ -1,4 +1,4 @@
-"""Timeline of a job: describes each commit by lines of text with named styles.
+"""Timeline of a job: describes each commit in lines of text, whose parts have named styles.
 
 Invariants:
 - Lines are made from commits alone, so that every host shows the same lines of a job.
@@ -49,7 +49,7 @@ STATUS_STYLES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of a timeline: mark, time and text; without mark and time, it continues a line.
+    """A line of a timeline; a line with empty `mark` and `clock` continues the line before.
 
     A line with `cut` is cut to the width of the terminal, not wrapped.
     """
@@ -61,7 +61,7 @@ class Line:
 
 
 def describe(commit: Commit) -> str:
-    """Describe a commit on one line, without the names of its routine and its task."""
+    """Return one line that describes `commit` but omits the names of its routine and task."""
     kind = commit.kind
     if kind is CommitKind.START:
         root = commit.tasks[0]
@@ -95,7 +95,7 @@ def describe(commit: Commit) -> str:
 
 
 class JobTimeline:
-    """Builds the lines of a job's timeline from its commits, which `monitor` has observed."""
+    """Builds the lines of a job's timeline; `monitor` must have observed all of `commits`."""
 
     def __init__(
         self,
@@ -253,7 +253,7 @@ def _payload(payload: Mapping[str, object]) -> Iterator[Line]:
 
 
 def _summary(value: object) -> list[str]:
-    """Return short texts that sum up a value: its counts, first items, keys or scalars."""
+    """Return short texts that summarize `value`: sizes, first items, keys or scalars."""
     if not isinstance(value, Mapping):
         return [_items(value) if isinstance(value, _COLLECTIONS) else shorten(str(value))]
     lists = {name: inner for name, inner in value.items() if isinstance(inner, _COLLECTIONS)}
@@ -271,13 +271,13 @@ def _summary(value: object) -> list[str]:
 
 
 def shorten(text: str, longest: int = 48) -> str:
-    """Return a text as one line, cut to at most `longest` characters."""
+    """Return `text` as one line of at most `longest` characters; cut a longer text."""
     line = " ".join(text.split())
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 def plain(text: str) -> str:
-    """Return a text with an escape in place of each character that is not printable.
+    """Return `text` with each unprintable character replaced by an escape sequence.
 
     >>> plain("a\x1b[2J")
     'a\\\\x1b[2J'
@@ -310,5 +310,5 @@ def _load(payload: Mapping[str, object]) -> str:
 
 
 def payload_text(payload: Mapping[str, object]) -> str:
-    """Describe the members of a payload on one line."""
+    """Return one line with the name and a short value of each member of `payload`."""
     return ", ".join(f"{name}={_summary(value)[0]}" for name, value in payload.items()) or "empty"

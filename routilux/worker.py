@@ -1,4 +1,4 @@
-"""`Worker`: takes jobs from a store under a lease and drives them; any number of hosts may run one.
+"""`Worker`: takes jobs from a store under a lease and runs them; many hosts may share a store.
 
 Invariants:
 - Only the host that has acquired a job drives it. It renews the lease while handlers run. A host
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("routilux")
 POLL: Final = 0.1
-"""How many seconds pass at most until a worker sees a change by another process."""
+"""The longest time, in seconds, until a worker sees a change by another process."""
 _AT_ONCE: Final = 16  # jobs with a step to run; jobs that wait for a retry don't count
 _RENEWALS: Final = 3  # in a lease, so that one late renewal does no harm
 _FIRST_WAIT: Final = SECOND // 20
@@ -47,7 +47,7 @@ _LONGEST_LEASE: Final = 366 * 86_400 * SECOND
 
 
 class Worker:
-    """Takes the jobs of the given flows from a store and runs them, until `stop` is called.
+    """Takes jobs of `flows` from `store` and runs these jobs until `stop` is called.
 
     It takes jobs that were submitted, given back, or left by a host whose lease has ended. `lease`
     is in seconds: how long other hosts wait before they take over from a host that has died. Jobs
@@ -83,19 +83,19 @@ class Worker:
         for flow in flows:
             if self._flows.setdefault(flow.flow_id, flow) is not flow:
                 raise FlowDefinitionError(
-                    f"two flows have the id {flow.flow_id!r}, but a job finds its flow by this id;"
-                    " give one of them another flow_id"
+                    f"two flows have the id {flow.flow_id!r}, by which a worker finds a job's flow;"
+                    " give one of these flows another flow_id"
                 )
         if not self._flows:
             raise FlowDefinitionError(
-                "a worker needs at least one flow; pass the flows whose jobs it drives"
+                "a worker needs at least one flow; pass the flows whose jobs the worker runs"
             )
         self._lease_ns = _checked_lease(lease)
         self._runtime = Runtime(store=store) if runtime is None else runtime
         if self._runtime.store is not store:
             raise FlowDefinitionError(
-                "the worker takes jobs from one store and its runtime writes to another;"
-                " make the runtime with Runtime(store=...) of the same store"
+                "the worker and its runtime have different stores;"
+                " pass the store of the worker to Runtime(store=...)"
             )
         self._environment = self._runtime.environment
         self._clock = self._runtime.clock
@@ -112,12 +112,12 @@ class Worker:
         self._next_wait = _FIRST_WAIT
 
     def stop(self) -> None:
-        """Make `run` end when the steps in flight have committed; any thread may call this."""
+        """Make `run` return once the running steps have committed; any thread may call this."""
         self._stopping = True
         self._signal.set()
 
     def run(self, *, until_idle: bool = False) -> None:
-        """Take and run jobs until `stop` is called, or until SIGTERM if this is the main thread.
+        """Take and run jobs until `stop` is called or, in the main thread, SIGTERM arrives.
 
         Steps in flight end and commit, then the jobs are given back. With `until_idle` it also
         ends when every job of its flows has stopped, here and on other hosts, and the error of a
@@ -173,12 +173,12 @@ class Worker:
                 self._wait_out(error)
 
     def _wait_out(self, error: OSError) -> None:
-        """Wait before the store is tried again, longer each time; raise after a lease's length."""
+        """Wait before the next try; raise `error` if the store fails for as long as a lease."""
         now = self._clock.monotonic_ns()
         if self._outage is None:
             self._outage, self._next_wait = now, _FIRST_WAIT
             length = seconds_text(self._lease_ns, 1)
-            _log.warning("the store fails and is retried for at most %s s: %s", length, error)
+            _log.warning("the store fails; the worker retries for at most %s s: %s", length, error)
         end = self._outage + self._lease_ns
         if now >= end:
             raise error
@@ -235,15 +235,15 @@ class Worker:
             job = runtime.load(job_id)
             if not job.status.is_live:  # it was free, so another host was faster
                 raise LeaseLostError(
-                    f"job {job_id!r} is {job.status.value} now: another host has resumed it while"
-                    " this one was suspended for longer than its lease"
+                    f"job {job_id!r} is {job.status.value} now: another host has resumed the job"
+                    " while this host was suspended for longer than its lease"
                 )
             drive = runtime.resumed(self._flows[job.flow_id], job, acquired=acquired)
         except LeaseLostError as error:
             _log.info("%s", error)
         except RoutiluxError as error:
             if self._put_aside.get(job_id) != str(error):
-                _log.error("this worker can't resume job %s and puts it aside: %s", job_id, error)
+                _log.error("the worker can't resume job %s and skips it for now: %s", job_id, error)
             self._put_aside[job_id] = str(error)
             self._release_later(job_id, self._lease_ns, clean=acquired.clean)
             if raises:
@@ -254,7 +254,7 @@ class Worker:
         else:
             self._put_aside.pop(job_id, None)
             drive.on_stop, drive.on_wait = self._note_stop, self._note_wait
-            drive.leased_until = now + self._lease_ns
+            drive.lease_ns = self._lease_ns
             self._drives[job_id] = drive
             self._active.add(drive)
             runtime.threads.drive_in_background(drive)
@@ -278,10 +278,12 @@ class Worker:
         if isinstance(error, LeaseLostError):
             _log.info("%s", error)
         elif isinstance(error, OSError):
-            _log.warning("job %s is given back after an error on this host: %s", job.job_id, error)
+            _log.warning(
+                "the worker releases job %s after an error on this host: %s", job.job_id, error
+            )
         elif error is not None:
             _log.error(
-                "job %s is given back after an error on this host", job.job_id, exc_info=error
+                "the worker releases job %s after an error on this host", job.job_id, exc_info=error
             )
         self._active.discard(drive)
         if self._drives.get(job.job_id) is not drive:
@@ -314,30 +316,27 @@ class Worker:
             del self._to_release[job_id]
 
     def _forget(self, job_id: str) -> None:
-        """Forget the lease of a job (under `lease_lock`), unless another worker owns the job."""
+        """Forget the lease of a job unless another worker owns the job; needs `lease_lock`."""
         taken = self._environment.leases
         if taken.get(job_id) == self._lose:
             del taken[job_id]
 
     def _renew(self) -> None:
-        # Counted from before the call, so that the store's lease ends later than this one.
+        # Counted from before the call, so that the next renewal comes early enough.
         now = self._clock.monotonic_ns()
         environment, store = self._environment, self._store
         with environment.lease_lock:
             held = set(store.renew(environment.owner, self._lease_ns))
             for job_id in sorted(held - environment.leases.keys()):
-                _log.info("job %s is given back: no worker here knows its lease", job_id)
+                _log.info("the worker releases job %s: no worker here runs it", job_id)
                 # How it stopped is unknown, so it counts as unclean, as if the lease had ended.
                 store.release(job_id, environment.owner, 0, clean=False)
         self._renew_at = now + self._lease_ns // _RENEWALS
-        for job_id, drive in self._drives.items():
-            if job_id in held:
-                drive.leased_until = now + self._lease_ns
-            else:
-                self._lose(job_id)
+        for job_id in sorted(self._drives.keys() - held):
+            self._lose(job_id)
 
     def _lose(self, job_id: str) -> None:
-        """Stop driving a job whose lease is lost; any thread may call this."""
+        """Stop running a job whose lease this host has lost; any thread may call this."""
         drive = self._drives.get(job_id)
         if drive is None:
             return
@@ -345,7 +344,7 @@ class Worker:
             if drive.loop is not None and drive.machine.job.status is JobStatus.RUNNING:
                 lost = LeaseLostError(
                     f"job {job_id!r} was taken over by an operator, or by another host while this"
-                    " one was suspended for longer than its lease"
+                    " host was suspended for longer than its lease"
                 )
                 drive.loop.fail(drive, lost)
 

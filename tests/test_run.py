@@ -121,7 +121,7 @@ def test_a_paused_job_is_not_resumed_before_its_steps_in_flight_have_ended(durab
         gate.until_reached()
         run.pause()
         paused = run.job
-        message = r"job j is paused in this runtime and still has steps in flight, at a \(0\); wait"
+        message = r"in this runtime, paused job j still has steps in flight \(a \(0\)\); call wait"
         with pytest.raises(NotResumableError, match=message):
             flow.resume(paused, runtime=runtime)
         gate.open()
@@ -298,7 +298,7 @@ def test_an_async_handler_under_a_running_loop_fails_and_names_aexecute():
     job = asyncio.run(blocks())
     kind, message = error_of(job)
     assert "FlowDefinitionError" == kind
-    assert "use 'await flow.aexecute(...)' there" in message
+    assert "use 'await flow.aexecute(...)' in this thread" in message
     assert 0 == job.retry_count()
 
 

@@ -225,8 +225,8 @@ def test_a_class_that_is_not_imported_is_named_and_importing_it_helps(tmp_path):
     *_, error, status = python(tmp_path, read).splitlines()
     assert (
         "routilux.UnknownRoutineError: $.flow.routines[0].routine: no routine class 'shop:Charge'"
-        " is defined in this program; import the module that defines it before loading (a class of"
-        " another program's __main__ or one made inside a function needs a routine_name)"
+        " is defined in this program; import the module that defines it before loading (a class"
+        " that another program's __main__ or a function defines needs a routine_name)"
         " (in j.json)"
     ) == error
     assert "exit 1" == status
@@ -252,7 +252,7 @@ def test_no_more_is_written_than_can_be_read(monkeypatch):
     assert (size, saved.job) == (len(read.to_bytes(key=KEY)), read.job)
     monkeypatch.setattr("routilux.codec.encoding.MAX_BYTES", body - 1)
     with pytest.raises(
-        UnserializableError, match=f"takes {body:,} bytes; keep it under {body - 1:,}"
+        UnserializableError, match=f"takes {body:,} bytes, more than the limit of {body - 1:,}"
     ):
         saved.to_bytes()
 

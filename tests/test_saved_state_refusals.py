@@ -120,13 +120,13 @@ HANDLER = "flow.routines[1].error_handler"
 WHOLE: list[Row] = [
     ("note", 1, None, "is an unknown field"),
     ("saved_at", DROPPED, None, "is missing"),
-    ("retry_count", 3, None, "is 3, but the commits of the job give 2"),
-    (f"{HANDLER}.retry_count", 3, None, "is 3, but the commits of the job give 2"),
-    ("execution_history_count", 3, None, "is 3, but the commits of the job give 2"),
+    ("retry_count", 3, None, "is 3, but the commits of the job show 2"),
+    (f"{HANDLER}.retry_count", 3, None, "is 3, but the commits of the job show 2"),
+    ("execution_history_count", 3, None, "is 3, but the commits of the job show 2"),
     ("monitor_summary.events", -1, None, "must be a number from 0 to 2**53, not -1"),
     ("saved_at_iso", "yesterday", None, "is not a UTC instant: Invalid isoformat string:"),
-    ("saved_at_iso", "2026-01-03T13:59:05.100000+01:00", None, "is not a UTC instant: it must be"),
-    ("saved_at", 1.0, None, "is 1.0, but saved_at_iso is '2026-01-03T12:59:05.100000+00:00'"),
+    ("saved_at_iso", "2026-01-03T13:59:05.100000+01:00", None, "is not a UTC instant: the text"),
+    ("saved_at", 1.0, None, "is 1.0, but saved_at_iso says '2026-01-03T12:59:05.100000+00:00'"),
     ("flow.routines[0].kwargs", {"volume": 11}, "flow.routines[0]", "building document/fetch"),
     ("flow.routines", DOUBLED, "flow.routines[2]", "flow 'orders' already has a routine"),
     ("flow.max_workers", 0, "flow", "max_workers must be an int of 1 or more, not 0"),
@@ -136,7 +136,7 @@ WHOLE: list[Row] = [
         f"{HANDLER}.retryable_exceptions",
         ["x:E"],
         f"{HANDLER}.retryable_exceptions[0]",
-        "'x:E' is no",
+        "'x:E' names no",
     ),
     ("flow.connections[0].param_mapping", {"data": ["x"]}, "flow.connections[0]", "param_mapping"),
     ("flow.connections", DOUBLED, "flow.connections[1]", "fetch.output -> process.input already"),
@@ -156,7 +156,7 @@ def test_impossible_contents_are_refused_although_the_digest_is_right(
 
 def test_a_job_without_its_first_commits_must_agree_with_itself(shortened):
     for path, value, reason in (
-        ("pending_tasks[0].seq", 99, "99 is a later commit than the last"),
+        ("pending_tasks[0].seq", 99, "is 99, but the job's last commit is"),
         ("pending_tasks[0].routine_id", "ghost", "'ghost' is not a routine of the job"),
         ("commits[0].attempt", 0, "must be a number from 1 to 2**53, not 0"),
         ("status", "completed", "must be empty in a completed job"),

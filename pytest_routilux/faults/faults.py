@@ -25,43 +25,43 @@ if TYPE_CHECKING:
     from routilux import Clock, Commit, Flow, Runtime, StepInput
 
 NEVER_STRUCK: Final = (
-    "{} never struck, so the test proves nothing about it: no such attempt or write was made; name"
-    " an attempt or a write that happens"
+    "{} never struck, since no attempt or write of the test matched; name an attempt or a write"
+    " that happens"
 )
 
 
 class Fault:
-    """Base class of the faults that a test injects; its own methods inject nothing.
+    """Base class of faults that a test injects; the methods of this class inject nothing.
 
-    `struck` counts how often it hit; `used` is true once it is given to a simulation.
+    `struck` counts how often the fault struck; `used` is true once a simulation has the fault.
     """
 
     struck: int = 0
     used: bool = False
 
     def begin(self, writes: int) -> None:
-        """Prepare for another run, whose store already holds the given number of commits."""
+        """Prepare for a new run; the store of that run already holds `writes` commits."""
 
     def check(self, flow: Flow) -> None:
-        """Raise `FlowDefinitionError` if the fault names something that the flow does not have."""
+        """Raise `FlowDefinitionError` if `flow` does not have the routine that this fault names."""
 
     def unfit(self, runtime: Runtime) -> str | None:
-        """Return why the fault can't strike on a runtime, and what to do; None if it can strike."""
+        """Return the reason and the remedy if this fault can't strike on `runtime`, else None."""
         return None
 
     def affect(self, step: StepInput, slot: Slot, clock: Clock) -> Slot:
-        """Return the slot whose handler runs for a step: the given one, or a faulty one."""
+        """Return the slot to run in this step: `slot` itself, or a copy with a faulty handler."""
         return slot
 
     def before_write(self, commit: Commit) -> None:
-        """Raise if the fault makes the store refuse a commit, which then is not durable."""
+        """Raise `OSError` if the store must refuse this write; the commit is then not durable."""
 
     def after_write(self, commit: Commit) -> None:
-        """Raise if the fault makes the store fail to acknowledge a commit, which is durable."""
+        """Raise `OSError` if the store must not acknowledge this write; the commit is durable."""
 
 
 class OfRoutine(Fault):
-    """A fault that strikes the given attempts of one routine; None means all attempts."""
+    """A fault of one routine; it strikes the given `attempts`, or all if `attempts=None`."""
 
     def __init__(self, routine: str, attempts: Iterable[int] | None) -> None:
         self.routine = routine
@@ -76,7 +76,7 @@ class OfRoutine(Fault):
         ):
             raise FlowDefinitionError(
                 f"a fault of {routine!r} got attempts {sorted(map(repr, self.attempts))};"
-                " give at least one attempt, as whole numbers of 1 or more"
+                " give at least one number, and only whole numbers of 1 or more"
             )
 
     def check(self, flow: Flow) -> None:
@@ -85,7 +85,7 @@ class OfRoutine(Fault):
             raise FlowDefinitionError(self.misnamed(f"flow {flow.flow_id!r}", list(flow.routines)))
 
     def misnamed(self, where: str, routines: Sequence[str]) -> str:
-        """Return the message that says that the fault's routine is none of the given routines."""
+        """Return the error message for a fault whose routine is not among `routines`."""
         known = ", ".join(map(repr, routines)) or "none"
         hint = nearest(self.routine, routines)
         return f"{self!r} names no routine of {where}; known: {known}{hint}"
@@ -115,15 +115,15 @@ class Raises(OfRoutine):
         kind = error if isinstance(error, type) else type(error)
         if not issubclass(kind, Exception):
             raise FlowDefinitionError(
-                f"raises({routine!r}, {error!r}): give an Exception for the handler to raise"
+                f"raises({routine!r}, {error!r}): the error must be an Exception class or instance"
             )
         if isinstance(error, type):
             try:
                 error()
             except TypeError as why:
                 raise FlowDefinitionError(
-                    f"raises({routine!r}, {kind.__name__}): it can't be made without arguments"
-                    f" ({why}); give an instance of the exception"
+                    f"raises({routine!r}, {kind.__name__}): {kind.__name__} can't be made without"
+                    f" arguments ({why}); give an instance of the exception"
                 ) from None
         self.error = error
 
@@ -147,7 +147,7 @@ class Raises(OfRoutine):
 
 
 class Slow(OfRoutine):
-    """A fault that delays a routine's handler by the given number of seconds."""
+    """A fault that delays a routine's handler by `seconds`."""
 
     def __init__(
         self, routine: str, seconds: float | timedelta, attempts: Iterable[int] | None = None
@@ -181,12 +181,12 @@ class Slow(OfRoutine):
 
 
 class ClockJump(Fault):
-    """A fault that moves a host's wall clock by some seconds when the host's first step begins."""
+    """A fault that moves a host's wall clock by `seconds` when the host's first step begins."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         if isinstance(seconds, bool) or not isinstance(seconds, int | float):
-            raise FlowDefinitionError(f"clock_jump({seconds!r}): give a number of seconds")
+            raise FlowDefinitionError(f"clock_jump({seconds!r}): seconds must be a number")
         if not signed_ns(seconds):
             raise FlowDefinitionError("clock_jump(0) does nothing; give seconds other than 0")
         self._set: set[Clock] = set()
@@ -212,14 +212,17 @@ class ClockJump(Fault):
 
 
 class StoreFails(Fault):
-    """A fault that fails the store's n-th write, counted from 1 over all hosts, with `OSError`.
+    """A fault that makes the store's n-th write raise `OSError`; `write=1` is the first write.
 
-    With `durable` the commit is kept, and only its acknowledgement fails.
+    The writes of all hosts count. With `durable` the store keeps the commit, and only the
+    acknowledgement fails.
     """
 
     def __init__(self, write: int, *, durable: bool = False) -> None:
         if type(write) is not int or write < 1:
-            raise FlowDefinitionError(f"store_fails({write!r}): give write=1 or more")
+            raise FlowDefinitionError(
+                f"store_fails({write!r}): write must be a whole number of 1 or more"
+            )
         self.write = write
         self.durable = durable
         self._writes = 0
@@ -239,19 +242,21 @@ class StoreFails(Fault):
         self._writes += 1
         if self._writes == self.write and not self.durable:
             self.struck += 1
-            raise OSError(f"write {self.write} of the store failed")
+            raise OSError(f"write {self.write} of the store failed (injected by store_fails)")
 
     def after_write(self, commit: Commit) -> None:
         if self._writes == self.write and self.durable:
             self.struck += 1
-            raise OSError(f"write {self.write} of the store was not acknowledged")
+            raise OSError(
+                f"write {self.write} of the store was not acknowledged (injected by store_fails)"
+            )
 
     def __repr__(self) -> str:
         return f"store_fails({self.write}{', durable=True' * self.durable})"
 
 
 def slot_with_faults(faults: Iterable[Fault], step: StepInput, slot: Slot, clock: Clock) -> Slot:
-    """Apply all faults to a step; return the slot whose handler the step runs."""
+    """Apply all `faults` to a step; return the slot that the step must run."""
     for fault in faults:
         slot = fault.affect(step, slot, clock)
     return slot
@@ -259,7 +264,7 @@ def slot_with_faults(faults: Iterable[Fault], step: StepInput, slot: Slot, clock
 
 @contextmanager
 def failing_write(faults: Sequence[Fault], commit: Commit) -> Iterator[None]:
-    """Run a `with` block that writes a commit to the store; faults may make the write fail."""
+    """Return a context manager for one write to the store; `faults` can make that write fail."""
     # A stack calls all of them, even if one raises: every fault counts every write.
     with ExitStack() as before:
         for fault in faults:

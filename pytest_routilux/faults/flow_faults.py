@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class FlowFaults:
-    """Makes faults; the fixture `flow_faults`.
+    """Makes faults and injects them into jobs; the value of the fixture `flow_faults`.
 
     Faults strike in the jobs of `flow_runtime` if the test uses it too, of each runtime that is
     passed to `on`, and of a simulation that gets them as `faults=[...]`. `attempts` are counted
@@ -70,35 +70,35 @@ class FlowFaults:
         error: Exception | type[Exception],
         attempts: Iterable[int] | None = None,
     ) -> Fault:
-        """Return a fault that raises an error in place of a routine's handler."""
+        """Return a fault that raises `error` instead of running the handler of `routine`."""
         return self._make(Raises(routine, error, attempts))
 
     def slow(
         self, routine: str, seconds: float | timedelta, attempts: Iterable[int] | None = None
     ) -> Fault:
-        """Return a fault that delays a routine's handler.
+        """Return a fault that delays the handler of `routine` by `seconds`.
 
-        It sleeps on the job's clock, at most for the attempt's timeout. A runtime on the system's
-        clock is refused, since that would be a real sleep.
+        The delay passes on the job's clock, and lasts at most until the attempt's timeout. On the
+        system's clock it would be a real sleep, so such a runtime is refused.
         """
         return self._make(Slow(routine, seconds, attempts))
 
     def clock_jump(self, seconds: float) -> Fault:
-        """Return a fault that sets the wall clock of each host when its first step begins."""
+        """Return a fault that moves a host's wall clock by `seconds` at the host's first step."""
         return self._make(ClockJump(seconds))
 
     def store_fails(self, write: int, *, durable: bool = False) -> Fault:
-        """Return a fault that fails a write of the store, counted from 1.
+        """Return a fault that makes the store's n-th write fail; `write=1` is the first write.
 
-        With `durable` the commit is kept, and only its acknowledgement is lost.
+        With `durable` the store keeps the commit, and only the acknowledgement is lost.
         """
         return self._make(StoreFails(write, durable=durable))
 
     def on(self, runtime: Runtime) -> Runtime:
-        """Inject the faults into jobs that begin on a runtime before the test ends; return it.
+        """Inject the faults into each job that begins on `runtime` from now on; return `runtime`.
 
-        Faults that are made later strike there too. Raises `FlowDefinitionError` if its steps run
-        in other processes, which no fault reaches.
+        Faults that are made later strike there too. Raises `FlowDefinitionError` if the runtime
+        runs steps in other processes, which no fault reaches.
         """
         executor = runtime.executor
         if executor is not None and not isinstance(executor, ThreadPoolExecutor):
@@ -123,14 +123,14 @@ class FlowFaults:
 
     @property
     def live(self) -> list[Fault]:
-        """The faults that were not given to a simulation."""
+        """The faults that the test has not passed to a simulation."""
         return [fault for fault in self._made if not fault.used]
 
     def problems(self, *, after_failure: bool = False) -> list[str]:
-        """Return a message for each fault that never struck, first for misspelt routines.
+        """Return messages about the faults that never struck; misspelt routines come first.
 
-        After a failure of the test these are the only ones, since the test may have ended before
-        the others could strike.
+        With `after_failure` there are no messages about other faults, since the failed test may
+        have ended before these faults could strike.
         """
         idle = [fault for fault in self.live if not fault.struck]
         if not idle or (after_failure and not self._routines):

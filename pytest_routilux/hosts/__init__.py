@@ -1,1 +1,1 @@
-"""Runs jobs on other hosts: fresh interpreters and forked processes."""
+"""Child processes in which a test runs jobs: fresh interpreters and forked processes."""

@@ -1,4 +1,4 @@
-"""The program that a host runs: `python -m pytest_routilux.hosts.__main__ FOLDER LIFELINE`.
+"""The program of a host process: `python -m pytest_routilux.hosts.__main__ FOLDER LIFELINE`.
 
 Invariants:
 - A host reads `request.json` in its folder, and writes `report.json` there atomically. It shares
@@ -53,7 +53,7 @@ class _RequestError(Exception):
 
 
 class _Host:
-    """An observer that saves the job or kills the host at requested commits, and reports."""
+    """An observer that saves the job or kills the host at requested commits."""
 
     def __init__(self, folder: Path, request: Request, flow: Flow, clock: FakeClock) -> None:
         self._folder = folder
@@ -71,7 +71,7 @@ class _Host:
         self.runtime = Runtime(clock=self.clock, store=store, observers=[self])
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
-        """Save the job, then kill the host, if the request asks for that at this commit."""
+        """Save the job, kill the host, or do both, as the request demands for this commit."""
         self._job_id = job.job_id
         self._missed = [point for point in self._missed if not _is_at(point, commit)]
         self._commits.append(
@@ -85,12 +85,12 @@ class _Host:
             os.killpg(0, signal.SIGKILL)
 
     def look(self, name: str | None, state: SavedState) -> None:
-        """Call the request's function with the loaded state, and keep its result for the report."""
+        """Call the function `name` with the loaded `state`; keep the result for the report."""
         if name is not None:
             self._seen = codec.encode(_function(name)(state), "$.seen")
 
     def end(self, job: JobState) -> None:
-        """Save the job, which has stopped, and write the report."""
+        """Save the stopped `job` and write the report."""
         for failure in self.runtime.observer_failures:
             raise failure.error
         SavedState.capture(self._flow, job).write(self._folder / "end.json")
@@ -150,7 +150,8 @@ def _stored(request: Request) -> SavedState:
         except KeyError:
             known = ", ".join(map(repr, store.job_ids())) or "none"
             raise _RequestError(
-                f"the store {request['store']} holds no job {request['job_id']!r}; known: {known}"
+                f"the store {request['store']} holds no job {request['job_id']!r}; known"
+                f" jobs: {known}"
             ) from None
     return SavedState(_built(request), job, job.updated_ns, ExecutionMonitor.summary_of(job))
 
@@ -188,7 +189,7 @@ _TASKS: Final[Mapping[str, Callable[[Path, Request], None]]] = {
 
 
 def main(folder: Path) -> int:
-    """Do the request that a folder holds; return the exit status."""
+    """Carry out the request in `folder`; return the exit status."""
     request: Request = json.loads((folder / "request.json").read_bytes())
     try:
         for name, file in {"pytest_routilux.factory": None, **request["imports"]}.items():
@@ -209,7 +210,8 @@ def _import(name: str, file: str | None) -> None:
         if file is None:
             places = "".join(f"\n  {place}" for place in sys.path)
             raise _RequestError(
-                f"module {name!r} can't be imported on the host ({error}); its sys.path is{places}"
+                f"module {name!r} can't be imported on the host ({error}); make it importable, or"
+                f" extend sys.path, which the host got from the test:{places}"
             ) from None
         # pytest has imported this test module from its file, outside of sys.path.
         spec = importlib.util.spec_from_file_location(name, file)
@@ -228,7 +230,10 @@ def _function(name: str) -> Callable[..., object]:
     found = object_named(name)
     if not callable(found):
         module, _, qualname = name.partition(":")
-        raise _RequestError(f"module {module!r} has no function {qualname!r} on the host")
+        raise _RequestError(
+            f"on the host, module {module!r} has no function {qualname!r}; define the function at"
+            " the top level of that module"
+        )
     return found
 
 

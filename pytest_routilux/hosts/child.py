@@ -1,4 +1,4 @@
-"""A child process with bounded output and a real time limit, which dies with its parent.
+"""A child process that dies with its parent and has limits on output and on real time.
 
 Invariants:
 - The whole process group of a child is killed before the child is reaped. Until then no other
@@ -32,9 +32,9 @@ _WIDEST: Final = 400
 
 
 class Child:
-    """A fresh interpreter that runs a module: `python -m module arguments… FD`.
+    """A child process that runs a module in a fresh interpreter: `python -m module arguments… FD`.
 
-    The last argument is the pipe that the module passes to `die_with_parent`.
+    The last argument, `FD`, is the pipe that the module passes to `die_with_parent`.
     """
 
     def __init__(
@@ -65,18 +65,18 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """The id of the child process and of its process group."""
+        """The id of the child process, which is also the id of its process group."""
         return self._process.pid
 
     @property
     def status(self) -> int:
-        """The child's exit status, or minus the signal that killed the child."""
+        """The child's exit status; a negative status is minus the signal that killed the child."""
         status = self._process.returncode
         assert status is not None
         return status
 
     def ends_within(self, seconds: float) -> bool:
-        """Wait for the child's end without reaping it; return whether it ended in time."""
+        """Wait at most `seconds` for the child to end; return whether the child has ended."""
         if self._end is None:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(seconds)
@@ -96,12 +96,12 @@ class Child:
             os.close(self._held)
 
     def close(self) -> None:
-        """Release the process handle; call once, after `kill`, when no thread waits for the end."""
+        """Close the process handle; call once after `kill`, when no thread is in `ends_within`."""
         if self._end is not None:
             os.close(self._end)
 
     def output(self) -> str:
-        """Return the child's output, at most its last mebibyte."""
+        """Return the last mebibyte of the child's output."""
         with self._output.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _MOST_KEPT))
@@ -109,7 +109,7 @@ class Child:
 
 
 def quoted(output: str) -> str:
-    """Return the last lines of a process's output as marked lines for a message.
+    """Format the last lines of `output` for a message; each line begins with `|`.
 
     >>> print(quoted("one\\ntwo"))
       | one
@@ -122,7 +122,7 @@ def quoted(output: str) -> str:
 
 
 def end_text(status: int) -> str:
-    """Return in words how a process ended; `status` is its exit status or minus its signal.
+    """Return how a process ended, as text; a negative `status` is minus the number of a signal.
 
     >>> end_text(3), end_text(-9)
     ('exit status 3', 'SIGKILL')
@@ -136,7 +136,7 @@ def end_text(status: int) -> str:
 
 
 def die_with_parent(lifeline: int) -> None:
-    """Kill this process's group as soon as the parent's end of a pipe is closed."""
+    """Start a thread that kills this process group when the parent's end of `lifeline` closes."""
     os.set_inheritable(lifeline, False)
 
     def watch() -> None:

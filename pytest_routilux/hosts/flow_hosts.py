@@ -1,4 +1,4 @@
-"""Starts, kills and resumes jobs on hosts: processes with a fresh interpreter.
+"""Starts and resumes jobs on hosts, and kills hosts; a host is a process with a new interpreter.
 
 Invariants:
 - A host has its own module state and clock, and shares only files with the test. A job travels as a
@@ -48,14 +48,14 @@ Named = str | Callable[..., object]
 
 
 class HostError(Exception):
-    """The error of a host that can't do what the test requested; shows the host's output."""
+    """The error of a host that can't do what the test requested; includes the host's output."""
 
 
 @dataclass(frozen=True, slots=True)
 class At:
-    """A condition on commits: matches each commit that has all the given values.
+    """A condition on commits; a commit matches if it has all the given values.
 
-    `kind` is one of `CommitKind`; `At()` matches every commit. An unknown kind is a `ValueError`.
+    `kind` is one of `CommitKind`; every commit matches `At()`. An unknown kind raises `ValueError`.
 
     >>> At(kind="retry", routine_id="charge", attempt=2)
     At(kind='retry', routine_id='charge', attempt=2)
@@ -75,7 +75,7 @@ class At:
             )
 
     def fields(self) -> dict[str, object]:
-        """Return the values that a commit must have, by name."""
+        """Return the given values by name; a commit that matches has all of these values."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def __repr__(self) -> str:
@@ -86,9 +86,9 @@ class At:
 class HostResult:
     """The result of a job's run on a host.
 
-    `saved` are the documents that it wrote, by commit; `end` is the document that it wrote when the
-    job stopped, None if the host was killed at commit `killed_at`. `waits` are the waits on its
-    clock, `seen` is the value that `look` returned there, `output` is what it printed.
+    `saved` are the documents that the host wrote, by commit; `end` is the document for the stopped
+    job, None if the host was killed at commit `killed_at`. `waits` are the waits on the host's
+    clock, `seen` is the value that `look` returned there, `output` is what the host printed.
     """
 
     pid: int
@@ -104,7 +104,7 @@ class HostResult:
 
     @property
     def document(self) -> Path:
-        """The job's last document, which another host can resume; `HostError` if there is none."""
+        """The path of the job's last saved document; raises `HostError` if the host saved none."""
         if self.end is not None:
             return self.end
         if not self.saved:
@@ -116,7 +116,7 @@ class HostResult:
 
     @cached_property
     def job(self) -> JobState:
-        """The job as loaded from the store, or from the last document if there is no store."""
+        """The job, loaded from the store, or from the last document if the run had no store."""
         for name in self.modules:
             importlib.import_module(name)
         if self.store is not None:
@@ -126,13 +126,13 @@ class HostResult:
 
     @cached_property
     def monitor(self) -> ExecutionMonitor:
-        """A monitor that holds the job's history on this host and on earlier hosts."""
+        """A monitor with the job's history, both on this host and on earlier hosts."""
         return ExecutionMonitor.of(self.job)
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A host that has done its task: its folder, its report and its output."""
+    """A host that has finished its task, with the folder, the report and the output of the host."""
 
     name: str
     pid: int
@@ -142,9 +142,9 @@ class Launched:
 
 
 class FlowHosts:
-    """Starts, kills and resumes jobs in fresh interpreters; the fixture `flow_hosts`.
+    """Starts and resumes jobs on hosts, and kills hosts; the value of the fixture `flow_hosts`.
 
-    `build` makes the flow there: a function at the top level of a module, or its name
+    `build` makes the flow on a host: a function at the top level of a module, or its name
     `package.module:function`; `build_args` are its arguments by name. The host finds modules where
     this process does. `imports` are modules, or their names, that define what a document needs.
     The host saves the job at each commit that matches `save_at`, and gets SIGKILL at the first one
@@ -248,7 +248,7 @@ class FlowHosts:
         if (document is None) == (store is None):
             raise HostError("resume() needs either a document, or a store with job_id= and build=")
         if store is not None and (job_id is None or build is None):
-            raise HostError("resume() from a store needs job_id=, and build= for the job's flow")
+            raise HostError("resume(store=...) needs job_id=, and build= to make the job's flow")
         path = None if document is None else Path(document).resolve()
         if path is not None and not path.is_file():
             raise HostError(
@@ -286,12 +286,12 @@ class FlowHosts:
         host = self.launch(request, names)
         report, folder = host.report, host.folder
         killed_at = report["killed_at"]
-        actions = [*((p, "to save") for p in points), (kill_at, "to be killed")]
+        actions = [*((p, "to save the job") for p in points), (kill_at, "to be killed")]
         for point, action in actions:
             if point is not None and point.fields() in report["missed"]:
                 raise HostError(
-                    f"{host.name} never reached {point}, where it was {action}; its commits were"
-                    + "".join(f"\n  {line}" for line in report["commits"])
+                    f"no commit of {host.name} matches {point}, at which the host was {action}; the"
+                    " commits were" + "".join(f"\n  {line}" for line in report["commits"])
                 )
         return HostResult(
             pid=host.pid,
@@ -312,7 +312,7 @@ class FlowHosts:
         imports: Iterable[str],
         environ: Mapping[str, str] | None = None,
     ) -> Launched:
-        """Run a task of `hosts.__main__` in a fresh interpreter; raises `HostError` if it fails."""
+        """Run the task in `request` on a new host; raise `HostError` if the host fails."""
         with self._lock:
             self._count += 1
             number = self._count
@@ -362,8 +362,8 @@ def _name_of(function: Named) -> str:
     name = f"{function.__module__}:{function.__qualname__}"
     if "<" in name:
         raise HostError(
-            f"{name} can't be found by its name on another host; define it with def at the top"
-            " level of a module"
+            f"{name} can't be found by its name on another host; define the function with def at"
+            " the top level of a module"
         )
     return name
 

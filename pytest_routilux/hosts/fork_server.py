@@ -45,13 +45,13 @@ _exit, _kill, _killpg, _monotonic = os._exit, os.kill, getattr(os, "killpg", Non
 
 
 def can_fork() -> bool:
-    """Return whether this system can fork."""
+    """Return whether the operating system can fork processes."""
     return hasattr(os, "fork")
 
 
 @dataclass(slots=True)
 class Reply:
-    """The result of a function, or how its child process ended without a result.
+    """The reply of a child process: a function's result, or how the child ended without a result.
 
     `sent` holds the values that the child sent before its result. `ended` is None with a result;
     else it is such as `SIGKILL`, `exit status 3`, `no end within 30 s of real time`, or the error
@@ -66,7 +66,7 @@ class Reply:
 
 
 class ForkServer:
-    """Calls each requested function with the same subject, in a new child process each time.
+    """Calls functions with `subject` as the first argument, each call in a new child process.
 
     The function is defined at the top level of a module and called as `function(subject, send,
     *args)`, where `send` sends a value at once. Arguments, results and sent values are pickled; the
@@ -92,7 +92,7 @@ class ForkServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the fork server, and its child if one still runs."""
+        """End the fork server, and the fork server's child if one still runs."""
         self._to.close()
         # It sends no reply now, so the pipe becomes readable only at its end.
         ended = _readable(self._from, _GRACE)
@@ -102,7 +102,7 @@ class ForkServer:
         _reap(self._pid)
 
     def ask(self, function: Callable[..., object], *args: object) -> Reply:
-        """Run a function in a new child, and wait for its result or the child's end."""
+        """Run `function` in a new child process; wait for the result or for the child's end."""
         try:
             self._to.send_bytes(pickle.dumps((function, args)))
             if not _readable(self._from, self._timeout + _GRACE):
@@ -151,7 +151,7 @@ def _serve(subject: object, requests: Connection, replies: Connection, timeout: 
 def _in_child(
     subject: object, request: bytes, requests: Connection, replies: Connection, timeout: float
 ) -> tuple[bytes, str, bool]:
-    """Return what a new child sent, how the child ended, and whether its time limit ended it."""
+    """Run `request` in a new child; return what it sent, how it ended, and whether it timed out."""
     out, into = os.pipe()
     pid = _fork()
     if pid == 0:
@@ -176,7 +176,7 @@ def _in_child(
 
 
 def _collect(out: int, requests: Connection, pid: int, timeout: float) -> tuple[bytes, bool]:
-    """Read what a child sends until it ends or its time is over; return whether time was over."""
+    """Read from a child until it ends or times out; return the bytes, and whether it timed out."""
     sent = bytearray()
     closed = False
     until = _monotonic() + timeout

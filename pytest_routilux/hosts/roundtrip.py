@@ -1,4 +1,4 @@
-"""Saves and loads an object in one call: `serialize_roundtrip(flow, via="process")`.
+"""Saves, loads and compares an object in one call: `serialize_roundtrip(flow, via="process")`.
 
 Invariants:
 - The loaded object is equal in value and in type, with dicts in the same order; else the error
@@ -40,7 +40,7 @@ _KINDS: Final[dict[str, Any]] = {
 
 
 class SerializeRoundtrip:
-    """Saves and loads an object, compares it with the original, and returns the loaded object.
+    """Saves an object, loads it, and checks that the loaded object equals the original.
 
     Takes flows, jobs, error handlers, `SavedState`, and any value that a payload may hold.
     `via="memory"` goes through bytes, "file" through a file, "process" through a file to a fresh
@@ -62,7 +62,7 @@ class SerializeRoundtrip:
     def __call__(
         self, obj: _T, via: Via = "memory", *, imports: Iterable[str | ModuleType] = ()
     ) -> _T:
-        """Save and load `obj`, and return the loaded object; see the class."""
+        """Save and load `obj`, compare both objects, and return the loaded one."""
         __tracebackhide__ = True
         kind = kind_of(obj)
         data = saved(obj)
@@ -101,12 +101,12 @@ class SerializeRoundtrip:
 
 
 def kind_of(obj: object) -> str:
-    """Return how an object is saved: as a flow, job, handler, state, or value."""
+    """Return the kind of an object: flow, job, handler, state or value."""
     return next((kind for kind, cls in _KINDS.items() if isinstance(obj, cls)), "value")
 
 
 def saved(obj: object) -> bytes:
-    """Return an object's saved form as bytes."""
+    """Convert `obj` to the bytes of its saved form."""
     if isinstance(obj, SavedState):
         return obj.to_bytes()
     if isinstance(obj, Flow | JobState | ErrorHandler):
@@ -115,7 +115,7 @@ def saved(obj: object) -> bytes:
 
 
 def restored(kind: str, data: bytes) -> object:
-    """Return the object that is loaded from the bytes of its saved form."""
+    """Load an object of the given `kind` from `data`, the bytes of its saved form."""
     if kind == "state":
         return SavedState.from_bytes(data)
     if kind == "value":
@@ -125,12 +125,12 @@ def restored(kind: str, data: bytes) -> object:
 
 
 def first_reordered(was: object, became: object, path: str) -> str | None:
-    """Return a message about the first dict whose keys came back in another order, or None."""
+    """Return a message about the first dict whose key order differs after loading, or None."""
     if isinstance(was, dict) and isinstance(became, dict):
         keys = list(was), list(became)
         if any(not same_value(a, b) for a, b in zip(*keys, strict=True)):
             first, second = (", ".join(map(repr, order[:_FEW])) for order in keys)
-            return f"{path}: its keys in the order {first} came back as {second}"
+            return f"{path}: keys saved in the order {first} were loaded as {second}"
         pairs = (
             (path + path_step(key), was[key], became[twin]) for key, twin in zip(*keys, strict=True)
         )
@@ -149,7 +149,7 @@ def first_reordered(was: object, became: object, path: str) -> str | None:
 
 
 def _modules(obj: object) -> set[str]:
-    """Return the modules that define an object's routines, exceptions, types and functions."""
+    """Return the names of the modules that define the classes and functions of an object."""
     if isinstance(obj, SavedState):
         return _modules(obj.flow) | _modules(obj.job)
     if isinstance(obj, ErrorHandler):

@@ -1,1 +1,1 @@
-"""Assertions about jobs, and differences between jobs in words."""
+"""Assertions about recorded jobs, and texts that explain differences between jobs."""

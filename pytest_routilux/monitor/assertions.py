@@ -54,7 +54,7 @@ _TASK_ENDS = frozenset({CommitKind.DONE, CommitKind.FAILED, CommitKind.DROPPED})
 
 
 class FlowMonitor(ExecutionMonitor):
-    """An `ExecutionMonitor` with assertions about the jobs that it recorded.
+    """A monitor that records jobs and offers assertions about the recorded jobs.
 
     `job=` takes a job or its id and limits an assertion to it. `FlowMonitor.of(job)` checks a job
     that ran elsewhere. An assertion that does not hold raises `AssertionError`; an unknown name
@@ -81,7 +81,7 @@ class FlowMonitor(ExecutionMonitor):
         self._jobs: dict[str, KnownJob] = {}
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
-        """Record a commit of a job."""
+        """Record one commit of `job`."""
         super().on_commit(job, commit)
         self._record_of(job).commits.append(commit)
 
@@ -122,9 +122,9 @@ class FlowMonitor(ExecutionMonitor):
     ) -> None:
         """Assert that a routine emitted an event `times` times, by default at least once.
 
-        Without `event`, any of its events counts. `data` is a part of the payload: fields that it
-        does not name may have any value, in nested dicts too. Only committed emissions count: what
-        a failed attempt emits is dropped.
+        Without `event`, every event of the routine counts. `data` is a part of the payload: other
+        fields may have any value, in nested dicts too. Only committed emissions count: what a
+        failed attempt emits is dropped.
         """
         __tracebackhide__ = True
         jobs = jobs_with(self._known(job), routine)
@@ -190,7 +190,7 @@ class FlowMonitor(ExecutionMonitor):
         times: int | None = None,
         job: JobState | str | None = None,
     ) -> None:
-        """Assert how often events of one routine reached another one, by default at least once."""
+        """Assert that `target` received `times` events from `source`, by default at least one."""
         __tracebackhide__ = True
         jobs = jobs_with(self._known(job), source, target)
         check_connected(jobs, source, target)
@@ -232,11 +232,11 @@ class FlowMonitor(ExecutionMonitor):
         delays: Sequence[float | timedelta] | None = None,
         job: JobState | str | None = None,
     ) -> None:
-        """Assert how a routine's task was retried: how often, and after which waits, in seconds.
+        """Assert how often (`times`) and after which waits (`delays`) a routine was retried.
 
-        `delays` are compared exactly with the planned waits and with the real ones; a wait that
-        has not ended has no real one. Without `times` and `delays`: at least once. If several
-        tasks of the routine were retried, the assertion must hold for each.
+        `delays` are in seconds, and must equal the planned and the real waits exactly; a wait that
+        has not ended has no real one. Without `times` and `delays`: at least once. If several tasks
+        of the routine were retried, the assertion must hold for each.
         """
         __tracebackhide__ = True
         jobs = jobs_with(self._known(job), routine)
@@ -287,7 +287,7 @@ class FlowMonitor(ExecutionMonitor):
         *,
         job: JobState | str | None = None,
     ) -> None:
-        """Assert the statuses of routines; a routine that is not named may have any status."""
+        """Assert the status of each routine in `states`; other routines may have any status."""
         __tracebackhide__ = True
         jobs = jobs_with(self._known(job), *states)
         statuses = [status.value for status in RoutineStatus]
@@ -352,7 +352,10 @@ class FlowMonitor(ExecutionMonitor):
     def assert_status(
         self, status: JobStatus | str | JobState, *, job: JobState | str | None = None
     ) -> None:
-        """Assert the job's recorded status; a job as `status` gives both the job and the status."""
+        """Assert the last recorded status of a job.
+
+        A job as `status` gives both the job and the expected status.
+        """
         __tracebackhide__ = True
         if isinstance(status, JobState):
             job = status if job is None else job

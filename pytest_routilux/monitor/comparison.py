@@ -29,7 +29,7 @@ _MANY: Final = 100
 
 
 def explain_comparison(op: str, left: object, right: object, *, whole: bool) -> list[str] | None:
-    """Return the lines that explain a comparison of jobs, flows or error handlers, or else None.
+    """Explain a comparison of two jobs, flows or error handlers; return None for other objects.
 
     The first line is the comparison itself. `whole` asks for all differences.
     """

@@ -21,7 +21,7 @@ _AROUND: Final = 12
 
 
 def divergence(left: JobState, right: JobState, *, whole: bool) -> list[str]:
-    """Return lines on the first commit that differs, and advice; `whole` shows all differences."""
+    """Describe the first commit that differs between two jobs; `whole` adds a table of commits."""
     ours, theirs = left.commits, right.commits
     at = next(
         (
@@ -69,7 +69,7 @@ def _look(ours: Commit | None, theirs: Commit | None, left: JobState, right: Job
         return f"why the {side} job has no more commits: it is {job.status.value}"
     whose = ours.routine_id or theirs.routine_id or "the job"
     if ours.routine_id != theirs.routine_id or ours.task_id != theirs.task_id:
-        return "the order in which tasks ran: another task was first"
+        return "the order in which tasks ran: each job ran a different task here"
     failed = ours.error or theirs.error
     if failed is not None and not same_value(ours.error, theirs.error):
         file = (failed.where or "").replace("\\", "/").rpartition("/")[2]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class KnownJob:
-    """One job: its state, its commits, and the (routine, task, attempt) of each start."""
+    """A recorded job: state, commits, and the (routine, task, attempt) of each started attempt."""
 
     job: JobState
     commits: list[Commit] = field(default_factory=list)
@@ -34,7 +34,7 @@ class KnownJob:
         return self._shape("connection ")
 
     def events(self, routine: str) -> list[str]:
-        """Return the names of the events of a routine."""
+        """Return the names of a routine's events."""
         return [line.partition("(")[0] for line in self._shape(f"event {routine}.")]
 
     def _shape(self, head: str) -> list[str]:
@@ -49,7 +49,7 @@ class KnownJob:
         return any(commit.routine_id == routine for commit in self.commits)
 
     def attempt(self, task_id: str, attempt: int) -> Commit:
-        """Return the commit that ended an attempt of a task."""
+        """Return the commit that ended attempt number `attempt` of a task."""
         return next(
             commit
             for commit in self.commits
@@ -59,7 +59,7 @@ class KnownJob:
 
 
 def known_name(name: str, names: Iterable[str], what: str) -> str:
-    """Return `name` if it is among `names`, else raise `FlowDefinitionError`."""
+    """Return `name` if it is one of `names`; raise `FlowDefinitionError` otherwise."""
     __tracebackhide__ = True
     names = list(dict.fromkeys(names))
     if name in names:
@@ -71,7 +71,7 @@ def known_name(name: str, names: Iterable[str], what: str) -> str:
 
 
 def jobs_with(jobs: Sequence[KnownJob], *routines: str) -> list[KnownJob]:
-    """Return the jobs whose flows have all the given routines; raise an error if none has."""
+    """Return the jobs whose flows have all `routines`; raise `FlowDefinitionError` if none has."""
     __tracebackhide__ = True
     for routine in routines:
         names = [name for known in jobs for name in known.job.routine_states]
@@ -79,13 +79,14 @@ def jobs_with(jobs: Sequence[KnownJob], *routines: str) -> list[KnownJob]:
     found = [known for known in jobs if not {*routines} - {*known.job.routine_states}]
     if not found:
         raise FlowDefinitionError(
-            f"no recorded job has all routines {', '.join(routines)}; use one assertion per flow"
+            f"no recorded job has all of these routines: {', '.join(routines)}; use one assertion"
+            " per flow"
         )
     return found
 
 
 def check_connected(jobs: Sequence[KnownJob], source: str, target: str) -> None:
-    """Raise `FlowDefinitionError` unless a connection leads from one routine to the other."""
+    """Raise `FlowDefinitionError` if no connection leads from `source` to `target`."""
     __tracebackhide__ = True
     leading = [line for known in jobs for line in known.connections_to(target)]
     if not any(line.startswith(f"{source}.") for line in leading):
@@ -97,7 +98,10 @@ def check_connected(jobs: Sequence[KnownJob], source: str, target: str) -> None:
 
 
 def last_commit(jobs: Sequence[KnownJob], routine: str) -> tuple[KnownJob, Commit]:
-    """Return the routine's last commit, or its job's last commit if the routine has none."""
+    """Return the last commit of `routine`, as a pair of job and commit.
+
+    Without such a commit, return a job that has the routine, and the last commit of that job.
+    """
     for known in jobs:
         for commit in reversed(known.commits):
             if commit.routine_id == routine:
@@ -107,8 +111,8 @@ def last_commit(jobs: Sequence[KnownJob], routine: str) -> tuple[KnownJob, Commi
 
 
 def reason_of_silence(known: KnownJob, routine: str) -> str:
-    """Return where to look for the reason why a routine emitted or retried nothing."""
+    """Return advice on where to look if a routine emitted nothing or retried nothing."""
     if known.ended(routine):
         return f"the error of {routine}: only an attempt that succeeds emits"
     connections = listed(known.connections_to(routine)) or "none"
-    return f"{routine}, which ended no attempt; connections to it: {connections}"
+    return f"why no attempt of {routine} ended; connections to {routine}: {connections}"

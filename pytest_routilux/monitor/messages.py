@@ -43,7 +43,7 @@ def assertion_error(
     look: str,
     error: ErrorInfo | None = None,
 ) -> AssertionError:
-    """Return the `AssertionError` of a failed assertion about `jobs`.
+    """Return the `AssertionError` for a failed assertion about `jobs`.
 
     `lines` are (differs, name, text); the first line that differs is marked. `at` is the commit
     that is marked in the timeline, `error` what ended the job, and `look` the advice.
@@ -72,7 +72,7 @@ def assertion_error(
 
 
 def look_at(look: str) -> list[str]:
-    """Return advice on where to look as labelled lines."""
+    """Return the advice `look` as wrapped lines after the label `look at`."""
     return _labelled("look at", look)
 
 
@@ -100,12 +100,12 @@ def _timeline(commits: Sequence[Commit], marked: Commit) -> list[str]:
 
 
 def commit_row(mark: str, commit: Commit, start_ns: int) -> tuple[str, str, str, str]:
-    """Return a commit's row: mark, seconds since the job's start, number, description."""
+    """Return a commit's table row: mark, seconds since the job's start, number, description."""
     return mark, seconds_text(commit.at_ns - start_ns), f"#{commit.seq}", commit_words(commit)
 
 
 def commit_table(rows: Sequence[tuple[str, str, str, str]], gap: str = "  ") -> list[str]:
-    """Return rows of commits as aligned lines, with `gap` between the mark and the time."""
+    """Format `rows` as lines with aligned columns; `gap` separates the mark from the time."""
     first, second, third = (max(len(row[column]) for row in rows) for column in range(3))
     return [
         f"{mark:<{first}}{gap}{time:>{second}}  {number:<{third}}  {text}"
@@ -114,7 +114,7 @@ def commit_table(rows: Sequence[tuple[str, str, str, str]], gap: str = "  ") -> 
 
 
 def commit_words(commit: Commit) -> str:
-    """Return a description of a commit, with its routine."""
+    """Describe a commit in words, after the name of its routine if the commit has one."""
     routine = "" if commit.routine_id is None else f"{commit.routine_id} "
     return f"{routine}{describe(commit)}"
 
@@ -123,7 +123,7 @@ def commit_words(commit: Commit) -> str:
 
 
 class Emitted(NamedTuple):
-    """One emission, its job and commit, and how its payload differs from the expected one."""
+    """An emission with its job and commit, and how the payload differs from the expected data."""
 
     known: KnownJob
     commit: Commit
@@ -137,7 +137,7 @@ class Emitted(NamedTuple):
 
 
 def payload_difference(expected: object, actual: object, path: str = "data") -> str | None:
-    """Return the first difference from the expected part of a payload; None if it has all of it.
+    """Return the first difference between `expected` and `actual`; None if there is none.
 
     Fields that `expected` does not name may have any value, in nested dicts too.
 
@@ -162,7 +162,10 @@ def payload_difference(expected: object, actual: object, path: str = "data") -> 
 def first_wrong_retry(
     task: str, retries: Sequence[Retry], times: int | None, wanted: Sequence[int] | None
 ) -> tuple[str, int, str] | None:
-    """Return the first wrong retry: problem, index, advice with `{}` for the routine; or None."""
+    """Return problem, index and advice for the first wrong retry; None if no retry is wrong.
+
+    The advice has `{}` in place of the routine's name.
+    """
     for at, (retry, delay) in enumerate(zip(retries, wanted or (), strict=False)):
         planned, waited = retry.delay_ns, retry.actual_ns
         if planned == delay and waited in (None, delay):
@@ -184,7 +187,7 @@ def first_wrong_retry(
 
 
 def retry_text(retries: Sequence[Retry], wanted: Sequence[int] | None, at: int) -> str:
-    """Return in words the expected, the planned and the real wait before one retry."""
+    """Describe one retry: the expected wait, the planned wait and the real wait before it."""
     parts = []
     if wanted is not None:
         parts.append(f"expected {seconds(wanted[at])} s" if at < len(wanted) else "not expected")
@@ -197,7 +200,7 @@ def retry_text(retries: Sequence[Retry], wanted: Sequence[int] | None, at: int) 
 
 
 def retries_text(times: int | None) -> str:
-    """Return a number of retries in words.
+    """Return a number of retries as text; `times=None` means at least one retry.
 
     >>> retries_text(None), retries_text(1), retries_text(4)
     ('a retry', '1 retry', '4 retries')

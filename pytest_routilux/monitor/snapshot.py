@@ -1,4 +1,4 @@
-"""Converts a flow, a job or an error handler to plain data, whose paths a user can follow.
+"""Converts flows, jobs and error handlers to plain data, so that tests can compare them.
 
 Invariants:
 - A view holds what saving keeps, and the public attributes of a routine that are plain data. Two
@@ -42,7 +42,7 @@ _JOB_PARTS: Final = (
 
 
 def view(obj: object) -> object:
-    """Return an object as plain data; an object of any other type is returned unchanged.
+    """Return a flow, routine, job, handler or saved state as plain data; else `obj` itself.
 
     >>> view(ErrorHandler("skip", timeout=2))
     {'strategy': <ErrorStrategy.SKIP: 'skip'>, 'timeout': 2}

@@ -1,1 +1,1 @@
-"""Reports of tests and of the session."""
+"""Reports of single tests and of the whole pytest session."""

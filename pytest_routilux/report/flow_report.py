@@ -1,4 +1,4 @@
-"""The fixture `flow_report`: the report on flows that a test shows with -v and when it fails.
+"""The fixture `flow_report`: a report that pytest shows with -v and if the test fails.
 
 Invariants:
 - A part is rendered when it is added: the report shows the state of that moment. A renderable that
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class FlowReport:
-    """Collects the report of a test; each method adds a part, with a title if one is given.
+    """Collects the report of one test; each method adds one part.
 
     A source is a job or a monitor. The report is shown with -v and if the test fails;
     `--routilux-report=always` shows every report, `never` none.
@@ -40,7 +40,7 @@ class FlowReport:
         self._width, self._colour = report_look(config)
 
     def add(self, *renderables: RenderableType, title: str | None = None) -> None:
-        """Add anything that rich can render; a `str` is printed as it is, without markup."""
+        """Add objects that rich can render; a `str` appears unchanged, without markup."""
         from rich.console import Console
         from rich.padding import Padding
         from rich.rule import Rule
@@ -69,25 +69,25 @@ class FlowReport:
             self._parts.append(text)
 
     def timeline(self, source: JobState | ExecutionMonitor, *, title: str | None = None) -> None:
-        """Add a job's events, line by line, with times since the job's start."""
+        """Add one line for each event of a job, with the time since the job's start."""
         from pytest_routilux.report.tables import timeline
 
         self.add(timeline(source), title=title)
 
     def status(self, job: JobState, *, max_retries: int | None = None) -> None:
-        """Add one line: the job's status, its retries (of `max_retries`), its number of records."""
+        """Add one line: a job's status, retries (out of `max_retries`) and number of records."""
         from pytest_routilux.report.tables import status
 
         self.add(status(job, max_retries))
 
     def summary(self, source: JobState | ExecutionMonitor, *, title: str | None = None) -> None:
-        """Add counts of events, data flows and state changes, the duration, a table of routines."""
+        """Add a summary: counts of events, the duration, and a table with one row per routine."""
         from pytest_routilux.report.tables import summary
 
         self.add(summary(source), title=title)
 
     def retries(self, source: JobState | ExecutionMonitor, *, title: str | None = None) -> None:
-        """Add a chart of the attempts, and every retry with its planned and its real wait."""
+        """Add a chart of all attempts, and a table of all retries with planned and real waits."""
         from pytest_routilux.report.tables import retries
 
         self.add(retries(source, self._width - 2), title=title)
@@ -99,13 +99,13 @@ class FlowReport:
         *,
         title: str | None = None,
     ) -> None:
-        """Add the facts of a saved state, and of the file that holds it."""
+        """Add what a saved state contains, and the name and size of its file at `path`."""
         from pytest_routilux.report.tables import saved_state
 
         self.add(saved_state(saved, path), title=title)
 
     def verification(self, title: str, *, brief: bool = False) -> Verification:
-        """Return a `with` block of checks; its end shows the checks as one table and asserts them.
+        """Return a context manager that collects checks; its exit shows and asserts all checks.
 
         `brief` shows one line instead of the table if every check passed.
         """
@@ -126,7 +126,7 @@ class Verification:
         self._rows: list[tuple[bool, str, str, str]] = []
 
     def __call__(self, check: str, expected: object, actual: object) -> None:
-        """Check that two values are equal."""
+        """Check that `actual` equals `expected`."""
         self._rows.append((bool(expected == actual), check, _shown(expected), _shown(actual)))
 
     def that(self, check: str, condition: object, detail: object = "") -> None:
@@ -157,11 +157,11 @@ class Verification:
         if error is not None:
             if lines:
                 error.add_note(
-                    "\n".join([f"{self._title}: these checks had failed before", *lines])
+                    "\n".join([f"{self._title}: these checks failed before this error", *lines])
                 )
             return
         if not self._rows:
-            raise AssertionError(f"{self._title}: no check was made; call verify() in the block")
+            raise AssertionError(f"{self._title}: no check was made; call verify() in the `with`")
         if failed:
             head = f"{len(failed)} of {len(self._rows)} checks failed"
             raise AssertionError("\n".join([f"{self._title}: {head}", *lines]))

@@ -1,4 +1,4 @@
-"""Prints the reports and simulations of the whole session, and one line of figures.
+"""Prints the flow reports of the session, the failed simulations, and one summary line.
 
 Invariants:
 - It prints what the reports of tests carry, each once, in the process that has the terminal.
@@ -29,7 +29,7 @@ _MEANT: Final = (
 
 
 class SessionSummary:
-    """Collects the facts in tests' reports; prints them below the tests and at the end."""
+    """Collects the facts that test reports carry; prints them during and after the session."""
 
     def __init__(self, config: pytest.Config, mode: str) -> None:
         self._config = config
@@ -42,13 +42,13 @@ class SessionSummary:
         self._later: list[tuple[str, str]] = []
 
     def before(self, report: pytest.TestReport) -> None:
-        """Make pytest print the report of a test together with its failure."""
+        """Add a failed test's flow report to the failure that pytest prints."""
         text = getattr(report, "flow_report", None)
         if text is not None and report.failed:
             report.sections.append(("Flow report", text))
 
     def after(self, report: pytest.TestReport) -> None:
-        """Print a test's report below the test's line, or keep it for the end of the session."""
+        """Print a test's flow report below the test's line, or keep it until the session ends."""
         text = getattr(report, "flow_report", None)
         if text is not None and self._terminal is not None:
             if not report.failed and self._config.option.verbose > 0:
@@ -68,16 +68,16 @@ class SessionSummary:
         return hidden
 
     def count(self, facts: Mapping[str, int]) -> None:
-        """Add the facts of a test to the session's counts."""
+        """Add the counts of one test to the session's counts."""
         self._facts.update(facts)
 
     @property
     def reproduced(self) -> list[str]:
-        """The result of the reproducer, for each simulation that ran it."""
+        """One line for each simulation that ran the reproducer, with the result."""
         return [f"{nodeid}: {s['repro']}" for nodeid, s in self._simulations if s["repro"]]
 
     def show(self) -> None:
-        """Print the parts at the end of the session."""
+        """Print what belongs at the end of the session: flow reports, simulations, the summary."""
         terminal = self._terminal
         assert terminal is not None
         if self._later:
@@ -113,7 +113,7 @@ class SessionSummary:
 
 
 def summary_lines(facts: Mapping[str, int], width: int) -> list[str]:
-    """Return the facts of a session in words, as lines of at most `width` columns.
+    """Return the session's summary as lines of at most `width` columns.
 
     >>> facts = {"jobs": 1, "commits": 7, "retries": 4, "virtual_ns": 5_737_500_000}
     >>> summary_lines({**facts, "real_ns": 12_345_678}, 80)

@@ -51,7 +51,7 @@ def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 
 def timeline(source: JobState | ExecutionMonitor) -> Table:
-    """Return the events of a job, or of each job that a monitor recorded, line by line."""
+    """Return a table with one line for each event of the jobs in `source`."""
     monitor = _monitor_of(source)
     jobs = _commits_by_job(monitor)
     table = Table.grid(padding=(0, 1))
@@ -73,7 +73,7 @@ def timeline(source: JobState | ExecutionMonitor) -> Table:
 
 
 def status(job: JobState, max_retries: int | None) -> Text:
-    """Return the status, the retries and the length of the history of a job, in one line."""
+    """Return one line with a job's status, number of retries and number of history records."""
     spent = job.retry_count()
     retry = f"{spent}" if max_retries is None else f"{spent}/{max_retries}"
     style = STATUS_STYLES.get(job.status.value, "bold")
@@ -85,7 +85,7 @@ def status(job: JobState, max_retries: int | None) -> Text:
 
 
 def summary(source: JobState | ExecutionMonitor) -> RenderableType:
-    """Return counts of events, data flows and state changes, and a table of the routines."""
+    """Return a line of counts (events, data flows, state changes) above a table of the routines."""
     monitor = _monitor_of(source)
     jobs = _commits_by_job(monitor)
     starts = _starts(source, monitor)
@@ -133,7 +133,7 @@ def summary(source: JobState | ExecutionMonitor) -> RenderableType:
 
 
 def retries(source: JobState | ExecutionMonitor, width: int) -> RenderableType:
-    """Return a chart of the attempts and waits, and a table of the retries, in `width` columns."""
+    """Return a chart of attempts and waits, fitted to `width` columns, and a table of retries."""
     monitor = _monitor_of(source)
     if not monitor.retries:
         return Text("⏳ no retries", style="dim")
@@ -206,7 +206,7 @@ def _lanes(monitor: ExecutionMonitor, start: int, width: int) -> Table:
 
 
 def saved_state(saved: SavedState, path: str | os.PathLike[str] | None) -> RenderableType:
-    """Return when a state was saved, its job's status, and its pending tasks."""
+    """Return a table about a saved state: the time of saving, job, status and pending tasks."""
     job = saved.job
     counts = saved.monitor_summary
     name = Path(path).name if path is not None else "in memory"

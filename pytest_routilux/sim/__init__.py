@@ -1,1 +1,1 @@
-"""The explorer: crashes, orders and checks of a simulated job."""
+"""Simulates jobs: runs a flow with a crash at each possible point, and checks each result."""

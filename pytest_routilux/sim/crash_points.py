@@ -1,4 +1,4 @@
-"""Enumerates the crash points of a run: each moment at which a host can die.
+"""Lists the crash points of a run: the moments at which a host can die.
 
 Invariants:
 - Points are enumerated from the undisturbed run, in the order of its log.
@@ -25,7 +25,7 @@ _LONG: Final = 3600 * SECOND
 
 
 def crash_points(run: Undisturbed, *, documents: bool = True) -> list[CrashPoint]:
-    """Return every point of an undisturbed run at which a host can die, in log order."""
+    """Return each point of `run` at which a host can die, in the order of the run's log."""
     return list(_Points(run, documents=documents).all())
 
 
@@ -34,7 +34,7 @@ _Step: TypeAlias = tuple[str | None, str | None, int]
 
 
 class _Instant(NamedTuple):
-    """An instant (UTC nanoseconds), and the number of commits and effects until then."""
+    """An instant (UTC nanoseconds), with the numbers of commits and effect calls made by then."""
 
     commits: int
     calls: int
@@ -107,7 +107,7 @@ class _Points:
         text = f"{who}: right after {what}, and again when the next host has just resumed"
         yield self._point(step, "in a recovery", f"{end}.recovery", text, after)
         if self._documents:
-            text = f"{who}: right after {what}; the next host loads a document of it"
+            text = f"{who}: right after {what}; the next host loads the job from a document"
             yield self._point(step, "by document", f"{end}.document", text, after)
         if commit.due_ns is not None and commit.delay_ns:
             yield from self._in_wait(commit, after, who, step)
@@ -117,11 +117,11 @@ class _Points:
     ) -> Iterator[CrashPoint]:
         start, due = commit.at_ns, commit.due_ns or 0
         place = f"{commit.task_id}@a{commit.attempt}.wait"
-        what = f"{who}: in the backoff wait after it"
+        what = f"{who}: in the backoff wait after the attempt"
         for name, at, where in (
-            ("start", start, "at its start"),
-            ("mid", (start + due) // 2, "in the middle of it"),
-            ("late", due - 1, "1 ns before it is due"),
+            ("start", start, "at the start of the wait"),
+            ("mid", (start + due) // 2, "in the middle of the wait"),
+            ("late", due - 1, "1 ns before the retry is due"),
         ):
             seen = bisect_right(self._times, at, lo=after.commits + after.calls)
             known = sum(isinstance(entry[2], Commit) for entry in self._entries[:seen])
@@ -130,10 +130,10 @@ class _Points:
         if commit.routine_id in self._deadlines:
             return  # the deadline would pass while no host runs
         for name, resume, where in (
-            ("overdue", due + 1, "until 1 ns after it was due"),
-            ("long", due + _LONG, "until an hour after it was due"),
+            ("overdue", due + 1, "until 1 ns after the retry was due"),
+            ("long", due + _LONG, "until an hour after the retry was due"),
         ):
-            text = f"{what}, at its start; no host runs {where}"
+            text = f"{what}, at the start of the wait; no host runs {where}"
             then = after._replace(at_ns=start)
             yield self._point(step, "in a wait", f"{place}.{name}", text, then, resume)
 

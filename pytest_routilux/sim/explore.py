@@ -1,4 +1,4 @@
-"""Runs a case with a crash at each crash point, and checks each outcome.
+"""Runs a job once for each crash point, with a crash at that point, and checks each result.
 
 Invariants:
 - A flow first runs without a crash, with every perturbation that must not change its result. A run
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 def explore(case: Case, start_ns: int, checks: Checks, choose: Choose | None = None) -> Exploration:
-    """Run a case without a crash, then once for each crash point; `choose` may select points."""
+    """Run a case without a crash, then once for each crash point; `choose` may drop points."""
     begun = perf_counter()
     coverage = Coverage()
     if case.store is not None:
@@ -97,7 +97,7 @@ def _has_saved_form(run: Undisturbed, coverage: Coverage) -> bool:
     try:
         SavedState.from_bytes(SavedState.capture(run.host.flow, run.states[1]).to_bytes())
     except SavedStateError as error:
-        coverage.notes.append(f"not by document: {error}")
+        coverage.notes.append(f"crashes before a resume from a document: not tried, {error}")
         return False
     return True
 
@@ -105,7 +105,7 @@ def _has_saved_form(run: Undisturbed, coverage: Coverage) -> bool:
 def run_reference(
     case: Case, start_ns: int, checks: Checks, coverage: Coverage, hosts: ForkedHosts | None = None
 ) -> Reference:
-    """Run a case without a crash: in another process, in this one, and with every perturbation."""
+    """Run a case without a crash in several ways, and return what all these runs have in common."""
     if hosts is None:
         with ForkedHosts(case, start_ns, coverage, isolated=checks.isolated) as hosts:
             return run_reference(case, start_ns, checks, coverage, hosts)
@@ -133,7 +133,7 @@ def run_reference(
 
 
 def check_disturbed(reference: Reference, disturbed: Disturbed, checks: Checks) -> Finding | None:
-    """Return the most important finding on a run with a crash, None if there is none."""
+    """Return the most important finding on a run with a crash; None if the run is correct."""
     run, world = reference.run, disturbed.world
     for host in disturbed.hosts:
         if host.store_finding is not None:
@@ -165,12 +165,12 @@ def _check_invariant(checks: Checks, job: JobState, world: World) -> Finding | N
     else:
         if held is None or held:
             return None
-        why = f"it returned {held!r}"
+        why = f"the function returned {held!r}"
     return Finding("invariant", f"the invariant does not hold: {why}", "invariant")
 
 
 def check_undisturbed(run: Undisturbed) -> Finding | None:
-    """Return a finding on a run without a crash; if there is one, crashes would prove nothing."""
+    """Check a run without a crash; return a finding, or None if the run is a usable reference."""
     finding = run.host.store_finding or _check_engine(run, run.world, [run.host])
     if finding is not None:
         return finding
@@ -186,7 +186,7 @@ def check_undisturbed(run: Undisturbed) -> Finding | None:
         return None
     if any(isinstance(fault, StoreFails) for fault in run.case.faults):
         return None  # the test itself ends the hosts
-    return Finding("stuck", f"each host that resumes it ends: {error.message}", "stuck")
+    return Finding("stuck", f"each host that resumes the job ends: {error.message}", "stuck")
 
 
 def _check_engine(run: Undisturbed, world: World, hosts: Sequence[Host]) -> Finding | None:
@@ -198,17 +198,17 @@ def _check_engine(run: Undisturbed, world: World, hosts: Sequence[Host]) -> Find
             return host.findings[0]
         if host.leaked_threads:
             routine, thread = host.leaked_threads[0]
-            what = f"{routine} starts a thread that still runs after its step: {thread!r}"
+            what = f"{routine} starts a thread that still runs after the step: {thread!r}"
             return Finding("leaked-thread", what, f"threads.{routine}", routine)
     last = hosts[-1]
     if last.error is not None or last.job is None:
-        why = "it has no state" if last.error is None else error_text(last.error)
+        why = "the host has no job" if last.error is None else error_text(last.error)
         return Finding("stuck", f"the job can't be resumed: {why}", "stuck")
     stored, held = world.commits, last.job.commits
     if len(stored) != len(held) or not same_value(stored[-1], held[-1]):
         what = (
-            f"the host's memory has {len(held)} commits, its store {len(stored)}, and they are not"
-            " the same"
+            f"the {len(held)} commits in the host's memory differ from the {len(stored)} commits"
+            " in the store"
         )
         return Finding("engine-rule", what, "engine")
     return None

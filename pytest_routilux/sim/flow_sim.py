@@ -48,7 +48,7 @@ _NO_BREAK_SPACE: Final = "\u00a0"
 
 
 class FlowSim:
-    """Simulates jobs of flows; the fixture `flow_sim` provides an instance.
+    """Simulates jobs of flows; a test gets an instance from the fixture `flow_sim`.
 
     `build` makes a new flow each time it is called. `faults` are made by `flow_faults`. Handlers
     run in this process, in virtual time. Their external calls go through doubles made by `effect`;
@@ -67,9 +67,9 @@ class FlowSim:
     def effect(
         self, name: str, key: str | None = None, returns: Callable[..., object] | None = None
     ) -> Effect:
-        """Return a double to use in place of an external call during the test.
+        """Return a test double that handlers call in place of an external service.
 
-        It records its inputs, its key and the virtual time. `key` is the name of the parameter that
+        The double records its inputs, its key and the time. `key` is the name of the parameter that
         carries the idempotency key. `returns` makes the result from the same arguments.
         """
         return Effect(name, key, returns)
@@ -84,7 +84,7 @@ class FlowSim:
         seed: int | None = None,
         faults: Sequence[Fault] = (),
     ) -> Outcome:
-        """Run one job without a crash; return the job and the calls of its effects.
+        """Run one job without a crash; return the job and the recorded calls of its effects.
 
         With `seed`, steps start and end in another order, the same for the same seed. Raises the
         error that ended the host, such as the error of a store.
@@ -116,7 +116,7 @@ class FlowSim:
         isolated: bool = True,
         store: OpenStore | None = None,
     ) -> Coverage:
-        """Crash a host at every point of a job, and check that the job still ends the same way.
+        """Crash a job's host at each point, and check that the job ends as it does without a crash.
 
         The job may also fail each time; the terminal says so unless a check is given.
         `invariant` must hold for every outcome, and `always` for the job after every commit: each
@@ -152,9 +152,9 @@ class FlowSim:
         coverage = result.coverage
         if coverage.planned != coverage.executed:
             pytest.fail(
-                f"{coverage.word}: planned {dict(coverage.planned)}, executed"
-                f" {dict(coverage.executed)}; a crash that did not happen proves nothing. If the"
-                " flow does not repeat the same work, check_determinism says why",
+                f"crash points {coverage.word}: planned {dict(coverage.planned)}, executed"
+                f" {dict(coverage.executed)}; a crash that did not happen proves nothing. If runs"
+                " of the flow differ, flow_sim.check_determinism shows the first difference",
                 pytrace=False,
             )
         return coverage
@@ -168,7 +168,7 @@ class FlowSim:
         slot: str = "trigger",
         faults: Sequence[Fault] = (),
     ) -> None:
-        """Check that each run of a job makes the same records if it makes the same decisions.
+        """Run one job several times, and check that all runs write the same records.
 
         With another start instant, other ids and other random numbers of `ctx`, only values may
         differ, not the steps; with another hash seed nothing may. Fails the test with the first
@@ -183,12 +183,12 @@ class FlowSim:
         if finding is not None:
             self._fail(case, Checks(), finding)
         _refuse_idle(case.faults)
-        self._report("  🔁 repeated with the same records", coverage.notes)
+        self._report("  🔁 all runs wrote the same records", coverage.notes)
 
     def close(self) -> None:
-        """Fail the test if the given reproducer fits no simulation of the test."""
+        """Fail the test if none of its simulations fits the reproducer of `--routilux-repro`."""
         if self._repro is not None and not self._repeated:
-            reasons = self._stale or ["the test makes no simulation"]
+            reasons = self._stale or ["the test runs no simulation"]
             pytest.fail(
                 f"STALE: {self._repro} fits no simulation of the test: {'; '.join(reasons)}."
                 " Run the test without --routilux-repro to search for the bug again",
@@ -248,7 +248,7 @@ class FlowSim:
         pytest.fail(text, pytrace=False)
 
     def _fail(self, case: Case, checks: Checks, finding: Finding) -> None:
-        """Fail the test with a finding on a run without a crash."""
+        """Fail the test with the report on a finding that needs no crash."""
         __tracebackhide__ = True
         coverage = Coverage()
         reference = replace(run_reference(case, START, checks, coverage), finding=finding)

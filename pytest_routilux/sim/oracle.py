@@ -1,4 +1,4 @@
-"""Compares the view of a run with a crash with the view of the undisturbed run.
+"""Compares a run with a crash and a run without one, by what a user can see of the job.
 
 Invariants:
 - A view holds what a user can see of a job: status, routines, shared data, outputs, emissions,
@@ -39,7 +39,7 @@ _BAGS: Final = ("tasks", "emissions", "outputs")
 
 
 def view_of(job: JobState, world: World) -> View:
-    """Return what a user can see of a job and of its effects."""
+    """Return all that a user can see of a job and of its effect calls."""
     tasks: dict[str, list[View]] = {}
     emissions: dict[str, list[object]] = {}
     by_id: dict[str, View] = {}
@@ -90,7 +90,7 @@ def view_of(job: JobState, world: World) -> View:
 
 
 def varying(view: View, others: Iterable[View], *, ordered: bool) -> Mask:
-    """Return the paths at which undisturbed runs differ; if `ordered`, list order counts."""
+    """Return the paths at which `view` and `others` differ; if `ordered`, list order counts."""
     found: set[tuple[str, ...]] = set()
     base = view if ordered else unordered(view)
     for other in others:
@@ -115,7 +115,7 @@ def _vary(a: object, b: object, path: tuple[str, ...], found: set[tuple[str, ...
 
 
 def unordered(value: Any) -> Any:
-    """Return a copy of a value with all lists sorted, since several workers append in any order."""
+    """Return a copy of `value` with all lists sorted, since several workers append in any order."""
     if type(value) is dict:
         return {key: unordered(item) for key, item in value.items()}
     if type(value) is list:
@@ -132,7 +132,7 @@ def _sorted_bags(view: View) -> View:
 
 
 def canonical(value: Any) -> str:
-    """Return a text that is the same for equal values, whatever the order of the keys in dicts."""
+    """Return `value` as a text with sorted dict keys, so that equal values give equal texts."""
     kind = type(value)
     if kind in SCALARS:
         return repr(value)
@@ -157,7 +157,7 @@ def _attributes(value: object) -> str:
 
 
 def trie_of(mask: Iterable[tuple[str, ...]]) -> Trie:
-    """Return a mask as a tree of path parts; a path in the mask hides all paths below it."""
+    """Convert a mask (a set of paths) to a tree; each path also hides all paths below it."""
     root: Trie = {}
     for path in sorted(mask, reverse=True):
         node = root
@@ -168,7 +168,7 @@ def trie_of(mask: Iterable[tuple[str, ...]]) -> Trie:
 
 
 def masked(value: Any, trie: Trie) -> Any:
-    """Return a copy of a value with the masked paths hidden; all other parts are shared."""
+    """Return a copy of `value` that hides the paths in `trie` and shares all other parts."""
     if type(value) is dict:
         kept = value.copy()
         for step, below in trie.items():
@@ -198,7 +198,7 @@ _KINDS: Final = {
 
 
 class Expected:
-    """The masked view of the undisturbed run, with which the views of disturbed runs are compared.
+    """The view that a run with a crash must have, apart from the parts that may vary.
 
     `ordered`: one worker, so that the order of the user's lists counts.
     """
@@ -211,7 +211,7 @@ class Expected:
         self._bytes = _bytes(self._plain)
 
     def compare(self, view: View) -> Finding | None:
-        """Return how a view differs from the expected view, apart from effects; None if equal."""
+        """Return a finding if `view`, apart from effects, differs from the expected view."""
         other = _without_effects(masked(view, self._trie))
         if self._bytes is None:
             if same_value(self._plain, other):
@@ -230,7 +230,7 @@ class Expected:
         if part == "tasks" or path.endswith((".attempts", ".retries")):
             kind = "attempts-differ"
         expected, actual = shown(difference.expected), shown(difference.actual)
-        what = f"{path}: {expected} undisturbed, {actual} with this crash"
+        what = f"{path}: {expected} without a crash, {actual} with this crash"
         return Finding(kind, what, path, routine, rows=_rows(a, b))
 
 
@@ -248,7 +248,7 @@ def _without_effects(view: View) -> View:
 
 
 def _where(path: str, a: View, b: View) -> tuple[str, str | None]:
-    """Return the part of two views that differs at a path, and the routine of that part."""
+    """Return the name of the views' part at `path`, and the routine whose values differ there."""
     part = path.partition(".")[0].partition("[")[0]
     if part == "routines" or part in _BAGS:
         for name in {**a[part], **b[part]}:
@@ -307,7 +307,7 @@ def _first_row(name: str, a: object, b: object) -> list[tuple[str, str, str]]:
 
 
 def compare_effects(before: World, after: World, trie: Trie) -> Finding | None:
-    """Return a finding on an effect whose run count or key differs from the undisturbed run."""
+    """Return a finding if the calls or keys of an effect differ between two runs, None if not."""
     if not before.calls and not after.calls:
         return None
     inputs = trie.get("effects", {})
@@ -338,7 +338,7 @@ def compare_effects(before: World, after: World, trie: Trie) -> Finding | None:
 
 
 def unstable_key(world: World) -> Finding | None:
-    """Return a finding on an effect whose key changes between the attempts of one task."""
+    """Return a finding if attempts of one task call an effect under different keys, None if not."""
     made: dict[tuple[str, str, str], dict[int, list[Call]]] = {}
     for call in world.calls:
         if call.key is None:

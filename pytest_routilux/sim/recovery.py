@@ -1,4 +1,4 @@
-"""Runs a job without a crash, and resumes it on other hosts after a crash.
+"""Runs a simulated job without a crash, or with a crash and a resume on other hosts.
 
 Invariants:
 - After a crash, the durable state is a prefix of the undisturbed run's world, read back from its
@@ -48,7 +48,7 @@ _REFUSALS: Final = ("store refuses", "store does not answer")
 
 
 def run_undisturbed(case: Case, start_ns: int) -> Undisturbed:
-    """Run a job without a simulated crash; if a handler kills its host, another host resumes.
+    """Run a job without a simulated crash; if a handler kills its host, another resumes the job.
 
     Raises the error of an entry or params that the flow does not accept.
     """
@@ -94,14 +94,14 @@ def _new_world(case: Case, start_ns: int) -> World:
 
 
 def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
-    """Crash a host at a crash point, and resume the job on other hosts until the job ends."""
+    """Crash a job's host at `point`, and resume the job on other hosts until the job ends."""
     case = run.case
     if point.kind in _REFUSALS:
         # The host is alive when the store fails, so it runs from the start of the job.
         durable = point.kind == "store does not answer"
-        how = "was not acknowledged" if durable else "failed"
+        how = "did not acknowledge" if durable else "failed to write"
         seq = point.commits + 1
-        fault = _FailsAt(seq, OSError(f"write {seq} of the store {how}"), durable=durable)
+        fault = _FailsAt(seq, OSError(f"the store {how} commit {seq}"), durable=durable)
         world = _new_world(case, run.world.log[0][0])
         failing = replace(case, faults=(fault, *case.faults))
         hosts = _run_hosts(failing, world, None)
@@ -127,7 +127,7 @@ def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
 
 
 class _FailsAt(Fault):
-    """Raises an error once, when a commit is written; if `durable`, the store keeps the commit.
+    """Makes the write of commit `seq` fail once; if `durable`, the store keeps the commit.
 
     It does not count writes: because of the test's own faults, a commit may need several.
     """
@@ -152,7 +152,7 @@ class _FailsAt(Fault):
 
 
 def _crash_on_resume(case: Case, world: World, job: JobState) -> tuple[JobState, bool]:
-    """Crash a host right after a resume; return the stored job, and whether the host died."""
+    """Crash a host right after its resume; return the stored job, and whether the host died."""
     dies = _FailsAt(len(world.commits) + 1, HostCrash(), durable=True)
     for fault in case.faults:
         fault.begin(len(world.commits))
@@ -161,12 +161,12 @@ def _crash_on_resume(case: Case, world: World, job: JobState) -> tuple[JobState,
         job = _stored(case, world, job, host) or job
         if dies.struck:
             break
-    world.add_note(world.now_ns, "CRASH, right after it resumed")
+    world.add_note(world.now_ns, "CRASH, right after the resume")
     return job, dies.struck == 1
 
 
 def _stored(case: Case, world: World, job: JobState | None, host: Host) -> JobState | None:
-    """Return the job that the store holds after the death of a host that had loaded `job`."""
+    """Return the job in the store after the death of `host`, which had loaded `job`."""
     if world.files is not None:
         stored = world.files.stored_job(case.job_id, world)
         if not isinstance(stored, Finding):
@@ -188,7 +188,7 @@ def _run_hosts(
     checked: bool = False,
     flow: Flow | None = None,
 ) -> list[Host]:
-    """Run one host after another until the job ends, or `_MOST_HOSTS` hosts have died."""
+    """Run one host after another until the job ends or `_MOST_HOSTS` hosts have died."""
     for fault in case.faults:
         fault.begin(len(world.commits))
     hosts: list[Host] = []

@@ -1,4 +1,4 @@
-"""Reproducers: a failure written as one word, `R1.<digest>.<point, fifo or s<seed>>[+f1[+f2]]`.
+"""Reproducers: one-word texts that each name one failure, such as `R1.9f3c.0.0@a1.effect1+f1`.
 
 Invariants:
 - A reproducer is one word for a shell, unquoted: a character that a shell changes is written as `%`
@@ -71,7 +71,7 @@ class Repro:
         seed: int | None = None,
         faults: Sequence[int] | None = None,
     ) -> Repro:
-        """Make a reproducer for a case whose `build` makes `flow`, by default with all faults."""
+        """Make a reproducer for `case` and its `flow`; `faults=None` means all its faults."""
         numbers = range(1, len(case.faults) + 1) if faults is None else faults
         place = None if point is None else _written(point.name)
         return cls(digest_of(case, flow), place, seed, tuple(numbers))
@@ -95,12 +95,12 @@ class Repro:
         return f"R1.{self.digest}.{self.place or order}{faults}"
 
     def applied(self, case: Case, flow: Flow) -> Case:
-        """Return the case with only the reproducer's faults; raises `StaleError` on a mismatch."""
+        """Return `case` with only the reproducer's faults; raises `StaleError` for another flow."""
         now = digest_of(case, flow)
         if now != self.digest:
             raise StaleError(
                 "the reproducer was made for another flow, entry, slot or list of faults: its"
-                f" digest is {self.digest}, but that of the test is {now}"
+                f" digest is {self.digest}, but the test's digest is {now}"
             )
         missing = [number for number in self.faults if number > len(case.faults)]
         if missing:
@@ -111,7 +111,7 @@ class Repro:
         return replace(case, faults=tuple(case.faults[number - 1] for number in self.faults))
 
     def point(self, points: Sequence[CrashPoint]) -> CrashPoint:
-        """Return the reproducer's crash point from `points`; raises `StaleError` if missing."""
+        """Return the point that this reproducer names; raises `StaleError` if `points` lacks it."""
         for point in points:
             if _written(point.name) == self.place:
                 return point
@@ -119,7 +119,7 @@ class Repro:
 
 
 def digest_of(case: Case, flow: Flow) -> str:
-    """Return 4 hex digits that identify a flow and the way in which the flow is simulated."""
+    """Return 4 hex digits that identify a flow, with its entry, slot, faults and store."""
     faults = [without_addresses(repr(fault)) for fault in case.faults]
     store = [] if case.store is None else [f"store={store_name(case.store)}"]
     made_for = "\n".join([*flow.shape, case.entry, case.slot, *faults, *store])
@@ -127,7 +127,7 @@ def digest_of(case: Case, flow: Flow) -> str:
 
 
 def command(nodeid: str, repro: Repro) -> str:
-    """Return the shell command that repeats a test with a reproducer.
+    """Return the shell command that runs a test again with a reproducer.
 
     >>> command("test_shop.py::test_survives[a b]", Repro("9f3c", "0.0@a1.effect1"))
     'pytest "test_shop.py::test_survives[a b]" --routilux-repro=R1.9f3c.0.0@a1.effect1'

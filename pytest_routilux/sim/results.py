@@ -1,4 +1,4 @@
-"""Values of an exploration: its checks, its coverage, and its findings."""
+"""Data classes of a simulation with crashes: checks, coverage, reference run and findings."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The end of a run, for `invariant` and `view`: the job, and the calls of effects."""
+    """The result of a simulated run: the job, and the calls of its effects."""
 
     job: JobState
     calls: Sequence[Call]
@@ -38,9 +38,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """Checks of every outcome, in addition to the comparison with the undisturbed run.
+    """The test's own checks of each run, besides the comparison with the run without a crash.
 
-    Without `isolated`, nothing runs in forked processes: for resources that forks must not share.
+    `isolated=False` runs nothing in forked processes, for resources that forks must not share.
     """
 
     invariant: Callable[[Outcome], object] | None = None
@@ -50,7 +50,7 @@ class Checks:
 
 @dataclass(slots=True)
 class Coverage:
-    """What an exploration tried: planned and executed crash points by kind, and real seconds."""
+    """The extent of an exploration: planned and executed crash points, runs, and real seconds."""
 
     planned: Counter[str] = field(default_factory=Counter)
     executed: Counter[str] = field(default_factory=Counter)
@@ -67,7 +67,7 @@ class Coverage:
 
 @dataclass(slots=True)
 class Reference:
-    """The undisturbed run, its view, and the parts of the view that vary without a crash.
+    """The run without a crash, its view, and the parts of the view that vary from run to run.
 
     `ordered`: one worker, so that the order of the user's lists counts. `custom` is the test's own
     view. With a `finding`, crashes prove nothing.
@@ -89,7 +89,7 @@ class Reference:
 
 @dataclass(slots=True)
 class Exploration:
-    """The result of exploring a case: its reference, and each failed point with its finding.
+    """The result of an exploration: the reference run, and each failed point with its finding.
 
     `disturbed` holds, for each signature of a finding, the run of the simplest point that shows it.
     """

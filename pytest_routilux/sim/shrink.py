@@ -1,4 +1,4 @@
-"""Finds the smallest cause of a finding: first fewer faults, then the simplest, earliest crash.
+"""Finds the smallest cause of a finding: the fewest faults, then the simplest, earliest crash.
 
 Invariants:
 - The smaller cause shows a finding of the same kind, the same routine and the same first path.
@@ -30,7 +30,7 @@ _FORKED_ONLY: Final = ("module-state",)
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """The smallest cause of a finding; if `point` is None, a run without a crash shows it.
+    """The smallest cause of a finding; `point=None` means that the finding needs no crash.
 
     `faults` are the numbers, from 1, of the case's faults that it needs. `exploration` has the
     undisturbed run with those faults alone, and the coverage with all faults. `runs` is the number
@@ -52,7 +52,7 @@ def shrink(
     checks: Checks,
     finding: Finding | None = None,
 ) -> Cause:
-    """Return the smallest cause of a finding of an exploration, by default of the first finding."""
+    """Return the smallest cause of `finding`, by default of the first finding of `exploration`."""
     reference = exploration.reference
     finding = finding or reference.finding or exploration.failures[0][1]
     signature = finding.signature
@@ -90,7 +90,7 @@ _Found: TypeAlias = "tuple[Reference, Disturbed | None, Finding] | None"
 
 
 class _Search:
-    """Searches for a finding in runs of the same case with fewer faults."""
+    """Runs a case with fewer faults, to see whether a known finding still occurs."""
 
     def __init__(
         self, case: Case, start_ns: int, checks: Checks, signature: Signature, *, documents: bool
@@ -103,7 +103,7 @@ class _Search:
         self.coverage = Coverage()
 
     def run_with(self, faults: Iterable[int]) -> _Found:
-        """Return the run that shows the finding with only these faults and the simplest crash."""
+        """Run the case with only `faults`; return the simplest run with the finding, or None."""
         case = replace(self._case, faults=tuple(self._case.faults[n - 1] for n in faults))
         if self._signature[0] in _FORKED_ONLY:
             return self._explore_forked(case)

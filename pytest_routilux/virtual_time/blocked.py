@@ -1,4 +1,4 @@
-"""Report of a blocked thread: its step, the line of user code, the blocking call, the stack.
+"""Report on a blocked thread: the step, the line of user code, the blocking call, the stack.
 
 Invariants:
 - The line is the innermost line of user code. The call is the function that it calls or awaits.
@@ -24,7 +24,7 @@ _RUN_STEP: Final = run_step.__code__
 
 
 def blocked_report(frame: FrameType, who: str, seconds: float) -> str:
-    """Return the report of a thread that has been blocked for the given number of seconds."""
+    """Return the report on a thread that has been blocked for `seconds` of real time."""
     stack = _stack_of(frame)
     lines = [
         f"{who} is blocked: it has neither ended nor waited on its virtual clock for {seconds:g} s"
@@ -42,7 +42,7 @@ def blocked_report(frame: FrameType, who: str, seconds: float) -> str:
             "  to let time pass, call self.ctx.sleep(seconds); to wait for other work, let that",
             "  work emit an event; to allow longer waits, raise routilux_blocked_after (seconds;",
             "  0: no limit)",
-            "  its stack, innermost last:",
+            "  the stack of the blocked thread, innermost last:",
             *(f"    {_shown(f)} in {f.f_code.co_qualname}" for f in stack[-_MOST_LINES:]),
         ]
     )

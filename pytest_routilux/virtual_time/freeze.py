@@ -133,8 +133,8 @@ def _refuse_sleep(context: Context, seconds: object, caller: FrameType) -> NoRet
     if context.step is None:
         context.over()
     error = pytest.fail.Exception(
-        f"{context.step.who} called time.sleep({seconds!r}) at {where}, which"
-        f" routilux_sleep = error forbids: use self.ctx.sleep({seconds!r})",
+        f"{context.step.who} called time.sleep({seconds!r}) at {where}; the setting"
+        f" routilux_sleep = error forbids this call: use self.ctx.sleep({seconds!r})",
         pytrace=False,
     )
     record_failure(error)
@@ -154,7 +154,7 @@ def _replacement(real: Callable[..., Any], virtual: Callable[..., Any]) -> Calla
 
 
 class _Replacement(type):
-    """Metaclass: the class equals the real one in isinstance, issubclass, == and as a dict key."""
+    """Metaclass: isinstance, issubclass, == and hash treat a class as the one that it replaces."""
 
     def __instancecheck__(cls, value: object) -> bool:
         return type.__instancecheck__(_real_class(cls), value)
@@ -266,7 +266,7 @@ _FAKE_OF: Final = {id(real): fake for real, fake in _PAIRS}
 def frozen_clock(
     sleeping: Sleeping = "virtual", *, start: datetime | str = "2026-01-01"
 ) -> Iterator[FakeClock]:
-    """Yield a fake clock that `time` and `datetime` follow until the block ends, in all threads.
+    """Yield a fake clock; in the `with` block, `time` and `datetime` use this clock in all threads.
 
     Fails the test if another freeze of the time is active around the block or begins in it.
     """
@@ -279,9 +279,9 @@ def frozen_clock(
 
 @contextmanager
 def frozen_simulation(start_ns: int, sleeping: Sleeping = "virtual") -> Iterator[None]:
-    """Let `time` and `datetime` follow the clock of the running simulated handler in the block.
+    """In the `with` block, let `time` and `datetime` follow the clock of the simulation.
 
-    While none runs they show `start_ns`, or the clock of a `frozen_clock()` around this.
+    While no simulated handler runs they show `start_ns`, or the clock of an outer `frozen_clock()`.
     Fails the test if another freeze of the time is active around the block or begins in it.
     """
     if _block is None:
@@ -327,7 +327,10 @@ def _install(undo: ExitStack, clock: FakeClock | SimClock) -> None:
 
 
 def _replace(by_id: dict[int, object], loaded: frozenset[str]) -> None:
-    """Replace values of module names; skip modules in `_UNTOUCHED` that are in `loaded`."""
+    """In all modules, replace each value whose id is in `by_id`.
+
+    Modules that are both in `_UNTOUCHED` and in `loaded` are skipped.
+    """
     wanted = by_id.keys()
     for name, module in sys.modules.copy().items():
         if name.partition(".")[0] in _UNTOUCHED and name in loaded:

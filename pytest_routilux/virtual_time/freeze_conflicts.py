@@ -26,7 +26,7 @@ _owners: Final[list[str]] = []
 def refuse_around(fixture: str) -> None:
     """Fail the test if routilux or freezegun already freezes the time."""
     if _owners:
-        _refuse(fixture, f"the {_owners[-1]} of a test around it")
+        _refuse(fixture, f"the {_owners[-1]} of an outer test")
     if api.freeze_factories:
         frozen = getattr(api.freeze_factories[-1], "time_to_freeze", None)
         _refuse(fixture, f"freeze_time({str(frozen)!r}) around it")
@@ -34,7 +34,7 @@ def refuse_around(fixture: str) -> None:
 
 @contextmanager
 def refused_inside(fixture: str) -> Iterator[None]:
-    """Make each freeze of the time that begins inside the `with` block fail the test."""
+    """Fail the test if freezegun freezes the time inside the `with` block."""
     start = api._freeze_time.start
 
     def refuse(freeze: Any) -> NoReturn:
@@ -60,7 +60,7 @@ def _origin() -> str:
 
 
 def _refuse(fixture: str, freeze: str) -> NoReturn:
-    advance = "; flow_clock.move_to(...) sets its time" if fixture == "flow_clock" else ""
+    advance = "; to set the time, call flow_clock.move_to(...)" if fixture == "flow_clock" else ""
     pytest.fail(
         f"{fixture} and {freeze} both set the time of this test; remove one of the two{advance}",
         pytrace=False,

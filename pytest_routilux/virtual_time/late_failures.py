@@ -1,4 +1,4 @@
-"""Failures that a test can miss: errors in threads or under a bare `except`, lost coroutines.
+"""Failures that a test can miss: errors in threads or under a bare `except`, missing awaits.
 
 Invariants:
 - An error that reached the code that waits for the job is not reported again. Any other recorded
@@ -34,13 +34,13 @@ _HOOK: Final = "_warn_unawaited_coroutine"  # the function of `warnings` that Py
 
 
 def record_failure(error: BaseException) -> None:
-    """Record an error, which fails the test at the end of the block if the test missed it."""
+    """Record `error`; `fail_at_end` fails the test if no code that waits for a job received it."""
     _recorded.append(error)
 
 
 @contextmanager
 def fail_at_end() -> Iterator[None]:
-    """Fail the test at the end of the block with the first failure that it missed."""
+    """At the end of the `with` block, fail the test with the first failure that the test missed."""
     before = len(_recorded)
     warn = getattr(warnings, _HOOK)
 
@@ -73,15 +73,16 @@ def _was_raised_at_a_wait(error: BaseException) -> bool:
 
 
 def _lost(coroutine: Any) -> str | None:
-    """Return why a coroutine that is never awaited fails the test; None if it does not."""
+    """Return the failure text for an unawaited coroutine; None if Python's warning is enough."""
     at = users_frame(outwards(sys._getframe(2)))
     where = "" if at is None else f" at {place_of(at)}"
     context = active.get()
     name = f"{coroutine.__qualname__}()"
     if getattr(coroutine, "cr_code", None) in _EXECUTES:
-        return f"{name} was called{where} and not awaited, so its job never started: await it"
+        return f"{name} was called{where} without await, so the job never started; await the call"
     if context is None or context.step is None or at is None:
         return None
     return (
-        f"{context.step.who} called {name}{where} and did not await it, so it never ran: await it"
+        f"{context.step.who} called {name}{where} without await, so {name} never ran; await"
+        " the call"
     )

@@ -26,7 +26,7 @@ _signal: Final = SystemClock().signal  # nothing waits for it, so it is only a f
 
 @final
 class SimClock(Clock):
-    """The clock of a simulation: every wait ends at once, by moving the time."""
+    """The clock of a simulation; a wait ends at once and moves the time forward."""
 
     def __init__(self, start_ns: int, mono: int = 0) -> None:
         self.wall = start_ns - mono  # what the wall clock showed at monotonic 0
@@ -40,7 +40,7 @@ class SimClock(Clock):
         return self.mono
 
     def now(self) -> datetime:
-        """Return the wall clock's time as an aware UTC datetime."""
+        """Return the wall clock's time as a `datetime` with the zone UTC."""
         return from_ns(self.now_ns())
 
     def jump(self, seconds: float) -> None:
@@ -56,19 +56,19 @@ class SimClock(Clock):
             return True
         if until is None:
             raise ClockStalledError(
-                f"{who} waits without a timeout for a signal, which can never come: a simulation"
-                " has one thread"
+                f"{who} waits for a signal without a timeout, but a simulation has one thread, so"
+                " nothing can send the signal"
             )
         self.mono = max(self.mono, until)
         return False
 
     def runs_here(self) -> bool:
-        """Return whether the calling thread is the simulation's thread."""
+        """Return whether the current thread is the simulation's thread."""
         return threading.get_ident() == self._thread
 
 
 class Flight:
-    """A step whose handler has run; its outcome and effects are due at later virtual times."""
+    """A step after its handler has run; outcome and effects are due at later virtual times."""
 
     __slots__ = ("driven", "effects", "events", "step")
 

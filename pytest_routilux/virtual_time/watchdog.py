@@ -1,4 +1,4 @@
-"""Fails a test whose handler blocks or polls in real time under a virtual clock.
+"""Fails a test if a handler waits in real time instead of on the virtual clock.
 
 Invariants:
 - A step is blocked when it has waited for `routilux_blocked_after` seconds. Its wait is the real
@@ -57,7 +57,10 @@ _now: Final = SystemClock.monotonic_ns
 
 @contextmanager
 def fail_blocked_steps(clock: FakeClock | None, config: pytest.Config) -> Iterator[None]:
-    """Fail steps that block on the clock until the block ends; None means a simulation's steps."""
+    """During the `with` block, fail each step that waits in real time instead of on `clock`.
+
+    `clock=None` is for the steps of a simulation.
+    """
     after = blocked_after(config)
     if not after:
         yield
@@ -72,7 +75,7 @@ def fail_blocked_steps(clock: FakeClock | None, config: pytest.Config) -> Iterat
 
 
 class _Sight(NamedTuple):
-    """The step that runs on a clock, and marks that change whenever the step makes progress."""
+    """A look at the step that runs on a clock; `marks` change whenever the step makes progress."""
 
     thread: int
     frame: FrameType
@@ -82,7 +85,7 @@ class _Sight(NamedTuple):
 
 
 class _Watch:
-    """One clock that is checked, and how long its step has waited in real time."""
+    """A watch over one clock: how long the clock's running step has waited in real time."""
 
     def __init__(self, clock: FakeClock | None, after: float, config: pytest.Config) -> None:
         self.every = after / _CHECKS
@@ -98,7 +101,7 @@ class _Watch:
         self._sent_at = 0
 
     def check(self) -> None:
-        """Report the step of this clock once, if the step is blocked."""
+        """Report the clock's running step, once, if the step is blocked."""
         sight = self._sight()
         if sight is None or not _same(sight.marks, self._marks):
             self._marks = () if sight is None else sight.marks
@@ -187,7 +190,7 @@ def _main() -> int:
 
 
 def _steps_of(frame: FrameType | None) -> list[tuple[StepInput, Host]]:
-    """Return the steps whose handlers a thread runs, the innermost first, each with its host."""
+    """Return the steps that a thread runs, innermost first, as pairs of step and host."""
     return [
         (outer.f_locals["step"], outer.f_locals["host"])
         for outer in outwards(frame)
@@ -269,7 +272,7 @@ class _Watchdog:
             os.register_at_fork(before=self.end)
 
     def add(self, watch: _Watch) -> None:
-        """Check one more clock; start the checking thread if there is none."""
+        """Add a clock to check; start the checking thread if there is none."""
         with self._lock:
             self._watches.append(watch)
             if self._runs.acquire(blocking=False):
@@ -278,12 +281,12 @@ class _Watchdog:
                 _thread.start_new_thread(self._run, ())
 
     def remove(self, watch: _Watch) -> None:
-        """Stop checking a clock."""
+        """Remove a clock from the checks."""
         with self._lock, suppress(ValueError):  # it was removed when its check failed
             self._watches.remove(watch)
 
     def end(self) -> None:
-        """End the checking thread, and wait until it has ended."""
+        """Stop the checking thread, and wait for the thread to end."""
         if self._runs.locked():
             self._must_run.release()
             if self._runs.acquire(timeout=_PATIENCE):
@@ -304,7 +307,7 @@ class _Watchdog:
                 try:
                     watch.check()
                 except Exception as error:  # the other clocks are still checked
-                    text = f"the check for blocked steps failed, a bug of routilux: {error!r}"
+                    text = f"the check for blocked steps failed by a bug of routilux: {error!r}"
                     record_failure(RuntimeError(text))
                     with self._lock, suppress(ValueError):
                         self._watches.remove(watch)

@@ -1,4 +1,4 @@
-"""The command `routilux`, which lists, shows, retries, cancels and exports the jobs of a store.
+"""The command `routilux`: lists, shows, retries, cancels and exports jobs of a store.
 
 It also copies a whole store, and checks it.
 
@@ -63,14 +63,17 @@ _NEAREST: Final = 3
 
 
 def main(argv: Sequence[str] | None = None, *, clock: Clock | None = None) -> int:
-    """Run one command of `routilux` and return its exit status; `clock` gives the time."""
+    """Run the command line `argv`, and return the exit status of the process.
+
+    `argv=None` means `sys.argv[1:]`; `clock=None` means the system's clock.
+    """
     options = _parser().parse_args(argv)
     options.shown = without_password(options.store)
     options.clock = SystemClock() if clock is None else clock
     now = options.clock.now_ns()
     try:
         if sys.stdout is None:
-            raise RoutiluxError("stdout is closed; open it to get a result")
+            raise RoutiluxError("stdout is closed; run the command with an open stdout")
         with codec.foreign_types():
             page = Page(sys.stdout)
             status: int = options.run(options, page, now)
@@ -141,9 +144,9 @@ def _export(options: argparse.Namespace, page: Page, now: int) -> int:
     if file.is_dir():
         raise RoutiluxError(f"{file} is a folder; give the path of a file")
     if not file.parent.is_dir():
-        raise RoutiluxError(f"the folder of {file} does not exist; create it first")
+        raise RoutiluxError(f"the folder of {file} does not exist; create that folder first")
     if file.exists() and Path(options.store).exists() and file.samefile(options.store):
-        raise RoutiluxError(f"{file} is the store itself; give another file")
+        raise RoutiluxError(f"{file} is the store itself; export to another file")
     data = f'{{"format":{codec.dumps(FORMAT)},"job_state":{job.dumps()}}}\n'.encode()
     write_atomically(file, data)
     result = f"as of commit {job.seq:,} is in {file}, {len(data):,} bytes"

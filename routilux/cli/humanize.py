@@ -10,7 +10,7 @@ _UNITS: Final = ((2 * 86_400, 86_400, "d"), (2 * 3_600, 3_600, "h"), (120, 60, "
 
 
 def length(ns: int) -> str:
-    """Return a length of time as a text in days, hours, minutes or seconds, rounded down.
+    """Return `ns` nanoseconds as text in days, hours, minutes or seconds, rounded down.
 
     >>> length(90 * SECOND), length(150 * SECOND), length(0)
     ('90 s', '2 min', '0 s')
@@ -21,7 +21,7 @@ def length(ns: int) -> str:
 
 
 def at(instant: int, now: int) -> str:
-    """Return an instant as a text; the text omits the date if the instant is on the day of `now`.
+    """Return `instant` as text, without the date if `instant` and `now` are on the same day.
 
     >>> at(61 * SECOND, 0), at(90_000 * SECOND, 0)
     ('00:01:01', '1970-01-02 01:00:00')
@@ -32,7 +32,7 @@ def at(instant: int, now: int) -> str:
 
 
 def ago(instant: int, now: int) -> str:
-    """Return how long before `now` an instant was; for a later instant, `0 s ago`.
+    """Return the time from `instant` to `now` as text; a future instant gives `0 s ago`.
 
     >>> ago(0, 3 * SECOND)
     '3 s ago'
@@ -41,7 +41,7 @@ def ago(instant: int, now: int) -> str:
 
 
 def due(instant: int, now: int) -> str:
-    """Return how long after `now` a task is due, or how long ago it became due.
+    """Return as text when a task is due: `in 5 s`, `now`, or `5 s ago` for an overdue task.
 
     >>> due(5 * SECOND, 0), due(0, 5 * SECOND), due(0, 0)
     ('in 5 s', '5 s ago', 'now')

@@ -1,4 +1,4 @@
-"""`routilux jobs`: a table of the jobs in a store, newest first.
+"""`routilux jobs`: writes a table of the jobs in a store, with the newest job first.
 
 Invariants:
 - A job that can't be read hides no other job: it is named at the end, and the command fails.
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 
 _HEAD: Final = ("job", "flow", "status", "age", "commits", "retries", "next due, UTC", "held by")
 Row: TypeAlias = "dict[str, Any]"
-"""A job of the table, as it is in the JSON, but with its `Hold`."""
+"""The members of one job in the JSON output, but with a `Hold` object as `held`."""
 
 _NUMBERS: Final = ("age", "commits", "retries")  # aligned at the right
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The selected jobs of a store, its unreadable jobs with their errors, and its flow names."""
+    """The result of `list_jobs`: the selected jobs, the damaged jobs and the ids of flows."""
 
     jobs: list[Row]
     damaged: dict[str, SavedStateError]
     flows: list[str]
 
     def data(self, limit: int | None) -> dict[str, object]:
-        """Return the members that `routilux jobs --json` writes, with at most `limit` jobs."""
+        """Return the data that `routilux jobs --json` writes, with at most `limit` jobs."""
         return {
             "counts": _counts(self.jobs),
             "jobs": [{**job, "held": held_data(job["held"])} for job in self.jobs[:limit]],
@@ -51,22 +51,22 @@ class Listing:
 
 
 def no_commits(job_id: str) -> CorruptStateError:
-    """Return the error for a job that a store lists but holds no commit of."""
+    """Return the error that job `job_id` is in a store but has no commits there."""
     return CorruptStateError(f"$.{job_id}", "has no commits")
 
 
 def held(job: JobState, hold: Hold) -> Hold | None:
-    """Return `hold`, or None for a stopped job, whose hold means nothing."""
+    """Return `hold` if `job` is pending or running; else return None."""
     return hold if job.status.is_live else None
 
 
 def held_data(hold: Hold | None) -> dict[str, object] | None:
-    """Return a hold as the data that `--json` writes."""
+    """Return `hold` in the form that `--json` writes."""
     return None if hold is None else {"owner": hold.owner, "free_in_ns": hold.free_in_ns}
 
 
 def list_jobs(store: JobStore, status: str | None, flow: str | None) -> Listing:
-    """Read the jobs of a store; if `status` or `flow` is given, select only jobs that match."""
+    """Read the jobs of a store; select by `status` and by `flow`, where None selects all."""
     journal = Journal(store)
     jobs: list[Row] = []
     damaged: dict[str, SavedStateError] = {}
@@ -88,7 +88,7 @@ def list_jobs(store: JobStore, status: str | None, flow: str | None) -> Listing:
 
 
 def show_jobs(page: Page, found: Listing, total: int, limit: int | None, now: int) -> None:
-    """Write the table of jobs, then a line with the number of jobs of each status."""
+    """Write the table of jobs, then a line that counts the jobs of each status."""
     shown = found.jobs[:limit]
     if shown:
         _table(page, shown, now)

@@ -30,9 +30,9 @@ _PASSWORD: Final = re.compile(r"(?<=://)([^/@:]*):[^/?]*@|([?&](?:ssl)?password=
 
 
 def read_store(name: str, read: Callable[[JobStore], _T], clock: Clock) -> _T:
-    """Call `read` with an existing store and return its result; `read` may be called repeatedly.
+    """Open the store `name`; return what `read(store)` returns; `read` may run repeatedly.
 
-    `clock` is the time of a store that has none of its own. Raises `OSError` and `SavedStateError`
+    `clock` gives the time for a store without its own clock. Raises `OSError` and `SavedStateError`
     as the store does.
     """
     while True:
@@ -48,7 +48,7 @@ def read_store(name: str, read: Callable[[JobStore], _T], clock: Clock) -> _T:
 
 
 def change_store(name: str, change: Callable[[JobStore], _T], clock: Clock) -> _T:
-    """Call `change` with an existing store, open for writing, and return its result."""
+    """Open the store `name` for writing, and return what `change(store)` returns."""
     with _opened(name, clock, read_only=False) as store:
         return change(store)
 
@@ -59,7 +59,7 @@ def is_server(name: str) -> bool:
 
 
 def without_password(name: str) -> str:
-    """Return the name of a store with `***` in place of a password.
+    """Return the store name `name` with its password, if any, replaced by `***`.
 
     >>> without_password("postgresql://user:secret@host/jobs")
     'postgresql://user:***@host/jobs'
@@ -85,7 +85,7 @@ def _opened(name: str, clock: Clock, *, read_only: bool) -> SharedStore:
 def _path(name: str) -> Path:
     if _CONNECTION_STRING.match(name) and not Path(name).exists():
         raise OSError(
-            "the store's name is a connection string; give a PostgreSQL database by its URL:"
+            "the store's name has the form key=value; name a PostgreSQL database by its URL:"
             " postgresql://user@host/database"
         )
     path = Path(name)

@@ -1,4 +1,4 @@
-"""`routilux show`: the commits, pending tasks, outputs and status of one job."""
+"""`routilux show`: writes the commits, pending tasks, outputs and status of one job."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LONGEST_ERROR: Final = 100
 
 
 def show_job(page: Page, job: JobState, hold: Hold | None, now: int) -> None:
-    """Write the commits of a job, its pending and dropped tasks, its outputs and its status."""
+    """Write the commits, pending tasks, outputs, dropped tasks and status of `job`."""
     page.line("job ", (job.job_id, "bold"), " of flow ", (job.flow_id, "bold"))
     page.line(
         f"started {from_ns(job.started_ns):%Y-%m-%d %H:%M:%S} UTC,"

@@ -28,7 +28,7 @@ _LEAST: Final = 40  # columns; lines are not fitted to a narrower terminal
 
 
 class Page:
-    """An output stream with its width and with colours, if it can show them."""
+    """An output stream that knows its width and whether it can show colours."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -45,16 +45,16 @@ class Page:
                 reconfigure(errors="replace")
 
     def text(self, text: str) -> None:
-        """Write a text unchanged, then a line break."""
+        """Write `text` unchanged, then a line break."""
         self._stream.write(f"{text}\n")
 
     def line(self, *parts: Part, cut: bool = False) -> None:
-        """Write one line; with `cut`, only as much as fits the width."""
+        """Write `parts` as one line; with `cut`, cut the line to the width of the page."""
         row = [_styled(part) for part in parts]
         self.text(self._coloured(_cut(row, self.width) if cut and self.width else row))
 
     def lines(self, lines: Sequence[Line]) -> None:
-        """Write the lines of a timeline; their texts start in the same column."""
+        """Write lines of a timeline so that the texts of all lines start in one column."""
         head = max((cells(line.mark) + len(line.clock) + 2 for line in lines), default=0)
         for line in lines:
             mark = f"{line.mark} " if line.mark else ""
@@ -77,7 +77,7 @@ class Page:
 
 
 def cells(text: str) -> int:
-    """Return how many columns of a terminal a text takes.
+    """Return the number of terminal columns that `text` takes.
 
     >>> cells("💥 ok")
     5

@@ -1,1 +1,1 @@
-"""Clocks: the system's clock, a fake clock, and exact lengths of time."""
+"""Clocks: the system's clock, a fake clock for tests, and exact lengths of time."""

@@ -1,4 +1,4 @@
-"""The `Clock` interface, and `SystemClock`, which uses the time of the machine.
+"""The interface `Clock`, and the class `SystemClock`, which reads the machine's time.
 
 Invariants:
 - Only this module uses `time`; all other code asks a `Clock`.
@@ -25,26 +25,26 @@ Key = tuple[float, ...]
 
 
 class Signal(ABC):
-    """An event that any thread may set; `Clock.wait` waits for it."""
+    """A flag that any thread may set; `Clock.wait` waits until a signal is set."""
 
     @abstractmethod
     def set(self) -> None:
-        """Wake all threads that wait for this signal; until `clear`, other waits return at once."""
+        """Set the signal: waiting threads wake; later waits return at once until `clear`."""
 
     @abstractmethod
     def clear(self) -> None:
-        """Unset the signal, so that later waits for it block."""
+        """Unset the signal, so that later waits for the signal block."""
 
     @abstractmethod
     def is_set(self) -> bool:
-        """Return whether the signal is set: `set` was called after the last `clear`."""
+        """Return whether the signal is set: whether `set` was called after the last `clear`."""
 
 
 class Party:
-    """A thread that works with a clock; this base class, for real time, does nothing.
+    """A thread that waits on a clock; the methods of this base class, for real time, do nothing.
 
-    It is created where the work is handed out, before its thread runs. The thread that does the
-    work calls `start` and `stop`.
+    A party is created where the work is handed out, before its thread runs. The thread that does
+    the work calls `start` and `stop`.
     """
 
     __slots__ = ()
@@ -60,14 +60,14 @@ _UNKNOWN_PARTY: Final = Party()
 
 
 class Clock(ABC):
-    """A source of time that can wait for an instant or a signal.
+    """A source of time; the method `wait` waits for an instant or a signal.
 
     A custom clock implements the four abstract methods. Instants are nanoseconds.
     """
 
     @abstractmethod
     def now_ns(self) -> int:
-        """Return the wall clock's time: nanoseconds since 1970, UTC."""
+        """Return the time of the wall clock in nanoseconds since the start of 1970 (UTC)."""
 
     @abstractmethod
     def monotonic_ns(self) -> int:
@@ -75,7 +75,7 @@ class Clock(ABC):
 
     @abstractmethod
     def signal(self) -> Signal:
-        """Return a new signal, for `wait` of this clock."""
+        """Return a new signal that the `wait` of this clock accepts."""
 
     @abstractmethod
     def wait(self, signal: Signal | None, until: int | None, key: Key = (), who: str = "") -> bool:
@@ -86,7 +86,7 @@ class Clock(ABC):
         """
 
     def party(self, who: str, key: Key = (), *, result: bool = False) -> Party:
-        """Return a party for a new thread; with `result`, the thread waits for a job's result."""
+        """Return a party for a new thread; `result` says whether the thread waits for a job."""
         return _UNKNOWN_PARTY
 
     def record_wait(self, who: str, length: int) -> None:  # noqa: B027 - optional
@@ -97,7 +97,7 @@ _making: Final = threading.Lock()  # of conditions
 
 
 class _SystemSignal(Signal):
-    """A `threading.Event` that creates its condition at the first wait; most never need one.
+    """A signal like `threading.Event`, but without a condition until the first wait.
 
     `set` raises the flag before it reads the condition; `wait` stores the condition before it reads
     the flag. So either `set` finds the waiting thread, or that thread finds the flag.
@@ -123,7 +123,7 @@ class _SystemSignal(Signal):
         return self._raised
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait until the signal is set, at most `seconds`; return whether the signal is set."""
+        """Wait at most `seconds` until the signal is set; return whether the signal is set."""
         with _making:
             condition = self._condition
             if condition is None:
@@ -134,7 +134,7 @@ class _SystemSignal(Signal):
 
 @final
 class SystemClock(Clock):
-    """The machine's clock; it uses the real functions of `time` even when tests patch them.
+    """The machine's clock; uses the real functions of `time` even when tests patch `time`.
 
     >>> SystemClock().now_ns() > 1_700_000_000 * 10**9
     True
@@ -150,7 +150,9 @@ class SystemClock(Clock):
     def wait(self, signal: Signal | None, until: int | None, key: Key = (), who: str = "") -> bool:
         if signal is None:
             if until is None:
-                raise ValueError("a wait without a signal or an instant never ends; pass either")
+                raise ValueError(
+                    "wait() without a signal or an instant never ends; pass at least one of the two"
+                )
             while (left := until - _monotonic_ns()) > 0:
                 real_sleep(min(left / SECOND, _LONGEST_WAIT))
             return False
@@ -165,7 +167,7 @@ class SystemClock(Clock):
 
 
 def thread_cpu_ns(thread: int) -> int | None:
-    """Return the CPU time of a live thread in nanoseconds; None if the system can't report it."""
+    """Return a live thread's CPU time in nanoseconds; None if the system can't report CPU times."""
     try:
         return time.clock_gettime_ns(time.pthread_getcpuclockid(thread))
     except (AttributeError, OSError):

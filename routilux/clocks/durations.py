@@ -18,7 +18,7 @@ _exactly: Final = Context(prec=60).multiply  # a float has 17 digits; a quarter 
 
 
 def to_ns(value: float | timedelta) -> int:
-    """Return a length of time in integer nanoseconds; a float counts as its decimal text.
+    """Convert a length of time to integer nanoseconds; the float 0.3 means exactly 3/10.
 
     Raises `ValueError` for a length that is negative or not finite.
 
@@ -34,12 +34,12 @@ def to_ns(value: float | timedelta) -> int:
     else:
         length = round(_exactly(Decimal(float.__repr__(value)), SECOND))
     if length < 0:
-        raise ValueError(f"a length of time can't be negative, but {value!r} is")
+        raise ValueError(f"a length of time must be 0 or more, not {value!r}")
     return length
 
 
 def signed_ns(seconds: float) -> int:
-    """Return `seconds`, which may be negative, as integer nanoseconds; see `to_ns`.
+    """Convert `seconds`, which may be negative, to integer nanoseconds; see `to_ns`.
 
     >>> signed_ns(-0.3)
     -300000000
@@ -57,7 +57,7 @@ def from_ns(instant: int) -> datetime:
 
 
 def instant_ns(instant: datetime | str) -> int:
-    """Convert a datetime or ISO text to nanoseconds since 1970; without a zone it means UTC.
+    """Convert a datetime or ISO text to nanoseconds since 1970; no time zone means UTC.
 
     >>> instant_ns("1970-01-01T00:00:01+00:00")
     1000000000
@@ -69,7 +69,7 @@ def instant_ns(instant: datetime | str) -> int:
 
 
 def seconds_text(length: int, places: int = 3) -> str:
-    """Return nanoseconds as a text in seconds with `places` decimals, rounded half up.
+    """Return `length` nanoseconds as text in seconds with `places` decimals, rounded half up.
 
     >>> seconds_text(5_737_500_000), seconds_text(450_000_000, 4), seconds_text(-5_000_000)
     ('5.738', '0.4500', '-0.005')

@@ -1,4 +1,4 @@
-"""`FakeClock`: a test clock whose time moves by calls, or jumps when all threads wait.
+"""`FakeClock`: a clock for tests. Its time moves by method calls, or when all threads wait.
 
 Invariants:
 - A thread keeps its turn until it waits or ends; then the next ready thread gets the turn. So a
@@ -33,9 +33,9 @@ _FEW: Final = 64  # ended waits that the heap may hold before they are removed
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A wait that a step or a job requested from a fake clock.
+    """One wait that a step or a job requested from a fake clock.
 
-    `who` asked, `at_ns` is when (UTC nanoseconds), `length_ns` how long it was to last.
+    `who` requested the wait at `at_ns` (UTC nanoseconds) for `length_ns` nanoseconds.
     """
 
     who: str
@@ -44,15 +44,15 @@ class Wait:
 
     @property
     def length(self) -> timedelta:
-        """The requested length as a `timedelta`, rounded down to microseconds."""
+        """The requested length of the wait as a `timedelta`, rounded down to microseconds."""
         return timedelta(microseconds=self.length_ns // 1000)
 
 
 @dataclass(slots=True, eq=False)
 class _Party(Party):
-    """A thread that a fake clock schedules: it runs a loop or a step, or waits for a result.
+    """A thread that a fake clock schedules; the thread runs a loop or a step, or only waits.
 
-    `result` says that it waits for a result, `outside` that it takes no turns and only waits.
+    `result`: the thread waits for a job's result. `outside`: it takes no turns and only waits.
     """
 
     clock: FakeClock
@@ -77,7 +77,7 @@ class _Party(Party):
         self.clock._leave(self)
 
     def nesting(self) -> Iterator[_Party]:
-        """Yield this party, the party whose turn this party uses, and so on outwards."""
+        """Yield this party, then the party around this one, and so on to the outermost."""
         party: _Party | None = self
         while party is not None:
             yield party
@@ -86,9 +86,9 @@ class _Party(Party):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The party that may run now, its thread, and the monotonic instant.
+    """One turn on a fake clock: the party that may run, the party's thread, and the time.
 
-    `cpu_ns` is the CPU time of that thread so far; None if the system can't report it.
+    `at_ns` is monotonic. `cpu_ns` is the CPU time of that thread so far; None if unknown.
     """
 
     party: _Party
@@ -98,12 +98,12 @@ class Turn:
 
     @property
     def who(self) -> str:
-        """The name of the step, job or loop that may run."""
+        """The name of the step, job or loop whose turn this is."""
         return self.party.who
 
 
 class _Signal(Signal):
-    """A signal of a fake clock; `set` makes the parties that wait for the signal ready to run."""
+    """A signal of a fake clock; after `set`, the parties that waited for the signal can run."""
 
     __slots__ = ("clock", "parties", "raised")
 
@@ -124,7 +124,7 @@ class _Signal(Signal):
 
 @final
 class FakeClock(Clock):
-    """A clock for tests: when all threads wait, its time jumps to the next end of a wait.
+    """A clock for tests: when all threads wait, the time jumps to the earliest end of a wait.
 
     `start` is the first instant (aware datetime or ISO text; naive means UTC). With `autojump`
     the time jumps by itself while a thread waits for a result. Without it only `advance` and
@@ -167,7 +167,7 @@ class FakeClock(Clock):
 
     @property
     def waits(self) -> tuple[Wait, ...]:
-        """All requested waits in order: sleeps of handlers and delays of retries."""
+        """All requested waits, in order: the sleeps of handlers and the delays before retries."""
         return tuple(Wait(*asked) for asked in self._waits)
 
     def record_wait(self, who: str, length: int) -> None:
@@ -176,24 +176,24 @@ class FakeClock(Clock):
     # --- a test moves it ------------------------------------------------------------------------
 
     def advance(self, seconds: float | timedelta) -> None:
-        """Let `seconds` pass; return when each step that woke meanwhile has ended or waits again.
+        """Move time forward by `seconds`; return when each woken step has ended or waits again.
 
-        Called inside a step it is a sleep of that step.
+        Inside a step, this call is a sleep of that step.
         """
         self._advance(to_ns(seconds))
 
     def move_to(self, instant: datetime | str) -> None:
-        """Let time pass until the wall clock shows `instant`, which must not be in the past."""
+        """Move time forward until the wall clock shows `instant`; refuse an instant in the past."""
         length = instant_ns(instant) - self.now_ns()
         if length < 0:
             raise ValueError(
-                f"{instant} is {-length / SECOND} s before {self.now().isoformat()}, and time only"
-                " passes forwards; call jump() to set the wall clock back"
+                f"move_to() can't move time back: {instant} is {-length / SECOND} s before"
+                f" {self.now().isoformat()}; call jump() to set the wall clock back"
             )
         self._advance(length)
 
     def jump(self, seconds: float) -> None:
-        """Shift the wall clock by `seconds`, or back if negative; no time passes, no wait ends."""
+        """Shift only the wall clock by `seconds`, which may be negative; this ends no waits."""
         step = signed_ns(seconds)
         with self._lock:
             self._wall += step
@@ -201,7 +201,7 @@ class FakeClock(Clock):
     # --- threads take turns on it -----------------------------------------------------------------
 
     def runs_here(self) -> bool:
-        """Return whether this clock schedules the calling thread, such as that of a step."""
+        """Return whether this clock schedules the calling thread, for example a step's thread."""
         return self._here() is not None
 
     def party(self, who: str, key: Key = (), *, result: bool = False) -> Party:
@@ -214,7 +214,7 @@ class FakeClock(Clock):
         return _Signal(self)
 
     def _here(self) -> _Party | None:
-        """Return the party of the calling thread, or None."""
+        """Return the party of the calling thread; None if the thread has no party."""
         party: _Party | None = getattr(self._local, "party", None)
         return party
 
@@ -252,7 +252,7 @@ class FakeClock(Clock):
             return Turn(party, party.thread, self._now, thread_cpu_ns(party.thread))
 
     def revoke(self, turn: Turn, error: BaseException) -> bool:
-        """End a turn that its thread does not end; return whether the turn was still current.
+        """Take the turn from a thread that blocks; return whether `turn` was still current.
 
         Other threads run on. A test that moves the time by hand gets `error`. When the thread
         returns, it gets `ClockStalledError` with the same text. The caller fails its job first.
@@ -269,7 +269,7 @@ class FakeClock(Clock):
         return True
 
     def _raise(self, signal: _Signal) -> None:
-        """Set a signal, and make the parties that wait for the signal ready to run."""
+        """Set `signal`, and make each party that waits for `signal` ready to run."""
         with self._lock:
             signal.raised = True
             for party, ticket in signal.parties:
@@ -347,7 +347,7 @@ class FakeClock(Clock):
             raise
 
     def _leave(self, party: _Party) -> None:
-        """End the work of the calling thread as `party`, and give the turn to the next party."""
+        """Unregister the calling thread from `party`, and pass the turn to the next party."""
         with self._lock:
             if party.result:
                 self._results -= 1
@@ -445,7 +445,7 @@ class FakeClock(Clock):
         self._pass_turn()
 
     def _within(self, party: _Party) -> list[_Party]:
-        """Return a waiting party, the steps of its job, the jobs inside those steps, and so on."""
+        """Return `party` and all waiting parties inside the job of `party`, at any depth."""
         found = [party]
         jobs = {party.key[:1]}
         rest = [p for p, _ in self._waiting.values() if p is not party and not p.outside]

@@ -1,4 +1,4 @@
-"""Converts values to JSON and back; all saved forms of the engine use it.
+"""Converts values to JSON and back, for all data that the engine saves.
 
 Invariants:
 - A value comes back equal and of the same type, or saving it fails and names the path.

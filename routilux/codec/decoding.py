@@ -1,4 +1,4 @@
-"""Decodes JSON text, and parsed JSON data, to values.
+"""Converts JSON text, or JSON data that is already parsed, to Python values.
 
 Invariants:
 - Loading never imports, calls by name or unpickles: a tag is looked up among the registered forms.
@@ -27,7 +27,7 @@ _takes_foreign: Final = ContextVar("takes_foreign", default=False)
 
 
 def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, untag: bool = True) -> Any:
-    """Parse a JSON text and return its value; tagged objects become values of their types.
+    """Parse a JSON text into a Python value; tagged objects become values of the tagged types.
 
     Without `untag`, tagged values stay JSON objects, which `decode` can decode later.
 
@@ -44,10 +44,10 @@ def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, untag: bool = True) 
     except UnicodeError as error:
         raise CorruptStateError("$", f"is not UTF-8: {error}") from None
     if len(data) > max_bytes:
-        raise CorruptStateError("$", f"is longer than {max_bytes:,} bytes, the limit")
+        raise CorruptStateError("$", f"is longer than the limit of {max_bytes:,} bytes")
     outline = limits.outline(data)
     if limits.nodes(outline) > MAX_NODES:
-        raise CorruptStateError("$", f"has more than {MAX_NODES:,} values, the limit")
+        raise CorruptStateError("$", f"has more values than the limit of {MAX_NODES:,}")
     if limits.depth(outline) <= MAX_DEPTH and not limits.is_doubtful(data):
         try:
             return _read(chars, limits.members(outline), untag)
@@ -65,7 +65,7 @@ def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, untag: bool = True) 
 
 
 def decode(data: object, path: str = "$") -> Any:
-    """Return the value of parsed JSON data; the paths in errors begin with `path`.
+    """Convert parsed JSON data to a Python value; paths in errors begin with `path`.
 
     Raises `CorruptStateError` with the path, as `loads` does.
 
@@ -81,15 +81,15 @@ def _decoded(data: object, path: str, untag: bool) -> object:
     except RefusalError as refusal:
         raise CorruptStateError(refusal.path(path), refusal.reason) from None
     except RecursionError:
-        reason = "is too deep for the call stack; load it from fewer nested calls"
+        reason = "is nested too deep for the call stack; load the data from fewer nested calls"
         raise CorruptStateError(path, reason) from None
 
 
 @contextmanager
 def foreign_types() -> Iterator[None]:
-    """Let `loads` accept unregistered types in this block, in programs that only show data.
+    """Let `loads` accept unregistered types until the `with` statement ends.
 
-    Such values are written again as they were read.
+    For programs that only show data. A value of such a type is saved again as it was loaded.
 
     >>> with foreign_types():
     ...     loads('{"$type":"shop.types:Money","value":{"amount":5}}')
@@ -112,19 +112,19 @@ def _describe(error: json.JSONDecodeError) -> str:
 
 
 def _untag(members: dict[str, object]) -> object:
-    """Return the value of a tagged object whose members are already decoded."""
+    """Return the value of the tagged object with the already decoded `members`."""
     tag = members[TAG]
     if len(members) != 2 or "value" not in members or type(tag) is not str:
         raise RefusalError(
-            'is not a tagged value: its members must be a text "$type" and a "value"'
+            'is not a tagged value: it must have two members, a string "$type" and a "value"'
         )
     form = form_tagged(tag)
     if form is None and _takes_foreign.get():
         form = foreign(tag)
     if form is None:
         raise RefusalError(
-            f"has the unknown $type {tag!r}; import the module that registers it (register_type)"
-            " before loading"
+            f"has the unknown $type {tag!r}; before loading, import the module that calls"
+            " register_type for this type"
         )
     try:
         return form.read(members["value"])
@@ -133,9 +133,9 @@ def _untag(members: dict[str, object]) -> object:
 
 
 def _read(text: str, members: int, untag: bool = True) -> object:
-    """Parse a JSON text by the fast parser; its objects must have `members` members in total.
+    """Parse `text` by the fast parser; all objects in `text` must have `members` members in total.
 
-    A duplicate key loses one. To count members takes half the time of a search in each object.
+    A duplicate key loses a member. Counting takes half the time of a search in each object.
     """
     lengths: list[int] = []
     count = lengths.append
@@ -148,7 +148,7 @@ def _read(text: str, members: int, untag: bool = True) -> object:
         object_hook=counted, parse_float=_read_float, parse_constant=_read_float
     ).decode(text)
     if sum(lengths) != members:
-        raise RefusalError("has a duplicate key")
+        raise RefusalError("has an object with a duplicate key")
     return value
 
 
@@ -156,15 +156,15 @@ def _read_float(text: str) -> float:
     value = float(text)
     if value - value == 0.0:
         return value
-    raise RefusalError("is not a finite number")  # the careful parser says where
+    raise RefusalError("has a number that is not finite")  # the careful parser says where
 
 
 class _Pairs(list[tuple[str, object]]):
-    """A JSON object as the careful parser returns it: a list that keeps duplicate keys."""
+    """A JSON object as a list of pairs, which keeps duplicate keys; made by `_CAREFUL`."""
 
 
 def _read_int(text: str) -> object:
-    """Return an integer, or for a too long one an error, raised once its path is known."""
+    """Return the integer in `text`; for a too long integer, return the error to raise later."""
     try:
         if len(text.lstrip("-")) <= MAX_DIGITS:
             return int(text)
@@ -221,11 +221,11 @@ def _decode_object(pairs: Any, depth: int, untag: bool) -> object:
         for key, item in pairs:
             if type(key) is not str:
                 raise RefusalError(
-                    f"has a key of type {type_name(type(key))}; JSON keys must be text"
+                    f"has a key of type {type_name(type(key))}; JSON keys must be strings"
                 )
             encode_str(key, depth)
             if key in members:
-                raise RefusalError("is a duplicate key; keep only one")
+                raise RefusalError("is a duplicate key; keep only one member with this key")
             members[key] = _decode(item, depth + 1, untag)
     except RefusalError as refusal:
         refusal.steps.append(path_step(key))

@@ -1,4 +1,4 @@
-"""Encodes Python values as JSON data, and writes JSON data as text.
+"""Converts Python values to JSON data, and JSON data to text.
 
 Invariants:
 - A value that JSON can't hold is saved as `{"$type": tag, "value": data}`. A dict with a key
@@ -28,7 +28,7 @@ _SMALL: Final = 1 << 62
 
 
 class RefusalError(Exception):
-    """A refused value: the reason, and a path to which each level adds a step on the way up."""
+    """A value can't be encoded or decoded; `steps` is the path to this value, innermost first."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -46,7 +46,7 @@ def _too_deep() -> RefusalError:
 
 
 def encode(value: object, path: str = "$") -> Any:
-    """Return a value as new JSON data; the paths in errors begin with `path`.
+    """Convert a Python value to new JSON data; paths in errors begin with `path`.
 
     Raises `UnserializableError` with the exact path of a value without a saved form: an
     unregistered type, a subclass of a built-in, a lone surrogate, an integer of more than
@@ -60,7 +60,7 @@ def encode(value: object, path: str = "$") -> Any:
     except RefusalError as refusal:
         raise UnserializableError(refusal.path(path), refusal.reason) from None
     except RecursionError:
-        reason = "is too deep for the call stack; save it from fewer nested calls"
+        reason = "is nested too deep for the call stack; save the value from fewer nested calls"
         raise UnserializableError(path, reason) from None
 
 
@@ -78,7 +78,7 @@ def encode_str(value: str, depth: int = 0) -> str:
             value.encode()
         except UnicodeEncodeError as error:
             raise RefusalError(
-                f"str has a lone surrogate at {error.start}, which UTF-8 can't hold;"
+                f"str has a lone surrogate at index {error.start}, which UTF-8 can't hold;"
                 " save it as bytes (os.fsencode, or errors='surrogateescape')"
             ) from None
     return value
@@ -170,7 +170,7 @@ def _encode_form(value: object, depth: int) -> dict[str, object]:
         )
         known = "has no saved form" if base is None else f"is not saved as {type_name(base)}"
         raise RefusalError(
-            f"{name} {known}; give it a form with register_type, or keep plain data instead"
+            f"{name} {known}; register a form with register_type, or save plain data instead"
         )
     if depth >= VALUE_DEPTH:
         raise _too_deep()
@@ -197,7 +197,7 @@ _ENCODER: Final = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
 )
 quoted: Final = json.encoder.encode_basestring
-"""Return a text as JSON text; `bounded` later refuses one with a lone surrogate."""
+"""Return a string as JSON text; `bounded` later refuses a text with a lone surrogate."""
 
 
 def _encoder() -> Callable[[object], str]:
@@ -213,7 +213,7 @@ _to_text: Final = _encoder()
 
 
 def dumps(data: object) -> str:
-    """Return JSON data that `encode` returned as compact JSON text.
+    """Convert JSON data (a result of `encode`) to compact JSON text.
 
     Raises `UnserializableError` for data that `encode` does not return, and for more than
     `MAX_BYTES` or `MAX_NODES`.
@@ -225,7 +225,7 @@ def dumps(data: object) -> str:
 
 
 def value_text(value: object, path: str) -> str:
-    """Return the JSON text of a value; the caller checks the whole text with `bounded`.
+    """Convert `value` to JSON text; the caller must pass the complete text to `bounded`.
 
     >>> value_text((1, 2.5), "$")
     '{"$type":"tuple","value":[1,2.5]}'
@@ -234,10 +234,10 @@ def value_text(value: object, path: str) -> str:
 
 
 def dumps_object(members: Mapping[str, object]) -> str:
-    """Return the JSON text of an object with encoded `members`; the limits of `dumps` apply.
+    """Convert encoded `members` to the JSON text of an object; the limits of `dumps` apply.
 
-    A member that is an iterator is an array and yields the texts of its entries. Many entries that
-    live as data at once would start the garbage collector, which costs more than the text.
+    An iterator among the members yields the JSON texts of an array's entries. If many entries were
+    in memory as data, the garbage collector would start, which costs more than the text.
 
     >>> dumps_object({"n": 1, "at": iter(["2", "3"])})
     '{"n":1,"at":[2,3]}'
@@ -257,11 +257,11 @@ def _text(data: object) -> str:
         return _to_text(data)
     except (TypeError, ValueError, RecursionError) as error:
         encode(data)
-        raise UnserializableError("$", f"is not encoded data: {error}") from None
+        raise UnserializableError("$", f"is not data that encode() returns: {error}") from None
 
 
 def bounded(text: str, path: str = "$") -> str:
-    """Return a JSON text unchanged if `loads` accepts its size; else raise an error at `path`.
+    """Return `text` unchanged if `loads` accepts a text of this size; else raise an error.
 
     Raises `UnserializableError` for more than `MAX_BYTES` or `MAX_NODES`, and for a lone surrogate.
 
@@ -275,8 +275,8 @@ def bounded(text: str, path: str = "$") -> str:
         raise UnserializableError(path, f"can't be written as UTF-8: {error}") from None
     if size > MAX_BYTES:
         raise UnserializableError(
-            path, f"takes {size:,} bytes; keep it under {MAX_BYTES:,}, else it can't be loaded"
+            path, f"takes {size:,} bytes, more than the limit of {MAX_BYTES:,}; save less data"
         )
     if size > MAX_NODES and limits.nodes(limits.outline(text.encode())) > MAX_NODES:
-        raise UnserializableError(path, f"has more than {MAX_NODES:,} values; keep fewer")
+        raise UnserializableError(path, f"has more than {MAX_NODES:,} values; save fewer values")
     return text

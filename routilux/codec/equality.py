@@ -1,4 +1,4 @@
-"""Equality of values by type and content, and the first difference between two values.
+"""Compares two values by type and content, and finds the first difference between them.
 
 Invariants:
 - Two values are the same if they are equal and of the same type at every level: `1`, `True` and
@@ -75,12 +75,12 @@ _SAME: Final[dict[type, Callable[[Any, Any], bool]]] = {
 }
 
 SCALARS: Final[frozenset[type]] = frozenset(_SAME)
-"""The types whose exact instances can't change, so that a copy may share them."""
+"""The types of immutable values, which a copy of a container may share with the original."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A place where two values differ: its `path`, and the `expected` and `actual` value there.
+    """The place `path` where two values differ, with the values `expected` and `actual` there.
 
     `what` is "type", "value", "missing" (`actual` is None) or "added" (`expected` is None).
 
@@ -95,7 +95,7 @@ class Difference:
 
     @property
     def sides(self) -> tuple[str, str]:
-        """The expected and the actual value as texts, with their types if the types differ."""
+        """The texts of `expected` and `actual`; each text names the type if the types differ."""
         if self.what == "type":
             return _typed(self.expected), _typed(self.actual)
         expected, actual = _shown(self.expected), _shown(self.actual)
@@ -120,7 +120,9 @@ def same_value(a: object, b: object) -> bool:
 
 
 def first_difference(expected: object, actual: object, path: str = "$") -> Difference | None:
-    """Return the first place where two values differ, or None; its path begins with `path`.
+    """Return the first difference between two values, or None if the values are the same.
+
+    The path of the difference begins with `path`.
 
     >>> print(first_difference({"n": [1, 2]}, {"n": [1, 2.0]}))
     $.n[1]: int 2 became float 2.0
@@ -203,7 +205,7 @@ def _compare_sets(a: Any, b: Any, level: int, open_pairs: _Pairs) -> Difference 
 def _partners(
     a: Iterable[Any], b: Iterable[Any], level: int, open_pairs: _Pairs
 ) -> tuple[dict[int, Any], list[Any]]:
-    """Map the id of each key of `a` to the same key in `b`; also return the other keys of `b`.
+    """Pair the same keys: return {id(key of `a`): key of `b`}, and unpaired keys of `b`.
 
     A lookup is not enough: 1 would find True, and NaN would not find NaN.
     """
@@ -256,7 +258,7 @@ def _compare_objects(a: Any, b: Any, level: int, open_pairs: _Pairs) -> Differen
 
 
 def _distinguishes(value: object) -> bool:
-    """Return whether the `__eq__` of a value's class does more than always return one answer."""
+    """Return whether the `__eq__` of `value` gives both answers: equal and not equal."""
     try:
         return bool(value == value) and not bool(value == _ABSENT)
     except Exception:
@@ -275,10 +277,10 @@ def _present(value: object, names: Iterable[str]) -> dict[str, object]:
 
 
 def _state(value: object) -> dict[str, object]:
-    """Return the state that `copy` and `pickle` save, by name; raise if they refuse the value."""
+    """Return the state that `pickle` would save, by name; raise if `pickle` refuses `value`."""
     reduced = value.__reduce_ex__(4)
     if isinstance(reduced, str):
-        raise TypeError(f"{reduced} is saved by its name and has no state")
+        raise TypeError(f"pickle saves this value only by its name {reduced}, without a state")
     parts: tuple[Any, ...] = (*reduced, None)
     _, arguments, state, *items = parts
     found: dict[str, object] = {"args": [item for item in arguments if item is not type(value)]}
@@ -295,7 +297,7 @@ def _state(value: object) -> dict[str, object]:
 
 
 def path_step(key: object) -> str:
-    """Return the part of a path that names the member with this key.
+    """Return the part of a JSON path that selects the member with the key `key`.
 
     >>> path_step("name"), path_step("two words"), path_step(1)
     ('.name', '["two words"]', '[1]')

@@ -1,4 +1,4 @@
-"""Registry of tagged values: the saved forms of types that JSON does not have.
+"""Registry that holds the saved form of each type that JSON does not have.
 
 Invariants:
 - A form is a type, a tag and two functions: `write` returns data of simpler types, and `parse`
@@ -33,12 +33,12 @@ _T = TypeVar("_T")
 
 
 def class_name(cls: type) -> str:
-    """Return the name of a class in saved data: `module:qualname`."""
+    """Return the name by which saved data refers to a class: `module:qualname`."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def type_name(kind: type) -> str:
-    """Return the name of a class in messages: `int`, `pandas.DataFrame`.
+    """Return the name of a class for messages, such as `int` or `pandas.DataFrame`.
 
     >>> type_name(Decimal)
     'decimal.Decimal'
@@ -62,7 +62,7 @@ def error_text(error: Exception) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How values of exactly the type `kind` are saved: their `tag`, `write` and `parse`.
+    """The saved form of the type `kind`: a tag, and functions that write and parse the data.
 
     A `strict` form refuses data that `write` would not return.
 
@@ -81,9 +81,9 @@ class Form:
         try:
             value = self.parse(data)
             if type(value) is not self.kind:
-                raise TypeError(f"the data was read as {type_name(type(value))}")
+                raise TypeError(f"the data gives a value of type {type_name(type(value))}")
             if self.strict and not same_value(self.write(value), data):
-                raise ValueError("routilux writes this value as another text")
+                raise ValueError("saving this value again gives different data")
         except Exception as error:
             what = f"is not the saved form of {type_name(self.kind)} ({error_text(error)})"
             raise ValueError(what) from None
@@ -92,7 +92,7 @@ class Form:
 
 # The closures keep the real classes: freezegun replaces the names of a module while it is active.
 def _moment(tag: str, kind: Any) -> Form:
-    """Return the form of `datetime` or `time`: ISO text, or a dict if a text would lose a part."""
+    """Return the form of `datetime` or `time`: ISO text, or a dict where ISO text loses data."""
 
     def write(value: Any) -> object:
         zone = value.tzinfo
@@ -197,7 +197,7 @@ form_tagged: Final = _by_tag.get
 
 
 class Foreign:
-    """A value of an unregistered type: only its saved data, which can be shown and saved."""
+    """A value of an unregistered type; holds only the saved data, to show or save again."""
 
     __slots__ = ("data",)
     tag = ""
@@ -219,7 +219,7 @@ _foreign: dict[str, Form] = {}
 
 
 def foreign(tag: str) -> Form:
-    """Return the form of an unregistered type with this tag; its values keep their saved data.
+    """Return a form for the unregistered type `tag`; its values are `Foreign` objects.
 
     >>> foreign("shop.types:Money").read({"amount": 5})
     Money({'amount': 5})
@@ -263,7 +263,7 @@ def register_type(
     encode: Callable[[Any], object] | None = None,
     decode: Callable[[Any], object] | None = None,
 ) -> type[_T] | Callable[[type[_T]], type[_T]]:
-    """Give a class a saved form: a dataclass, an enum, or any class with `encode` and `decode`.
+    """Register the saved form of a dataclass or enum, or of any class by `encode` and `decode`.
 
     `name` is the type's name in saved data, by default `module:qualname`; with a name of its own
     the class can move. `encode` returns any value that can be saved; `decode` returns an equal
@@ -303,7 +303,7 @@ def _own_form(
     if encode is not None and decode is not None:
         return Form(name, cls, encode, decode, strict=False)
     if encode is not None or decode is not None:
-        raise FlowDefinitionError(f"register_type({cls.__qualname__}) needs both encode and decode")
+        raise FlowDefinitionError(f"register_type({cls.__qualname__}): pass both encode and decode")
     if issubclass(cls, Flag):
         return Form(name, cls, attrgetter("value"), cls)
     if issubclass(cls, Enum):
@@ -323,8 +323,8 @@ def _dataclass_form(cls: Any, name: str) -> Form:
         cls, (BaseException, *_BUILT_IN)
     ):
         raise FlowDefinitionError(
-            f"{cls.__qualname__} has more than its fields, or its constructor has parameters other"
-            f" than {', '.join(given) or 'none'}: pass encode and decode to register_type"
+            f"{cls.__qualname__} holds data besides its fields, or its constructor has parameters"
+            f" other than {', '.join(given) or 'none'}: pass encode and decode to register_type"
         )
 
     def write(value: object) -> object:
@@ -343,12 +343,12 @@ def _dataclass_form(cls: Any, name: str) -> Form:
 
 def _add(form: Form) -> None:
     if form.kind in _BUILT_IN:
-        raise FlowDefinitionError(f"{type_name(form.kind)} already has a saved form; use that")
+        raise FlowDefinitionError(f"{type_name(form.kind)} already has a saved form; use that form")
     if type(form.tag) is not str or not form.tag.isprintable() or not form.tag:
         raise FlowDefinitionError(f"a type's name must be printable text, not {form.tag!r}")
     if form.tag in _RESERVED:
         raise FlowDefinitionError(
-            f"the name {form.tag!r} is reserved for a built-in type; give another"
+            f"the name {form.tag!r} is reserved for a built-in type; give another name"
         )
     identity = class_name(form.kind)
     taken = _by_tag.get(form.tag)

@@ -23,7 +23,7 @@ _NONE: Final[Fields] = MappingProxyType({})
 
 
 def fits(data: Mapping[str, object], required: Fields, optional: Fields = _NONE) -> bool:
-    """Return True for a record that surely fits; for False, `check_fields` must decide.
+    """Return True if a quick check accepts `data`; after False, `check_fields` must decide.
 
     >>> fits({"seq": 1}, {"seq": int}), fits({"seq": True}, {"seq": int})
     (True, False)
@@ -41,7 +41,7 @@ def fits(data: Mapping[str, object], required: Fields, optional: Fields = _NONE)
 def check_fields(
     data: object, path: str, required: Fields, optional: Fields = _NONE
 ) -> dict[str, Any]:
-    """Return `data` if it has exactly these fields, of exactly these types; else raise.
+    """Return `data` if its fields have exactly the given names and types; else raise.
 
     A subclass does not count: True is no int. Raises `CorruptStateError` with the path of the field
     that is missing, unknown or of another type.

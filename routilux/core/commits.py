@@ -1,4 +1,4 @@
-"""Commits, the records of all changes of a job, and the history derived from them.
+"""`Commit`: a record of changes to a job; `HistoryRecord`: one event in a job's history.
 
 Invariants:
 - A commit is atomic and complete: the whole state of a job can be rebuilt from its commits.
@@ -57,7 +57,7 @@ class JobStatus(StrEnum):
 
 
 class CommitKind(StrEnum):
-    """The event that a commit records: a start, an effect or the end of a step, or a request."""
+    """The kind of a commit: a job's start, a step's effect or end, or a request such as a pause."""
 
     START = "start"
     DONE = "done"
@@ -79,7 +79,7 @@ _DROPPED = CommitKind.DROPPED
 
 @dataclass(slots=True)
 class Commit:
-    """One record of all changes that one step or request makes to its job; never changed.
+    """A record of the changes that a step or a request makes to a job; a record never changes.
 
     `at_ns` and `started_ns` are UTC nanoseconds by the job's clock, `delay_ns` the planned wait
     of a retry and `due_ns` its end. `status` is the job's status after it. `worker` numbers the
@@ -107,16 +107,16 @@ class Commit:
 
     @property
     def started_at(self) -> datetime | None:
-        """The start of the attempt (UTC)."""
+        """The UTC time at which the attempt started; None if the commit belongs to no attempt."""
         return None if self.started_ns is None else from_ns(self.started_ns)
 
     @property
     def finished_at(self) -> datetime:
-        """The end of the attempt, or the time of the request (UTC)."""
+        """The UTC time at which the commit was made, such as the end of the attempt."""
         return from_ns(self.at_ns)
 
     def dumps(self, path: str = "$") -> str:
-        """Return the commit as JSON text; an error names `path`, its place in the document.
+        """Return the commit as JSON text; `path` is the commit's place in the document.
 
         Raises `UnserializableError` with the path of a value that can't be saved.
         """
@@ -176,7 +176,10 @@ class Commit:
 
     @classmethod
     def load(cls, data: object, path: str) -> Commit:
-        """Make a commit from decoded data; raises `CorruptStateError` with a wrong value's path."""
+        """Make a commit from decoded data; `path` is the commit's place in the document.
+
+        Raises `CorruptStateError` with the path of a wrong value.
+        """
         try:
             return cls._load(data)
         except CorruptStateError as error:
@@ -230,7 +233,7 @@ class Commit:
 
 @dataclass(slots=True)
 class HistoryRecord:
-    """One event in a job's history: its start, an emission, or a task that failed or was dropped.
+    """One event in a job's history: the job's start, an emission, or a failed or dropped task.
 
     `event` is `start`, the emitted event's name, `error`, `error_continued` or `skipped`;
     `at_ns` is UTC nanoseconds.
@@ -249,12 +252,12 @@ class HistoryRecord:
 
     @property
     def at(self) -> datetime:
-        """The time of the commit that records this event (UTC)."""
+        """The UTC time of the commit that records this event."""
         return from_ns(self.at_ns)
 
 
 def history_of(commit: Commit) -> list[HistoryRecord]:
-    """Return the records that a commit adds to the history of its job."""
+    """Return the events that a commit adds to the job's history."""
     kind = commit.kind
     task_id, routine_id, attempt = commit.task_id, commit.routine_id, commit.attempt
     events: list[tuple[str, Mapping[str, object]]] = []
@@ -276,7 +279,7 @@ def history_of(commit: Commit) -> list[HistoryRecord]:
 
 
 def history_length(commit: Commit) -> int:
-    """Return the number of records that a commit adds to the history: `len(history_of(commit))`."""
+    """Return `len(history_of(commit))` without making the records."""
     kind = commit.kind
     if kind is _START:
         return 1
@@ -345,7 +348,7 @@ def _check_form(kind: CommitKind, found: Mapping[str, object]) -> None:
 def _check_tasks(kind: CommitKind, tasks: Sequence[Task]) -> None:
     first = kind is _START
     if first and len(tasks) != 1:
-        raise CorruptStateError(".tasks", f"must be one task in the first commit, not {len(tasks)}")
+        raise CorruptStateError(".tasks", f"holds {len(tasks)} tasks; a 'start' commit holds 1")
     for i, task in enumerate(tasks):
         if (task.emission < 0) is not first:
             reason = "must be -1 in the first task of a job, and 0 or more in any other task"

@@ -1,4 +1,4 @@
-"""Applies commits to the state of a job: defines how each commit changes the job.
+"""Applies commits to the state of a job: defines how each kind of commit changes the job.
 
 Invariants:
 - `fold` is the only method that changes a job. It checks a commit first; a commit that does not fit
@@ -36,7 +36,7 @@ _STEP_ENDS: Final = frozenset({_DONE, _RETRY, _FAILED, _DROPPED, _CONFLICT})
 
 
 class FoldedJob:
-    """The data of a job, computed from its commits."""
+    """A job's data, computed by applying the job's commits in order."""
 
     __slots__ = (
         "_commits",
@@ -80,25 +80,27 @@ class FoldedJob:
 
     @property
     def pending_tasks(self) -> tuple[PendingTask, ...]:
-        """The tasks that are ready, wait for a retry or have failed, in the order to run them."""
+        """The tasks that are ready, wait for a retry or have failed; sorted by their `order`."""
         return tuple(sorted(self._pending.values(), key=lambda task: task.order))
 
     @property
     def commits(self) -> Sequence[Commit]:
-        """All commits, oldest first; with a `history_limit`, only the latest ones."""
+        """The job's commits, oldest first; if `history_limit` is set, only the latest commits."""
         return tuple(self._commits)
 
     def _first_difference(self, other: FoldedJob) -> str | None:
         return next((n for n in _COMPARED if not _same(getattr(self, n), getattr(other, n))), None)
 
     def fold(self, commit: Commit) -> Sequence[PendingTask]:
-        """Apply a commit, and return the tasks to schedule: new tasks and retries.
+        """Apply a commit to the job, and return the tasks to schedule: new tasks and retries.
 
-        Raises `IllegalTransitionError`, changing nothing, if the commit can't follow.
+        Raises `IllegalTransitionError`, changing nothing, if the commit can't follow the last.
         """
         seq = commit.seq
         if seq != self.seq + 1:
-            raise IllegalTransitionError(f"commit {seq} can't follow commit {self.seq}")
+            raise IllegalTransitionError(
+                f"commit {seq} can't follow commit {self.seq}; commit {self.seq + 1} is next"
+            )
         task_id = commit.task_id
         if task_id is not None and commit.kind in _STEP_ENDS:
             ready = self._fold_step(commit, task_id)
@@ -120,7 +122,7 @@ class FoldedJob:
             return self._fold_start(commit)
         if commit.seq == 1:
             raise IllegalTransitionError(
-                f"a job's first commit must be 'start', not {kind.value!r}"
+                f"a job's first commit must be of kind 'start', not {kind.value!r}"
             )
         if kind is _EFFECT:
             self._fold_effect(commit)
@@ -133,7 +135,7 @@ class FoldedJob:
     def _fold_start(self, commit: Commit) -> Sequence[PendingTask]:
         detail = commit.detail
         if self.seq or detail is None:
-            raise IllegalTransitionError("'start' must be the first commit of a job, with a detail")
+            raise IllegalTransitionError("a 'start' must be a job's first commit and have a detail")
         self.flow_id = str(detail["flow_id"])
         self._take_shape(detail)
         self.started_ns = commit.at_ns
@@ -149,7 +151,7 @@ class FoldedJob:
         if pending is None or pending.attempt != commit.attempt or pending.failed:
             raise IllegalTransitionError(
                 f"commit {commit.seq} ends attempt {commit.attempt} of task {task_id},"
-                " which is not the attempt that runs next"
+                " but no such attempt is pending"
             )
         kind = commit.kind
         routine = self.routine_states[pending.task.routine_id]
@@ -180,7 +182,7 @@ class FoldedJob:
             return (pending,)
         if kind is _DROPPED and (commit.error is None or commit.detail is None):
             raise IllegalTransitionError(
-                f"commit {commit.seq} drops a task, but has no error or no detail"
+                f"commit {commit.seq} drops a task, so it must have an error and a detail"
             )
         if pending.first_started_ns is None:
             pending.first_started_ns = commit.started_ns
@@ -225,7 +227,7 @@ class FoldedJob:
         pending = self._pending.get(commit.task_id or "")
         if pending is None or commit.effect is None or commit.detail is None:
             raise IllegalTransitionError(
-                f"commit {commit.seq} must have an effect, a name for it and a pending task"
+                f"commit {commit.seq} must have an effect, the effect's name and a pending task"
             )
         pending.effects = {**(pending.effects or {}), str(commit.detail["name"]): commit.effect}
         self.recoveries = 0

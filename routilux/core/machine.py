@@ -42,7 +42,7 @@ _COMPLETED = JobStatus.COMPLETED
 
 
 class Machine:
-    """The state machine of one job on one plan: starts its tasks, and makes its commits."""
+    """The state machine of one job: starts the job's tasks, and makes the job's commits."""
 
     __slots__ = (
         "_alone",
@@ -73,23 +73,23 @@ class Machine:
 
     @property
     def in_flight(self) -> int:
-        """The number of steps in flight."""
+        """The number of steps that have started and not yet ended."""
         return len(self._flights)
 
     @property
     def flights(self) -> Sequence[StepInput]:
-        """The steps in flight, in the order in which they started."""
+        """The steps that have started and not yet ended, in the order of their starts."""
         return list(self._flights.values())
 
     @property
     def stopped(self) -> bool:
-        """Whether the job is not running and its last steps have ended."""
+        """Whether the job's status is not `running` and no step is in flight."""
         return not self._flights and self.job.status is not _RUNNING
 
     def next_task(self) -> PendingTask | None:
-        """Return the task to start next; it may not be due yet.
+        """Return the task to start next, even if that task is not due yet.
 
-        None if no task can start before the next commit.
+        Returns None if no task can start before the next commit.
         """
         flights = self._flights
         full = flights and (self._alone or len(flights) >= self._width)
@@ -99,7 +99,7 @@ class Machine:
         return None if first is None or (first.conflicts and self._must_wait(first)) else first
 
     def startable(self, now: int) -> list[PendingTask]:
-        """Return the tasks that may start now, in the order in which to start them."""
+        """Return the tasks that may start at time `now`, in the order in which to start them."""
         first = self.next_task()
         if first is None or first.due_ns > now:
             return []
@@ -112,7 +112,7 @@ class Machine:
         return pending.conflicts >= MOST_CONFLICTS and bool(self._flights)
 
     def begin(self, pending: PendingTask, now: int) -> StepInput:
-        """Mark a startable task as in flight, and return the step to run."""
+        """Start a task: mark the task as in flight, and return the step to run."""
         task = pending.task
         job = self.job
         routine_id = task.routine_id
@@ -147,12 +147,12 @@ class Machine:
     def start(
         self, entry: str, slot: str, params: dict[str, object], now: int, *, queued: bool = False
     ) -> Commit:
-        """Return the first commit of a new job, which creates its root task `0`.
+        """Return the first commit of a new job; the commit creates the job's root task `0`.
 
         A queued job is `pending` until a worker resumes it.
         """
         if self.job.seq:
-            raise IllegalTransitionError(f"job {self.job.job_id} was already started")
+            raise IllegalTransitionError(f"job {self.job.job_id} was already started; resume it")
         detail = {"flow_id": self.plan.flow_id, **self._shape()}
         root = Task("0", entry, slot, params, is_flat(params), -1)
         status = JobStatus.PENDING if queued else _RUNNING
@@ -188,7 +188,7 @@ class Machine:
     def resume(
         self, now: int, *, retry_failed: bool, max_recoveries: int | None, clean: bool = False
     ) -> Commit:
-        """Return the commit that resumes a job that was loaded, paused, interrupted or failed.
+        """Return the commit that resumes a loaded, paused, interrupted or failed job.
 
         `clean` says that the last host released the job, so this is no recovery. After too many
         recoveries without progress the commit fails the job. Raises `NotResumableError` if the
@@ -198,7 +198,7 @@ class Machine:
         if self._flights:
             raise NotResumableError(
                 f"job {job.job_id} still has steps in flight (tasks"
-                f" {', '.join(self._flights)}); resume the job when they have ended"
+                f" {', '.join(self._flights)}); resume the job when these steps have ended"
             )
         if job.is_final:
             raise NotResumableError(
@@ -220,8 +220,8 @@ class Machine:
             if max_recoveries is not None and recoveries > max_recoveries:
                 names = (f"{t.routine_id} (task {t.task_id}, attempt {t.attempt})" for t in ready)
                 message = (
-                    f"recovered {recoveries - 1} times without progress; each time the process"
-                    f" ended while one of these was ready to run: {', '.join(names)}"
+                    f"the job was recovered {recoveries - 1} times without progress; each time the"
+                    f" process ended while one of these tasks was ready to run: {', '.join(names)}"
                 )
                 return self.fail(ErrorInfo("routilux.PoisonJobError", message), now)
         withdrawn = error_tasks(job, failed)
@@ -238,13 +238,13 @@ class Machine:
         )
 
     def fail(self, error: ErrorInfo, now: int) -> Commit:
-        """Return the commit that fails the job as a whole, not one of its tasks."""
+        """Return a commit that gives the job the status `failed` without failing a task."""
         return Commit(self.job.seq + 1, CommitKind.FAILED, now, JobStatus.FAILED, error=error)
 
     # --- changing the job -----------------------------------------------------------------------
 
     def accept(self, commit: Commit) -> None:
-        """Apply a commit to the job, and schedule the tasks that the commit created."""
+        """Apply a commit to the job, and schedule the new tasks and retries of the commit."""
         ready = self.job.fold(commit)
         kind = commit.kind
         if kind is _RESUMED:

@@ -41,7 +41,7 @@ _COUNTS: Final = ("attempts", "retry_count", "completed", "skipped", "error_cont
 
 
 class RoutineStatus(StrEnum):
-    """The worst outcome of the tasks of a routine."""
+    """The status of a routine in a job: the worst outcome of the routine's tasks."""
 
     PENDING = "pending"
     COMPLETED = "completed"
@@ -55,7 +55,7 @@ DROPPED_AS: Final = (RoutineStatus.SKIPPED, RoutineStatus.ERROR_CONTINUED)
 
 @dataclass(slots=True)
 class RoutineState:
-    """The state of one routine in a job: its saved data, and counts of its tasks' outcomes.
+    """One routine's state in a job: the routine's saved data, and counts of its tasks' outcomes.
 
     `attempts` counts attempts that ended, over all tasks; `retry_count` is the most retries that
     one task has used; `completed`, `skipped`, `error_continued` and `failed` count tasks.
@@ -72,7 +72,7 @@ class RoutineState:
 
     @property
     def status(self) -> RoutineStatus:
-        """The worst outcome of the routine's tasks; `pending` while none has ended."""
+        """The worst outcome of the routine's tasks; `pending` while no task has ended."""
         if self.failed:
             return RoutineStatus.FAILED
         if self.error_continued:
@@ -100,11 +100,12 @@ class RoutineState:
         ended = state.completed + state.skipped + state.error_continued + state.failed
         if state.attempts < max(ended, state.retry_count):
             raise CorruptStateError(
-                f"{path}.attempts", "is less than the number of ended tasks, or of retries"
+                f"{path}.attempts", "is less than the number of ended tasks, or than retry_count"
             )
         if state.status != f["status"]:
             raise CorruptStateError(
-                f"{path}.status", f"is {f['status']!r}, but the counts mean {state.status.value!r}"
+                f"{path}.status",
+                f"is {f['status']!r}, but the counts of tasks give {state.status.value!r}",
             )
         return state
 
@@ -147,12 +148,12 @@ class PendingTask:
 
     @property
     def payload(self) -> Mapping[str, object]:
-        """The payload that the task delivers."""
+        """The payload that the task passes to its handler."""
         return self.task.payload
 
     @property
     def due_at(self) -> datetime:
-        """The earliest instant at which the task may run (UTC)."""
+        """The earliest UTC time at which the task may run."""
         return from_ns(self.due_ns)
 
     @property
@@ -195,7 +196,7 @@ class PendingTask:
         delay, first = f["delay_ns"], f["first_started_ns"]
         if f["retries"] >= f["attempt"]:
             raise CorruptStateError(
-                f"{path}.retries", "must be less than the number of the next attempt"
+                f"{path}.retries", "must be less than attempt, the number of the next attempt"
             )
         if f["failed"] and delay is not None:
             raise CorruptStateError(f"{path}.delay_ns", "must be null in a failed task")
@@ -227,7 +228,7 @@ class PendingTask:
 
 @dataclass(slots=True)
 class Output:
-    """An emission that no connection delivers: a result of the job."""
+    """A result of the job: an emission of an event that has no connection."""
 
     seq: int
     routine_id: str
@@ -254,7 +255,10 @@ class Output:
 
 @dataclass(slots=True)
 class DroppedTask:
-    """A failed task that the strategy CONTINUE (`error_continued`) or SKIP (`skipped`) dropped."""
+    """A failed task that was dropped because of the error strategy `CONTINUE` or `SKIP`.
+
+    `outcome` is `error_continued` for `CONTINUE`, and `skipped` for `SKIP`.
+    """
 
     seq: int
     task_id: str

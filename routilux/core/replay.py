@@ -41,7 +41,7 @@ _REQUESTS: Final = (CommitKind.RESUMED, CommitKind.PAUSED, CommitKind.CANCELLED)
 
 
 def follow(job: FoldedJob, commit: Commit, path: str) -> None:
-    """Apply a loaded commit to a job; raises `CorruptStateError` if the commit can't follow."""
+    """Apply a loaded commit to a job; raise `CorruptStateError` if it does not fit the job."""
     reason = _wrong_time(job, commit) or _wrong_task(job, commit) or _wrong_status(job, commit)
     if reason is None:
         try:
@@ -51,12 +51,12 @@ def follow(job: FoldedJob, commit: Commit, path: str) -> None:
             reason = str(error)
         except CorruptStateError as error:
             reason = f"its {error.path.removeprefix('$.')} {error.reason}"
-    raise CorruptStateError(path, f"the commit can't follow: {reason}")
+    raise CorruptStateError(path, f"the commit can't follow the one before: {reason}")
 
 
 def _wrong_time(job: FoldedJob, commit: Commit) -> str | None:
     if job.seq and commit.at_ns < job.updated_ns:
-        return "it is earlier than the commit before"
+        return "its time is earlier than that of the commit before"
     if commit.started_ns is not None and commit.started_ns > commit.at_ns:
         return "its attempt starts after the attempt ends"
     if commit.delay_ns is not None and commit.due_ns != commit.at_ns + commit.delay_ns:
@@ -74,7 +74,7 @@ def _wrong_task(job: FoldedJob, commit: Commit) -> str | None:
         ):
             return (
                 f"attempt {commit.attempt} of task {commit.task_id} of {commit.routine_id!r} is not"
-                " the attempt that runs next"
+                " pending"
             )
     known: Iterable[str] = job.routine_states
     if commit.kind is _START:
@@ -101,7 +101,7 @@ def _wrong_status(job: FoldedJob, commit: Commit) -> str | None:
     else:
         fits = after is before or (ends and before is _RUNNING and after is _COMPLETED)
     if not fits:
-        return f"commit {kind.value!r} can't change a job from {before.value} to {after.value}"
+        return f"a {kind.value!r} commit can't make a {before.value} job {after.value}"
     left = len(job._pending) - ends + len(commit.tasks)
     if ends and (after is _COMPLETED) is not (before is _RUNNING and not left):
         return f"{left} tasks are left after the commit, but the job is {after.value}"
@@ -109,7 +109,7 @@ def _wrong_status(job: FoldedJob, commit: Commit) -> str | None:
 
 
 def check_unfolded(job: FoldedJob, path: str) -> None:
-    """Check the state of a job that no longer keeps its first commits."""
+    """Check the state of a job whose oldest commits are no longer kept."""
     if job.status is JobStatus.COMPLETED and job._pending:
         raise CorruptStateError(f"{path}.pending_tasks", "must be empty in a completed job")
     parts: tuple[tuple[str, Sequence[PendingTask | Output | DroppedTask]], ...] = (
@@ -122,7 +122,7 @@ def check_unfolded(job: FoldedJob, path: str) -> None:
             place = f"{path}.{name}[{i}]"
             if entry.seq > job.seq:
                 raise CorruptStateError(
-                    f"{place}.seq", f"{entry.seq} is a later commit than the last"
+                    f"{place}.seq", f"is {entry.seq}, but the job's last commit is {job.seq}"
                 )
             if entry.routine_id not in job.routine_states:
                 raise CorruptStateError(

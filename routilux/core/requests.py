@@ -1,4 +1,4 @@
-"""Requests that need only the state of a job, not its flow: pause, cancel, requeue, take over.
+"""Requests that need only a job's state, not the job's flow: pause, cancel, requeue, take over.
 
 Invariants:
 - They are pure, like the machine: a commit that the store refuses changes nothing.
@@ -60,7 +60,7 @@ def requeue(job: JobState, now: int) -> Commit:
 
 
 def take_over(job: JobState, now: int) -> Commit:
-    """Return the commit that takes a job away from its host and marks it pending.
+    """Return the commit that takes a job away from its host and marks the job pending.
 
     Raises `NotResumableError` if the job is neither pending nor running.
     """
@@ -94,7 +94,7 @@ def resumed(
 
 
 def ready_tasks(job: JobState, now: int) -> list[PendingTask]:
-    """Return the tasks that may run as soon as the job is resumed; others wait for a retry.
+    """Return the tasks that may run as soon as the job is resumed; all others wait for a retry.
 
     A task without a delay that is due in the future was created by a clock that was ahead.
     """
@@ -102,9 +102,9 @@ def ready_tasks(job: JobState, now: int) -> list[PendingTask]:
 
 
 def error_tasks(job: JobState, failed: Iterable[PendingTask]) -> list[str]:
-    """Return the ids of pending tasks that deliver the `error` events of failed tasks.
+    """Return the ids of the pending tasks that the `error` events of `failed` tasks created.
 
-    A retry of the failed tasks withdraws them.
+    A retry of the failed tasks withdraws these pending tasks.
     """
     pending = job._pending
     found: list[str] = []

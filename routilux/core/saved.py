@@ -1,4 +1,4 @@
-"""Writes the saved form of a job, and reads a job from it.
+"""Writes a job in its saved form, and makes a job from a saved form.
 
 Invariants:
 - The state of a job that was read equals the fold of its commits.
@@ -25,9 +25,9 @@ Job = TypeVar("Job", bound=FoldedJob)
 
 
 def members(job: FoldedJob, *, history: bool) -> dict[str, object]:
-    """Return the fields of a job's saved form by name; without `history` it has no commits.
+    """Return the fields of a job's saved form by name; `history=False` leaves out the commits.
 
-    An iterator is written as an array; it yields the texts of the entries.
+    A field that is an iterator yields the JSON texts of an array's entries.
     """
     commits = enumerate(job._commits) if history else ()
     return {
@@ -53,7 +53,7 @@ def members(job: FoldedJob, *, history: bool) -> dict[str, object]:
 
 
 def load(new: Callable[[str], Job], data: object, path: str) -> Job:
-    """Make a job from decoded data and keep that data; `new` makes an empty job with an id.
+    """Make a job from decoded data, which becomes part of the job; `new(id)` makes an empty job.
 
     Each commit replaces its data in the list. Otherwise the garbage collector would visit twice as
     many objects, which takes longer than all the rest.
@@ -78,7 +78,7 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
     for i, entry in enumerate(f["pending_tasks"]):
         pending = PendingTask.load(entry, f"{path}.pending_tasks[{i}]")
         if pending.task_id in job._pending:
-            raise CorruptStateError(f"{path}.pending_tasks[{i}].task_id", "is used twice")
+            raise CorruptStateError(f"{path}.pending_tasks[{i}].task_id", "is another task's id")
         job._pending[pending.task_id] = pending
     job.outputs = [
         Output.load(entry, f"{path}.outputs[{i}]") for i, entry in enumerate(f["outputs"])
@@ -100,7 +100,7 @@ def _check(job: FoldedJob, path: str) -> None:
     commits = job._commits
     if [commit.seq for commit in commits] != list(range(job.seq - len(commits) + 1, job.seq + 1)):
         raise CorruptStateError(
-            f"{path}.commits", "must be numbered without a gap, up to the job's seq"
+            f"{path}.commits", "must be numbered without a gap, and end at the job's seq"
         )
     if len(commits) < job.seq:
         check_unfolded(job, path)  # it has a history_limit

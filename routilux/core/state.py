@@ -1,4 +1,4 @@
-"""`JobState`: the state of one job, as users read, copy and save it.
+"""`JobState`: the state of one job, for users to read, copy and save.
 
 Invariants:
 - A job changes only by the commits that `FoldedJob.fold` adds.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class JobState(FoldedJob):
-    """The state of one execution of a flow; compared by value.
+    """The state of a job (one execution of a flow); `==` compares by value.
 
     Instants are UTC; `seq` is the number of the last commit. While a host runs the job, each commit
     changes it: read it between two commits, through `run.job` or in an observer.
@@ -36,7 +36,7 @@ class JobState(FoldedJob):
 
     @property
     def execution_history(self) -> list[HistoryRecord]:
-        """The starts, emissions and errors of the flow, oldest first; derived from the commits."""
+        """The job's start, emissions and errors, oldest first; derived from the commits."""
         return [record for commit in self._commits for record in history_of(commit)]
 
     @property
@@ -45,19 +45,19 @@ class JobState(FoldedJob):
         return self.status.is_final
 
     def retry_count(self, routine_id: str | None = None) -> int:
-        """Return the largest number of retries that one task used, in one routine or in all."""
+        """Return the largest number of retries of one task, among all or those of `routine_id`."""
         if routine_id is not None:
             return self.routine_states[routine_id].retry_count
         return max((state.retry_count for state in self.routine_states.values()), default=0)
 
     def at(self, seq: int) -> JobState:
-        """Return the job as it was after commit `seq`; 0 means before the first commit.
+        """Return the job's state after commit `seq`; `seq=0` means before the first commit.
 
         Raises `ValueError` if there is no such commit, or if older commits are no longer kept.
         """
         if self._commits and self._commits[0].seq != 1:
             raise ValueError(
-                f"job {self.job_id}: the history before commit {self._commits[0].seq} is not kept"
+                f"job {self.job_id} no longer has the commits before {self._commits[0].seq}"
             )
         if not 0 <= seq <= len(self._commits):
             raise ValueError(f"job {self.job_id} has commits 1 to {self.seq}, but no commit {seq}")
@@ -117,7 +117,7 @@ class JobState(FoldedJob):
     # --- saving it ------------------------------------------------------------------------------
 
     def serialize(self) -> dict[str, object]:
-        """Return the job as JSON-able data; `deserialize` turns it into an equal job.
+        """Return the job as JSON-able data; `deserialize` turns the data into an equal job.
 
         Raises `UnserializableError` with the path of a value that can't be saved.
         """
@@ -133,7 +133,7 @@ class JobState(FoldedJob):
 
     @classmethod
     def deserialize(cls, document: Mapping[str, object]) -> JobState:
-        """Make a job from the data of `serialize`; raises `SavedStateError` for other data."""
+        """Make a job from a result of `serialize`; raises `SavedStateError` for any other data."""
         return cls.load(codec.decode(document), "$")
 
     @classmethod

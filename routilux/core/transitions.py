@@ -1,4 +1,4 @@
-"""Makes the commit that ends a step: done, a retry, a drop or a failure.
+"""Makes the commit that ends a step, of the kind `done`, `retry`, `dropped` or `failed`.
 
 Invariants:
 - The commit is a pure function of the plan, the job, the step, its outcome and the time.
@@ -37,7 +37,7 @@ _RETRIES = ErrorStrategy.RETRY
 
 
 def child_id(parent: str, number: int) -> str:
-    """Return the id of a task's n-th child; a digest replaces a parent's id that is too long.
+    """Return the id of child `number` of task `parent`; a long parent id is replaced by a digest.
 
     >>> child_id("0.1", 2)
     '0.1.2'
@@ -49,7 +49,7 @@ def child_id(parent: str, number: int) -> str:
 
 
 def step_commit(kind: CommitKind, job: JobState, step: StepInput, now: int) -> Commit:
-    """Make a commit of a step that keeps the job's status; its optional fields are empty."""
+    """Make a commit of a step; the job's status stays the same, and optional fields are empty."""
     task = step.task
     return Commit(
         job.seq + 1,
@@ -67,7 +67,10 @@ def step_commit(kind: CommitKind, job: JobState, step: StepInput, now: int) -> C
 def commit_of_outcome(
     plan: Plan, job: JobState, step: StepInput, outcome: StepOutcome, now: int
 ) -> Commit:
-    """Return the commit that ends a step that has no conflict over shared data."""
+    """Return the commit that ends `step` with `outcome`.
+
+    The caller has checked that no other step changed shared data that this step read.
+    """
     if outcome.error_type is not None:
         return _failure(plan, job, step, outcome, outcome.error_type, now)
     task = step.task

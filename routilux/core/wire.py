@@ -1,4 +1,4 @@
-"""Saved forms of the values inside commits and parts of a job: errors, effects, tasks, numbers.
+"""Saved forms of the values in a job and in its commits: errors, effects, tasks, numbers.
 
 Invariants:
 - A saved form is plain JSON with integer nanoseconds; a missing optional field has its default.
@@ -35,36 +35,36 @@ _EFFECT_FIELDS: codec.Fields = {"arguments": str, "result": object}
 
 
 def in_range(number: int, path: str, least: int = 0) -> int:
-    """Return a count from saved data, which must be from `least` to 2**53."""
+    """Check that a number in saved data is from `least` to 2**53, and return it."""
     if not least <= number <= _LARGEST_COUNT:
         raise CorruptStateError(path, f"must be a number from {least} to 2**53, not {number}")
     return number
 
 
 def instant(number: int, path: str) -> int:
-    """Return an instant (ns) from saved data, which must be in the years 1 to 9999."""
+    """Check that an instant (ns) in saved data is in the years 1 to 9999, and return it."""
     if not _EARLIEST <= number <= _LATEST:
         raise CorruptStateError(path, f"must be an instant in the years 1 to 9999, not {number} ns")
     return number
 
 
 def duration(number: int, path: str) -> int:
-    """Return a duration (ns) from saved data, which must be from 0 to 9999 years."""
+    """Check that a duration (ns) in saved data is 0 to 9999 years, and return it."""
     if not 0 <= number <= _LONGEST:
         raise CorruptStateError(path, f"must be a duration from 0 to 9999 years, not {number} ns")
     return number
 
 
 def payload(data: dict[str, object], path: str) -> dict[str, object]:
-    """Return a payload from saved data, whose keys must all be strings."""
+    """Check that a payload in saved data has only strings as keys, and return the payload."""
     if not _TEXT.issuperset(map(type, data)):
         key = next(key for key in data if type(key) is not str)
-        raise CorruptStateError(path, f"must have strings as keys, not {key!r}")
+        raise CorruptStateError(path, f"must have only strings as keys, but has the key {key!r}")
     return data
 
 
 def texts(value: object, path: str) -> list[str]:
-    """Return a list from saved data, whose items must all be strings."""
+    """Check that a value in saved data is a list of strings, and return the list."""
     if not isinstance(value, list) or not _TEXT.issuperset(map(type, value)):
         raise CorruptStateError(path, "must be a list of strings")
     return value
@@ -81,7 +81,7 @@ def error_data(error: ErrorInfo) -> dict[str, object]:
 
 
 def load_error(data: object, path: str) -> ErrorInfo:
-    """Load an error from its saved form."""
+    """Make an `ErrorInfo` from its saved form."""
     f = check_fields(data, path, _ERROR_REQUIRED, _ERROR_OPTIONAL)
     return ErrorInfo(**f)
 
@@ -95,19 +95,19 @@ def effect_data(effect: Effect, path: str) -> dict[str, object]:
 
 
 def load_effect(data: object, path: str) -> Effect:
-    """Load an effect from its saved form."""
+    """Make an `Effect` from its saved form."""
     f = check_fields(data, path, _EFFECT_FIELDS)
     return Effect(**f)
 
 
 def writes_text(writes: Writes, path: str) -> str:
-    """Return the saved form of the writes of a step, as JSON text."""
+    """Return the saved form of a step's writes, as JSON text."""
     removed = ",".join(map(quoted, writes.removed))
     return f'{{"values":{codec.value_text(writes.values, f"{path}.values")},"removed":[{removed}]}}'
 
 
 def load_writes(data: object, path: str) -> Writes:
-    """Load the writes of a step from their saved form."""
+    """Make a step's `Writes` from their saved form."""
     f = check_fields(data, path, _WRITES_FIELDS)
     removed = f["removed"]
     if not all(type(key) is str for key in removed):
@@ -116,7 +116,7 @@ def load_writes(data: object, path: str) -> Writes:
 
 
 def load_emission(f: Any, index: int) -> Emission:
-    """Load an emission of a commit; the path in an error starts at the commit."""
+    """Make emission `index` of a commit from saved data; an error's path starts at the commit."""
     if type(f) is not dict or not fits(f, _EMISSION_FIELDS):
         check_fields(f, f".emissions[{index}]", _EMISSION_FIELDS)
     values = f["payload"]
@@ -126,7 +126,10 @@ def load_emission(f: Any, index: int) -> Emission:
 
 
 def load_task(f: Any, emissions: Sequence[Emission], position: int) -> Task:
-    """Load a task of a commit; it uses its emission's payload unless it has its own."""
+    """Make a task of a commit from saved data.
+
+    A task that was saved without a payload gets the payload of its emission.
+    """
     if type(f) is not dict or not fits(f, _TASK_REQUIRED, _TASK_OPTIONAL):
         check_fields(f, f".tasks[{position}]", _TASK_REQUIRED, _TASK_OPTIONAL)
     index = f["emission"]

@@ -1,9 +1,11 @@
-"""One running job: its machine, its time and its commits.
+"""`Drive`: a job that runs in this process, with its state machine, time and commits.
 
 Invariants:
 - A commit is applied only after the store has accepted it. Observers are notified only then, in the
   order of the commits.
 - A job changes only under the runtime's lock; no handler runs under it.
+- Before an effect the store is asked whether this host still owns the job. So a host that has lost
+  the job runs no further effect, except the one that it had already begun.
 - A job's time is UTC when it started or was resumed, plus monotonic progress, and never before its
   last commit. So a wall clock that is set changes no wait, and time in the history never decreases.
 """
@@ -24,6 +26,7 @@ from routilux.errors import (
     UnserializableError,
 )
 from routilux.persist.journal import SNAPSHOT_EVERY
+from routilux.persist.store import lost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
     from routilux.graph.context import Context
     from routilux.graph.messages import Effect, StepInput, StepOutcome
     from routilux.persist.journal import Journal
-    from routilux.persist.store import Append
+    from routilux.persist.store import Append, JobStore
 
 _log = logging.getLogger("routilux")
 _ordinals = count(1)
@@ -52,7 +55,7 @@ class DrivingLoop(Protocol):
 
 
 class Drive:
-    """A job that runs in this process: its machine, its time and its commits.
+    """A job that runs in this process, with its state machine, its time and its commits.
 
     It is the `Host` of the job's steps. `stopped` is set when no step is in flight and none will
     start; `error` is set if something outside the flow ended the run, such as a failing store.
@@ -64,7 +67,7 @@ class Drive:
         "_snapshot_at",
         "environment",
         "error",
-        "leased_until",
+        "lease_ns",
         "leaving",
         "limit",
         "loop",
@@ -91,7 +94,7 @@ class Drive:
         self.offset = max(clock.now_ns(), machine.job.updated_ns) - clock.monotonic_ns()
         self.stopped = clock.signal()
         self.error: BaseException | None = None
-        self.leased_until: int | None = None  # monotonic; after it another host may take over
+        self.lease_ns: int | None = None  # None if the job is held without a lease
         self.leaving = False
         # Called under the runtime's lock: when the job has stopped, and when all its tasks wait.
         self.on_stop: Callable[[Drive], object] | None = None
@@ -111,11 +114,11 @@ class Drive:
     # --- the host of its steps ------------------------------------------------------------------
 
     def now_ns(self) -> int:
-        """Return the job's time."""
+        """Return the job's current time in UTC nanoseconds."""
         return self.environment.clock.monotonic_ns() + self.offset
 
     def sleep(self, step: StepInput, length: int) -> None:
-        """Wait for `length`, but at most until the attempt's timeout."""
+        """Wait for `length` nanoseconds, or until the attempt's timeout if that is earlier."""
         clock = self.environment.clock
         clock.record_wait(step.task.routine_id, length)
         until = self.now_ns() + length
@@ -127,7 +130,7 @@ class Drive:
             raise _given_up(step)
 
     def run(self, step: StepInput) -> StepOutcome:
-        """Run one attempt in this thread."""
+        """Run one attempt of a task in this thread, and return the outcome."""
         task, plan = step.task, self.plan
         routine_id = task.routine_id
         routine = plan.routines[routine_id]
@@ -135,38 +138,43 @@ class Drive:
         return self.run_step(step, routine, slot, plan.handlers[routine_id], self)
 
     def check(self, step: StepInput) -> None:
-        """Raise if another host owns the job, or an error ended its run."""
-        until = self.leased_until
-        if (
-            self.error is None
-            and until is not None
-            and until <= self.environment.clock.monotonic_ns()
-        ):
-            self._check_owner()
+        """Ask the store for the owner; raise if this host lost the job or its run has ended."""
+        store = self.environment.store
+        if store is not None and self.error is None:
+            try:
+                self._check_owner(store)
+            except Exception as error:
+                # An error of the store is not a failure of the handler.
+                with self.environment.lock:
+                    if self.loop is not None:
+                        self.loop.fail(self, error)
+                if self.error is None:
+                    raise
+        self._check_error(step)
+
+    def _check_owner(self, store: JobStore) -> None:
+        job_id, owner = self.machine.job.job_id, self.environment.owner
+        hold = store.holders(job_id).get(job_id)
+        if hold is not None and hold.owner == owner:
+            if self.lease_ns is None or hold.free_in_ns != 0:
+                return
+            # This host was suspended for longer than its lease. If no other host took the job
+            # meanwhile, none can take it at once when the effect begins.
+            if job_id in store.renew(owner, self.lease_ns):
+                return
+            hold = store.holders(job_id).get(job_id)
+        raise lost(job_id, hold)
+
+    def _check_error(self, step: StepInput) -> None:
         if isinstance(self.error, LeaseLostError):
             raise LeaseLostError(str(self.error))
         if self.error is not None:
             raise _given_up(step)
 
-    def _check_owner(self) -> None:
-        # This host was suspended or could not renew its lease: another may own the job now.
-        job_id, store = self.machine.job.job_id, self.environment.store
-        error: Exception
-        try:
-            hold = None if store is None else store.holders(job_id).get(job_id)
-            if hold is None or hold.owner == self.environment.owner:
-                return
-            error = LeaseLostError(f"job {job_id!r} is {hold} now; this host can't commit to it")
-        except OSError as broken:
-            error = broken
-        with self.environment.lock:
-            if self.loop is not None:
-                self.loop.fail(self, error)
-
     def record(self, step: StepInput, name: str, effect: Effect) -> None:
-        """Commit the result of an effect, from the step's own thread."""
+        """Commit the result of an effect; the step's own thread calls this method."""
         with self.environment.lock:
-            self.check(step)
+            self._check_error(step)
             commit = self.machine.effect(step, name, effect, self.now_ns())
             if commit is None:
                 raise _given_up(step)
@@ -181,7 +189,7 @@ class Drive:
                 raise
 
     def opened(self, context: Context) -> None:
-        """Keep the context of a step that has a timeout; raise if the step has timed out."""
+        """Keep the context of a step with a timeout; raise if the step has already timed out."""
         step = context.step
         if step is None:
             return
@@ -193,10 +201,10 @@ class Drive:
     # --- its commits (under the runtime's lock) -------------------------------------------------
 
     def commit(self, commit: Commit, *, claims: bool = False, acquired: bool = False) -> None:
-        """Write a commit, apply it, and notify the observers.
+        """Write a commit to the store, apply it to the job, and notify the observers.
 
-        The first commit of a resume either `claims` the job, or the job was `acquired` and its
-        lease holds.
+        A commit that resumes a job `claims` the job, unless the job was `acquired` by a lease that
+        has not ended.
         """
         if self._journal is not None:
             job_id = self.machine.job.job_id
@@ -212,7 +220,7 @@ class Drive:
             self.notify(commit)
 
     def apply(self, commit: Commit) -> None:
-        """Apply a written commit to the job."""
+        """Apply a commit to the job; the store already has the commit."""
         self.machine.accept(commit)
         if commit.seq >= self._snapshot_at:
             self._keep_snapshot()
@@ -220,7 +228,7 @@ class Drive:
             self.environment.clock.record_wait(f"retry of {commit.routine_id}", commit.delay_ns)
 
     def notify(self, commit: Commit) -> None:
-        """Notify the observers of an applied commit."""
+        """Notify the observers of a commit that was applied to the job."""
         self.environment.observers.notify(self.machine.job, commit)
 
     def _keep_snapshot(self) -> None:
@@ -232,7 +240,7 @@ class Drive:
             self._snapshot_at = self._journal.write_snapshot(job)
         except Exception as error:
             # Every commit is in the store; without the snapshot, loading takes longer.
-            _log.warning("job %s has no snapshot at commit %d: %s", job.job_id, job.seq, error)
+            _log.warning("job %s: no snapshot kept at commit %d: %s", job.job_id, job.seq, error)
 
     # --- the ends of its steps (under the runtime's lock) ---------------------------------------
 
@@ -254,9 +262,9 @@ class Drive:
         return self.machine.finish(step, outcome, now if now > updated else updated)
 
     def row(self, step: StepInput, commit: Commit, journal: Journal) -> tuple[Commit, Append]:
-        """Return the commit that ends a step, and its row for the journal.
+        """Return the commit that ends a step, together with the commit's row for the journal.
 
-        If the commit has no saved form, the attempt fails: the commit that says so is returned.
+        If `commit` can't be saved, the attempt fails, and the commit of that failure is returned.
         """
         job_id, owner = self.machine.job.job_id, self.environment.owner
         try:
@@ -268,7 +276,7 @@ class Drive:
             return failed, journal.row(job_id, failed, owner)
 
     def overdue(self, now: int) -> Iterator[StepInput]:
-        """Yield the steps whose timeout has passed; their handlers can record nothing more."""
+        """Close the context of each step whose timeout has passed, and yield the step."""
         for step in self.machine.flights:
             if step.timeout_ns is not None and step.started_ns + step.timeout_ns <= now:
                 context = self._open.pop(step.number, None)
@@ -279,12 +287,12 @@ class Drive:
     # --- requests -------------------------------------------------------------------------------
 
     def request(self, kind: Request, reason: str | None = None) -> None:
-        """Commit a pause or a cancellation, and wake the loop."""
+        """Pause or cancel the job: commit the request, and wake the loop."""
         with self.environment.lock:
             if self.error is not None:
                 raise NotResumableError(
                     f"an error ended the run of job {self.machine.job.job_id}"
-                    f" ({type(self.error).__name__}: {self.error}); load the job and resume it"
+                    f" ({type(self.error).__name__}: {self.error}); load and resume the job"
                 )
             now = max(self.now_ns(), self.machine.job.updated_ns)
             self.commit(request(self.machine.job, kind, now, reason))
@@ -299,13 +307,13 @@ class Drive:
                 self.loop.look(self)
 
     def snapshot(self) -> JobState:
-        """Return a copy of the job as of its last commit."""
+        """Return a copy of the job in its state after the last commit."""
         with self.environment.lock:
             return self.machine.job.copy()
 
 
 def _given_up(step: StepInput) -> NoActiveStepError:
     return NoActiveStepError(
-        f"attempt {step.attempt} of {step.task.routine_id} was given up, and can record nothing"
-        " more"
+        f"the engine no longer waits for attempt {step.attempt} of {step.task.routine_id}, so the"
+        " attempt can record nothing more; let its handler return"
     )

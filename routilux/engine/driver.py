@@ -1,4 +1,4 @@
-"""Drivers run the steps of jobs: the protocol, and the driver that uses the loop's own thread.
+"""`Driver`: the interface of objects that run steps; `InlineDriver`: uses the loop's thread.
 
 Invariants:
 - A driver knows nothing of retries, commits or order; it takes steps and hands back outcomes.
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 
 
 class Driven(Host, Protocol):
-    """The parts of a job that a driver uses: the host of its steps, its plan and its number."""
+    """The methods and attributes of a running job that a driver uses."""
 
     plan: Plan
     ordinal: int
 
     def run(self, step: StepInput) -> StepOutcome:
-        """Run one attempt in this thread; an error that it raises ends the run of the job."""
+        """Run one attempt in this thread, and return its outcome; an error ends the job's run."""
 
 
 Ended = tuple[Any, "StepInput", "StepOutcome | BaseException"]
-"""A step that has ended, with its job, and its outcome.
+"""The job, the step and the outcome of a step that has ended.
 
 A `BaseException` in place of an outcome is an error from outside the handler.
 """
@@ -39,19 +39,19 @@ A `BaseException` in place of an outcome is an error from outside the handler.
 class Driver(Protocol):
     """Runs the steps that a loop starts, and returns their outcomes one at a time.
 
-    `room` says whether it can take a step now; only `start` and `next` change it.
+    `room` says whether the driver can take a step now; only `start` and `next` change it.
     """
 
     room: bool
 
     def start(self, driven: Driven, step: StepInput) -> None:
-        """Take a step to run."""
+        """Accept a step of job `driven`; the step runs later, or in another thread."""
 
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
-        """Return a step that has ended; None at the monotonic instant `until`, or after a poke."""
+        """Wait for a step that has ended, and return it; None at time `until`, or after `poke`."""
 
     def others(self, than: Ended) -> list[Ended]:
-        """Return ended steps of other jobs than `than`'s, at most one for each job; never wait."""
+        """Return, without waiting, ended steps of jobs other than `than`'s, at most one per job."""
 
     def poke(self) -> None:
         """Make `next` return at once; any thread may call this."""

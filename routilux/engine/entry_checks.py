@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def check_job_id(job_id: object) -> None:
-    """Raise `FlowDefinitionError` for a job id that is not a string, is empty or can't be saved."""
+    """Raise `FlowDefinitionError` unless `job_id` is a non-empty string that can be saved."""
     if not isinstance(job_id, str) or not job_id or any("\ud800" <= c <= "\udfff" for c in job_id):
         raise FlowDefinitionError(
             f"a job's id must be a non-empty string of valid Unicode, not {job_id!r}"
@@ -37,13 +37,13 @@ def checked_params(
     """
     if not isinstance(entry, str) or entry not in plan.routines:
         raise FlowDefinitionError(
-            f"flow {plan.flow_id!r} has no routine {entry!r} to start with; it has"
+            f"flow {plan.flow_id!r} has no routine {entry!r} to start with; its routines:"
             f" {', '.join(map(repr, plan.routines)) or 'none'}{nearest(entry, plan.routines)}"
         )
     slots = plan.routines[entry].slots
     if not isinstance(slot, str) or slot not in slots:
         raise FlowDefinitionError(
-            f"routine {entry!r} has no slot {slot!r} to start with; it has"
+            f"routine {entry!r} has no slot {slot!r} to start with; its slots:"
             f" {', '.join(map(repr, slots)) or 'none'}{nearest(slot, slots)}"
         )
     if params is not None and (
@@ -70,16 +70,16 @@ def checked_params(
 
 
 def check_same_flow(plan: Plan, job: JobState, *, allow_changed: bool) -> None:
-    """Raise `FlowMismatchError` if a job can't be resumed on the flow of a plan.
+    """Raise `FlowMismatchError` if a job can't be resumed on the flow of `plan`.
 
-    With `allow_changed` the flow may have another shape, if every pending task still has its slot.
+    With `allow_changed` the flow may have changed, if every pending task still has its slot.
     """
     if not allow_changed and job.shape != plan.shape:
         raise FlowMismatchError(
             "$.job_state.shape",
             mismatch(
-                f"job {job.job_id} was started on another shape of flow {plan.flow_id!r}",
-                "resume the job on the old flow, or with allow_changed_flow=True",
+                f"flow {plan.flow_id!r} has changed since job {job.job_id} was started",
+                "resume the job on the old flow, or pass allow_changed_flow=True",
                 job.shape,
                 plan.shape,
             ),
@@ -92,6 +92,6 @@ def check_same_flow(plan: Plan, job: JobState, *, allow_changed: bool) -> None:
     if lost:
         raise FlowMismatchError(
             "$.job_state.pending_tasks",
-            f"of job {job.job_id}, {tasks_without_slot(lost)}; flow {plan.flow_id!r} has no such"
-            " slot: add it, or resume the job on the flow that started it",
+            f"job {job.job_id}: {tasks_without_slot(lost)}; flow {plan.flow_id!r} has no such"
+            " slot; add the slot, or resume the job on the flow that started it",
         )

@@ -58,7 +58,7 @@ class Environment:
         self.begin_process()
 
     def begin_process(self) -> None:
-        """Create the locks, jobs and leases of one process; a forked child calls this again."""
+        """Create new locks, and empty dicts of jobs and leases; a forked child calls this again."""
         self.lock = threading.RLock()
         self.driven: dict[str, Machine] = {}
         self.lease_lock = threading.Lock()
@@ -68,7 +68,7 @@ class Environment:
 
     @cached_property
     def owner(self) -> str:
-        """The name of this runtime in a store: host, process and a random part."""
+        """This runtime's unique name in a store: host name, process id and a random part."""
         import platform  # slow to import, and only a runtime with a store needs it
 
         return f"{platform.node()}:{os.getpid()}:{token_hex(8)}"

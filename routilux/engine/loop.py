@@ -1,4 +1,4 @@
-"""The loop that runs any number of jobs with one driver.
+"""`Loop`: runs any number of jobs; one driver runs all their steps.
 
 Invariants:
 - Cycle: pick a ready task, run it, commit, apply, notify. The loop waits for an outcome, a due
@@ -41,7 +41,7 @@ _timer_numbers = count()
 
 
 class Loop:
-    """Runs jobs with one driver: one loop for each `execute`, one for all background jobs."""
+    """Runs jobs: each call of `execute` has its own loop, and all background jobs share one."""
 
     def __init__(self, environment: Environment, driver: Driver) -> None:
         self._environment = environment
@@ -60,12 +60,12 @@ class Loop:
         self._mark(drive)
 
     def look(self, drive: Drive) -> None:
-        """React to a change of a job by another thread; the caller holds the runtime's lock."""
+        """React to another thread's change of a job; the caller holds the runtime's lock."""
         self._mark(drive)
         self._driver.poke()
 
     def run(self) -> None:
-        """Run until all jobs have stopped; an error of one job is kept in its `Drive.error`."""
+        """Run until all jobs have stopped; an error that ended a job is in its `Drive.error`."""
         try:
             self._run()
         except BaseException as error:
@@ -142,7 +142,7 @@ class Loop:
         return True
 
     def _end(self, group: Sequence[Ended], now: int) -> None:
-        """Commit the ends of steps of different jobs with one write; often it is one step."""
+        """Commit, with one write, the outcomes of one or more steps, each of a different job."""
         endings: list[tuple[Drive, Commit]] = []
         rows: list[Append] = []
         journal = self._journal
@@ -190,13 +190,17 @@ class Loop:
         return [ending for ending in endings if ending[0].error is None]
 
     def fail(self, drive: Drive, error: BaseException) -> None:
-        """Stop driving a job after an error from outside its flow; the caller holds the lock."""
-        drive.error = error
-        self.drop(drive)
+        """Stop a job because of an error from outside its flow; the caller holds the lock.
+
+        Only the first error of a job counts.
+        """
+        if drive.error is None:
+            drive.error = error
+            self.drop(drive)
         self._driver.poke()
 
     def drop(self, drive: Drive) -> None:
-        """Remove a job that has stopped, or that an error from outside its flow has ended."""
+        """Remove a job that has stopped, or that was ended by an error from outside its flow."""
         self.drives.discard(drive)
         job_id, driven = drive.machine.job.job_id, self._environment.driven
         if driven.get(job_id) is drive.machine:

@@ -1,4 +1,4 @@
-"""The observers of a runtime; they are notified of commits and of steps that start.
+"""Notifies the observers of a runtime of every commit and of every step that starts.
 
 Invariants:
 - An observer can't break a job: what it raises is logged once and counted.
@@ -29,7 +29,7 @@ _log = logging.getLogger("routilux")
 
 @dataclass(slots=True)
 class ObserverFailure:
-    """The first error of an observer, and the number of errors that it raised."""
+    """The first error that an observer raised, and the number of all its errors."""
 
     observer: object
     error: Exception
@@ -37,7 +37,7 @@ class ObserverFailure:
 
 
 class Observers:
-    """The observers of a runtime; they are notified under the runtime's lock."""
+    """Calls the observers of one runtime, always under the runtime's lock."""
 
     def __init__(self, observers: Iterable[Observer]) -> None:
         self.registered = tuple(observers)
@@ -47,19 +47,19 @@ class Observers:
         self._notifier: int | None = None  # the thread that notifies them
 
     def begin_process(self) -> None:
-        """Forget the thread that notifies: a forked child does not have it."""
+        """Forget which thread calls the observers: a forked child does not have that thread."""
         self._notifier = None
 
     def refuse(self, what: str) -> None:
-        """Raise if an observer makes a call that waits for a job."""
+        """Raise `RoutiluxError` if an observer is the caller; `what` names the refused call."""
         if self._notifier == threading.get_ident():
             raise RoutiluxError(
                 f"an observer can't {what}: all jobs wait until the observer returns;"
-                " use start() there and wait for the job elsewhere"
+                " call start() in the observer, and wait for the job in another thread"
             )
 
     def notify(self, job: JobState, commit: Commit) -> None:
-        """Notify the observers of a commit, after all earlier commits."""
+        """Notify the observers of a commit, after they were notified of all earlier commits."""
         self._notices.append((job, commit))
         if self._notifier is not None:
             return  # an observer caused this commit; the loop below takes it next
@@ -76,7 +76,7 @@ class Observers:
             self._notifier = None
 
     def notify_step(self, job: JobState, step: StepInput) -> None:
-        """Notify the observers with a method `on_step` that a step starts."""
+        """Call the method `on_step` of each observer that has one, because a step starts."""
         for observer in self.of_steps:
             try:
                 observer.on_step(job, step)
@@ -90,7 +90,8 @@ class Observers:
                 return
         self.failures.append(ObserverFailure(observer, error))
         _log.error(
-            "observer %r raised %s; the job continues, and its later errors are only counted",
+            "observer %r raised %s; the job continues, and later errors of the observer are only"
+            " counted",
             observer,
             type(error).__name__,
             exc_info=error,

@@ -1,10 +1,11 @@
-"""Runs steps on an executor: its own threads, or any `concurrent.futures.Executor`.
+"""`PoolDriver`: runs steps in threads of its own, or on any `concurrent.futures.Executor`.
 
 Invariants:
 - On threads the clock knows a step before the step's thread runs. So a fake clock can't skip the
   step's start.
 - An executor of processes gets and returns pickled values; effects travel with the outcome, and
-  time is real.
+  time is real. Such a step can't ask the store for the owner of the job, so the store is asked
+  before the step is sent. If this host loses the job afterwards, the effects of the step still run.
 - A thread that was given up keeps its place until it returns: no code can stop it.
 - Our threads are daemons, so a handler that hangs can't keep the interpreter from ending. Jobs
   survive a kill, so this is safe. A `ThreadPoolExecutor` would wait for the handler.
@@ -70,8 +71,8 @@ def _serve(queue: SimpleQueue[Callable[[], None] | None], idle: threading.Semaph
 class PoolDriver:
     """Runs the steps of concurrent flows and of all background jobs in a pool of threads.
 
-    `size` is how many steps it takes at once: as many as the user's executor has workers, or any
-    number if that is not known.
+    `size` is how many steps the pool takes at once: as many as the user's executor has workers, or
+    any number if that is not known.
     """
 
     __slots__ = ("_clock", "_ended", "_executor", "_flying", "_signal", "_threads", "room", "size")
@@ -90,7 +91,7 @@ class PoolDriver:
 
     @property
     def idle(self) -> bool:
-        """Whether no step runs here, not even one that was given up."""
+        """Whether the pool runs no handler, not even one for which the engine no longer waits."""
         return not self._flying
 
     def start(self, driven: Driven, step: StepInput) -> None:
@@ -106,6 +107,7 @@ class PoolDriver:
                 executor.submit(work).add_done_callback(partial(self._dropped, driven, step))
             self._add_flying(1)
             return
+        driven.check(step)
         plan = driven.plan
         future = executor.submit(
             run_remote,
@@ -166,6 +168,6 @@ class PoolDriver:
 
 def _outcome(done: Future[Any]) -> StepOutcome | BaseException:
     if done.cancelled():
-        return CancelledError("the executor dropped the step before the step began")
+        return CancelledError("the executor cancelled the step before the step began")
     error = done.exception()
     return error if error is not None else cast("StepOutcome", done.result())

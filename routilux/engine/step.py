@@ -1,4 +1,4 @@
-"""Runs one attempt: `StepInput` in, `StepOutcome` out.
+"""Runs one attempt of a task: takes a `StepInput` and returns a `StepOutcome`.
 
 Invariants:
 - An `Exception` of a handler becomes an outcome; any other exception propagates.
@@ -87,7 +87,7 @@ def timed_out(step: StepInput) -> StepOutcome:
 
 
 def failure(number: int, error: Exception) -> StepOutcome:
-    """Return the outcome of a step that failed by an error that the engine raised."""
+    """Return the outcome of a step that failed because of `error`, which the engine raised."""
     return StepOutcome(number, [], error=ErrorInfo.of(error), error_type=type(error))
 
 
@@ -115,15 +115,15 @@ def _run_coroutine(coroutine: Coroutine[object, object, object], slot: Slot) -> 
         return
     coroutine.close()
     raise FlowDefinitionError(
-        f"the handler of slot {slot.name!r} is async and this thread already runs an event loop;"
-        " use 'await flow.aexecute(...)' there"
+        f"the handler of slot {slot.name!r} is async, but this thread already runs an event loop;"
+        " use 'await flow.aexecute(...)' in this thread"
     )
 
 
 class _RemoteHost:
-    """The host of a step in another process: it uses real time, and sends effects with the outcome.
+    """The engine's methods for a step in another process; the outcome carries effects back.
 
-    So an effect is recorded when the step ends; a crash of the process loses it.
+    So an effect is recorded when the step ends; a crash of the process loses the effect.
     """
 
     __slots__ = ("_clock", "_offset", "effects")
@@ -143,17 +143,17 @@ class _RemoteHost:
         self._clock.wait(None, until - self._offset)
 
     def check(self, step: StepInput) -> None:
-        """Do nothing: this process does not know which host owns the job."""
+        """Do nothing: the store was asked before the step was sent to this process."""
 
     def record(self, step: StepInput, name: str, effect: Effect) -> None:
         self.effects[name] = effect
 
     def opened(self, context: Context) -> None:
-        """Do nothing: nothing can make this process give the step up."""
+        """Do nothing: the engine can't close a context that is in this process."""
 
 
 def run_remote(step: StepInput, routine: Routine, slot: str, handler: ErrorHandler) -> StepOutcome:
-    """Run a step in another process; the arguments and the outcome can be pickled."""
+    """Run a step in a worker process of the executor; its arguments and outcome can be pickled."""
     host = _RemoteHost(step)
     outcome = run_step(step, routine, routine.slots[slot], handler, host)
     outcome.effects = host.effects or None
@@ -167,7 +167,7 @@ def _portable(outcome: StepOutcome) -> StepOutcome:
     try:
         pickle.dumps(outcome)
     except Exception as error:
-        reason = f"the attempt's outcome can't be sent back from its process: {error}"
+        reason = f"the outcome can't be sent back from the executor's process: {error}"
         return failure(outcome.number, UnserializableError("$", reason))
     return outcome
 

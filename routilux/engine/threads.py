@@ -1,4 +1,4 @@
-"""The threads that drive jobs: the caller's own, or one loop for all jobs in the background.
+"""`Threads`: runs a job in the caller's thread, or all background jobs in one other thread.
 
 Invariants:
 - Background jobs share one loop in one thread, which ends when no job is left.
@@ -28,7 +28,7 @@ _BACKGROUND_WORKERS: Final = 32
 
 
 class Threads:
-    """The threads that drive a runtime's jobs, and the pools that run their steps."""
+    """The threads that run a runtime's jobs, and the pools of threads that run the jobs' steps."""
 
     def __init__(self, environment: Environment, executor: Executor | None) -> None:
         self._environment = environment
@@ -38,7 +38,7 @@ class Threads:
         self.begin_process()
 
     def begin_process(self) -> None:
-        """Forget all threads; a forked child calls this again, because threads end at a fork."""
+        """Forget all threads; a forked child calls this again, because it has none of them."""
         self._spare: list[PoolDriver] = []
         self.background: Loop | None = None
 
@@ -50,7 +50,7 @@ class Threads:
                 self._spare.pop().close()
 
     def drive(self, drive: Drive) -> JobState:
-        """Drive a job in this thread and return it when it has stopped; raises `drive.error`."""
+        """Run a job in this thread and return it after it has stopped; raises `drive.error`."""
         driver = self.driver_for(drive)
         who = f"job {drive.machine.job.job_id}"
         party = self._clock.party(who, (drive.ordinal,), result=True)
@@ -108,7 +108,7 @@ class Threads:
             self._give_pool(pool)
 
     def driver_for(self, drive: Drive) -> Driver:
-        """Return a driver for the steps of a job that is driven in the caller's thread."""
+        """Return a driver for the steps of job `drive`, which runs in the caller's thread."""
         if drive.plan.width > 1 or self._executor is not None:
             return self._take_pool(drive.plan.width)
         return InlineDriver(self._clock)

@@ -5,6 +5,9 @@ Invariants:
   raises `NoActiveStepError`.
 - A handler reads private copies. The values that differ at the end are its writes; other steps
   see them after the commit.
+- Before an effect (`once`, `key`, `idempotency_key`) the engine asks the store which host owns the
+  job. Only an effect that was asked for before the job was lost can run on two hosts. In an
+  executor of processes the question is asked once, before the step is sent to its process.
 - Random numbers and ids are derived from the task's id, so that they are the same in every attempt
   and on every host.
 """
@@ -37,26 +40,26 @@ active: ContextVar[Context | None] = ContextVar("routilux_step", default=None)
 
 
 class Host(Protocol):
-    """The engine's methods that a step's context calls. Instants are the job's, in nanoseconds."""
+    """The methods of the engine that a step's context calls; times are in nanoseconds."""
 
     def now_ns(self) -> int:
-        """Return the job's time."""
+        """Return the job's current time in UTC nanoseconds."""
 
     def sleep(self, step: StepInput, length: int) -> None:
-        """Wait for `length`, but at most until the attempt's timeout."""
+        """Wait for `length` nanoseconds, or until the attempt's timeout if that is earlier."""
 
     def check(self, step: StepInput) -> None:
-        """Raise if the engine knows that it can't record anything more from this step."""
+        """Raise if this host no longer owns the job, or can no longer record anything."""
 
     def record(self, step: StepInput, name: str, effect: Effect) -> None:
         """Commit the result of an effect; raise if the commit is impossible."""
 
     def opened(self, context: Context) -> None:
-        """Keep a context, to close it if the engine gives up its step."""
+        """Keep a context, so that the engine can close it when the step's timeout has passed."""
 
 
 class View(MutableMapping[str, object]):
-    """A handler's view of saved data: private copies of values, and the keys that were read.
+    """Saved data for one handler: private copies of values, and the keys that the handler read.
 
     `read_all` is set by operations that depend on all keys: iteration, `len`, comparison.
     """
@@ -121,7 +124,7 @@ class View(MutableMapping[str, object]):
         return {**self._snapshot, **self._copies}
 
     def writes(self, place: str) -> Writes | None:
-        """Return copies of the values that differ from the snapshot; None if no value differs."""
+        """Return the handler's changes to the snapshot, as copies; None if nothing changed."""
         snapshot = self._snapshot
         changed = {
             key: value
@@ -136,9 +139,9 @@ class View(MutableMapping[str, object]):
 
 
 class Context:
-    """The data and actions of a running handler; reached as `self.ctx` of its routine.
+    """The data and methods that a running handler reaches as `self.ctx`.
 
-    `attempt` is 1 for the first one. `idempotency_key` names the task and is the same in every
+    `attempt` is 1 for the first attempt. `idempotency_key` names the task and is the same in every
     attempt and on every host.
     """
 
@@ -169,10 +172,10 @@ class Context:
         return self.step or self.over()
 
     def over(self) -> NoReturn:
-        """Raise the error for the use of a context whose step has ended."""
+        """Raise `NoActiveStepError`, because the context is used after the end of its step."""
         raise NoActiveStepError(
-            "this step has ended: its handler has returned or was given up, so the engine"
-            " records nothing more of it; do not use ctx after the handler has ended"
+            "this step has ended: its handler has returned, or the engine no longer waits for it;"
+            " nothing more is recorded, so do not use ctx after the end of the step"
         )
 
     @property
@@ -185,7 +188,10 @@ class Context:
 
     @property
     def shared(self) -> View:
-        """The job's shared data; a step runs again if another step changed a key that it read."""
+        """The data that all steps of the job share.
+
+        A step runs again if another step has meanwhile changed a key that the first one read.
+        """
         if self._shared is None:
             self._shared = View(self._open_step().shared, self._open_step)
             self.touched = True
@@ -193,7 +199,7 @@ class Context:
 
     @property
     def attempt(self) -> int:
-        """The number of this attempt, 1 for the first; a resume does not reset it."""
+        """The number of this attempt; it starts at 1, and a resume does not reset it."""
         return (self.step or self.over()).attempt
 
     @property
@@ -208,25 +214,29 @@ class Context:
 
     @property
     def idempotency_key(self) -> str:
-        """Job id and task id, by which an external service recognizes a repeated call.
+        """A key by which an external service recognizes a repeated call: the ids of job and task.
 
-        Raises `LeaseLostError` if it is known that another host owns the job now.
+        Each use asks the store of the runtime, and raises `LeaseLostError` if this host does not
+        own the job any more. (A step in another process does not ask.)
         """
         step = self._open_step()
         self._host.check(step)
         return f"{step.job_id}/{step.task.task_id}"
 
     def key(self, name: str) -> str:
-        """Return the idempotency key of one effect among several of this task."""
+        """Return the idempotency key of the effect `name`, for a task that has several effects.
+
+        Asks the store, as `idempotency_key` does.
+        """
         return f"{self.idempotency_key}/{name}"
 
     def now(self) -> datetime:
-        """Return the time by the job's clock, as an aware UTC datetime."""
+        """Return the current time of the job's clock, as a timezone-aware UTC datetime."""
         self._open_step()
         return from_ns(self._host.now_ns())
 
     def sleep(self, seconds: float | timedelta) -> None:
-        """Wait; raises `StepTimeoutError` at the instant when the attempt's `timeout` ends."""
+        """Wait for `seconds`; raises `StepTimeoutError` as soon as the attempt's timeout passes."""
         step = self._open_step()
         length = to_ns(seconds)
         self._host.sleep(step, length)
@@ -234,12 +244,12 @@ class Context:
         limit = step.timeout_ns
         if limit is not None and self._host.now_ns() - step.started_ns >= limit:
             raise StepTimeoutError(
-                f"{step.task.routine_id} slept past its timeout of {limit / SECOND:g} s"
+                f"{step.task.routine_id} slept until its timeout of {limit / SECOND:g} s passed"
             )
 
     @property
     def random(self) -> Random:
-        """A stream of random numbers that is the same in every attempt of this task."""
+        """A generator of random numbers, which are the same in every attempt of this task."""
         return self._stream("random")
 
     def uuid(self) -> UUID:
@@ -257,12 +267,13 @@ class Context:
         return streams[use]
 
     def once(self, name: str, fn: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Run an external effect and record its result; later attempts get the recorded result.
+        """Call `fn`, an external effect, and record the result; later attempts get that result.
 
         The result is committed before this returns. An error of `fn` is not recorded. Raises
-        `LeaseLostError`, without running `fn`, if it is known that another host owns the job now;
-        `FlowDefinitionError` for a name used twice in an attempt, or for other arguments than those
-        recorded; `UnserializableError` for arguments or a result that can't be saved.
+        `LeaseLostError`, without running `fn`, if the store says that this host does not own the
+        job any more (a step in another process does not ask); `FlowDefinitionError` for a name
+        used twice in an attempt, or for other arguments than those recorded; `UnserializableError`
+        for arguments or a result that can't be saved.
         """
         step = self._open_step()
         if self.named is None:
@@ -305,7 +316,7 @@ class Context:
         return state, common.writes("ctx.shared") if common is not None else None
 
     def shared_reads(self) -> frozenset[str] | None:
-        """Return the shared keys that the handler read; None means all keys."""
+        """Return the keys of `shared` that the handler read; None means all keys."""
         common = self._shared
         if common is None:
             return frozenset()

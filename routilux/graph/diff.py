@@ -1,4 +1,4 @@
-"""Describes the changes between two shapes of a flow in lines that a person can read.
+"""Describes how the shape of a flow has changed, as lines of text for people.
 
 Invariants:
 - Lines about the same part of the graph follow each other, the old line first.
@@ -18,7 +18,7 @@ _WIDTH: Final = 120
 
 
 def shape_changes(before: Sequence[str], after: Sequence[str]) -> list[str]:
-    """Return the differences between two shapes, one line for each change.
+    """Return the changes from shape `before` to shape `after`, one line for each change.
 
     >>> shape_changes(["slot a.x", "slot b.x"], ["slot a.y", "slot b.x"])
     ['- slot a.x', '+ slot a.y']
@@ -29,7 +29,7 @@ def shape_changes(before: Sequence[str], after: Sequence[str]) -> list[str]:
 
 
 def mismatch(problem: str, cure: str, before: Sequence[str], after: Sequence[str]) -> str:
-    """Return a message with the problem, the changes and the cure; many changes form a list.
+    """Return an error message of three parts: `problem`, the changes of the shape, and `cure`.
 
     >>> mismatch("it is another flow", "go back", ["slot a.x"], ["slot a.y"])
     'it is another flow (- slot a.x; + slot a.y); go back'
@@ -49,7 +49,7 @@ def mismatch(problem: str, cure: str, before: Sequence[str], after: Sequence[str
 
 
 def tasks_without_slot(tasks: Mapping[str, Sequence[str]]) -> str:
-    """Return a phrase that names the tasks of each missing slot; `tasks` is {slot: ids}.
+    """Return text that names the tasks that wait for each slot; `tasks` is {slot: task ids}.
 
     >>> tasks_without_slot({"a.old": ["0.0", "0.1"], "b.old": ["0.2"]})
     'tasks 0.0, 0.1 wait for a.old, task 0.2 waits for b.old'
@@ -61,7 +61,7 @@ def tasks_without_slot(tasks: Mapping[str, Sequence[str]]) -> str:
         waits = f"tasks {names} wait for" if ids[1:] else f"task {names} waits for"
         parts.append(f"{waits} {slot}")
     if len(tasks) > _NAMED:
-        parts.append(f"others for {len(tasks) - _NAMED:,} more slots")
+        parts.append(f"other tasks wait for {len(tasks) - _NAMED:,} more slots")
     return ", ".join(parts)
 
 

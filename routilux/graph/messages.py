@@ -1,4 +1,4 @@
-"""Values that a step exchanges with the engine: `StepInput` in, `StepOutcome` out.
+"""Values between the engine and a step: a step gets `StepInput` and returns `StepOutcome`.
 
 Invariants:
 - They are values: they can be pickled, delayed, dropped or delivered twice.
@@ -36,7 +36,7 @@ def _type_name(error_type: type[BaseException]) -> str:
 
 @dataclass(slots=True)
 class ErrorInfo:
-    """An exception as data: `type` by name, `message`, `where` (file:line), `traceback`.
+    """An exception as data: its type's name, its message, its place (file:line), its traceback.
 
     Only the error of a failed or dropped task has a traceback.
 
@@ -87,7 +87,7 @@ def _place(trace: TracebackType) -> str:
 
 
 def traceback_of(error: BaseException, skip: int = 0) -> str:
-    """Return the traceback of an exception as text, its causes first.
+    """Return the tracebacks of an exception and its causes as text; the causes come first.
 
     It has no source lines, which take 20 times as long to read. `skip` is the number of outermost
     frames to leave out: those of the engine.
@@ -112,7 +112,7 @@ def traceback_of(error: BaseException, skip: int = 0) -> str:
 
 
 def copied_payload(payload: Mapping[str, object], place: str) -> dict[str, object]:
-    """Return a private copy of a payload; an error message names `place`.
+    """Return a private copy of a payload; `place` names the payload in error messages.
 
     Raises `UnserializableError` for a value that can't be copied.
 
@@ -134,7 +134,7 @@ def copied_payload(payload: Mapping[str, object], place: str) -> dict[str, objec
 
 @dataclass(slots=True)
 class Emission:
-    """One call of `emit`: an event's name and payload; `flat` if the payload has only scalars."""
+    """An emitted event and its payload; `flat` says whether the payload has only scalars."""
 
     event: str
     payload: dict[str, object]
@@ -143,7 +143,7 @@ class Emission:
 
 @dataclass(slots=True)
 class Task:
-    """A delivery: one payload for one slot of one routine.
+    """A unit of work: one payload for one slot of one routine.
 
     `emission` is the index, in the commit that created the task, of the emission that it
     delivers; -1 for the task that a job starts with.
@@ -167,7 +167,7 @@ class Effect:
 
 @dataclass(slots=True)
 class StepInput:
-    """The input of one attempt: its task, and the state at the start of the attempt.
+    """The input of one attempt: the task, and the job's data at the start of the attempt.
 
     `number` is unique in this process. `state` and `shared` are snapshots and must not be changed;
     `seq` is the last commit that they include. Times are nanoseconds of the job's clock.
@@ -206,10 +206,10 @@ class Writes:
 
 @dataclass(slots=True)
 class StepOutcome:
-    """The outcome of an attempt: emissions and writes, or the error.
+    """The outcome of one attempt: its emissions and writes, or its error.
 
-    `shared_reads` are the shared keys that it read; None means all. `effects` are effects that were
-    not recorded at once, because the step ran in another process.
+    `shared_reads` are the shared keys that it read; None means all keys. `effects` are effects that
+    were not recorded at once, because the step ran in another process.
     """
 
     number: int

@@ -1,4 +1,4 @@
-"""`Plan`: the fixed form of a flow that the engine follows, with its connections.
+"""`Plan`: a fixed copy of a flow for the engine; `Connection`: an edge of a flow.
 
 Invariants:
 - A plan does not change when its flow changes later; any number of jobs can use it.
@@ -31,7 +31,7 @@ STRATEGIES: Final = ("sequential", "concurrent")
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """One edge: an event of one routine to a slot of another.
+    """One edge of a flow, from an event of a routine to a slot of a routine.
 
     `param_mapping` renames event fields to handler parameters.
     """
@@ -56,7 +56,9 @@ def checked_connection(
     end: tuple[str, Routine, object],
     param_mapping: object,
 ) -> Connection:
-    """Return the connection from `start` (routine id, routine, event) to `end` (the same, slot).
+    """Return the connection from an event to a slot, after checking that the two fit.
+
+    `start` is (routine id, routine, event), and `end` is (routine id, routine, slot).
 
     Raises `FlowDefinitionError` for an event, slot, field or parameter that does not exist, and
     for a required parameter that no field covers.
@@ -65,11 +67,11 @@ def checked_connection(
     events, slots = sender.events, receiver.slots
     if not isinstance(event, str) or event not in events:
         raise FlowDefinitionError(
-            f"routine {source!r} has no event {event!r}; it has {names_of(events)}"
+            f"routine {source!r} has no event {event!r}; its events: {names_of(events)}"
         )
     if not isinstance(slot, str) or slot not in slots:
         raise FlowDefinitionError(
-            f"routine {target!r} has no slot {slot!r}; it has {names_of(slots)}"
+            f"routine {target!r} has no slot {slot!r}; its slots: {names_of(slots)}"
         )
     declared = events[event]
     binding = slots[slot].binding
@@ -78,8 +80,8 @@ def checked_connection(
         isinstance(name, str) for pair in mapping.items() for name in pair
     ):
         raise FlowDefinitionError(
-            f"param_mapping for {source}.{event} must be a mapping {{event field:"
-            f" handler parameter}} of strings, not {mapping!r}"
+            f"param_mapping for {source}.{event} must be a mapping of strings,"
+            f" {{event field: handler parameter}}, not {mapping!r}"
         )
     connection = Connection(source, event, target, slot, MappingProxyType(dict(mapping)))
     for field, parameter in connection.param_mapping.items():
@@ -104,14 +106,15 @@ def checked_connection(
     if missing:
         raise FlowDefinitionError(
             f"{connection}: the handler needs {names_of(missing)}, but the event carries"
-            f" {names_of(delivered)}; emit that field, map another to it, or give it a default"
+            f" {names_of(delivered)}; add the field, map one to the parameter, or give"
+            " the parameter a default"
         )
     return connection
 
 
 @dataclass(slots=True)
 class Route:
-    """A connection in the form that the engine follows."""
+    """A connection in the form that the engine uses to deliver payloads."""
 
     target: str
     slot: str
@@ -122,7 +125,7 @@ class Route:
 
 @dataclass(slots=True)
 class Plan:
-    """The fixed form of a flow that the engine follows; changes of the flow don't affect it."""
+    """A fixed copy of a flow for the engine; later changes of the flow don't affect the copy."""
 
     flow_id: str
     shape: tuple[str, ...]
@@ -141,7 +144,7 @@ Graph = tuple[tuple[str, ...], dict[tuple[str, str], tuple[Route, ...]]]
 
 
 def graph_of(routines: Mapping[str, Routine], connections: Sequence[Connection]) -> Graph:
-    """Return the shape of a flow, and the routes that emissions take."""
+    """Return the shape of a flow, and its routes by (routine, event)."""
     lines = []
     for routine_id, routine in routines.items():
         lines.append(f"routine {routine_id}: {routine.saved_name()}")

@@ -1,4 +1,4 @@
-"""`Routine`: slots that receive payloads, their handlers, and events that emit payloads.
+"""`Routine`: base class of routines, which have slots for input and events for output.
 
 Invariants:
 - A routine holds configuration. The data of one execution is in the job, reached by `self.ctx`.
@@ -36,7 +36,7 @@ _bindings: WeakKeyDictionary[Callable[..., object], Binding] = WeakKeyDictionary
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """The payload fields that a handler takes; computed once per function."""
+    """The names of the payload fields that a handler takes; computed once per function."""
 
     names: frozenset[str]
     required: frozenset[str]
@@ -44,7 +44,7 @@ class Binding:
 
     @classmethod
     def of(cls, handler: Callable[..., object]) -> Binding:
-        """Read a handler's parameters; raises `FlowDefinitionError` for positional-only ones."""
+        """Read a handler's parameters; raise `FlowDefinitionError` if one is positional-only."""
         function = getattr(handler, "__func__", handler)
         known = _bindings.get(function) if function is not handler else None
         if known is not None:
@@ -57,7 +57,7 @@ class Binding:
         except ValueError:
             raise FlowDefinitionError(
                 f"the parameters of handler {_name(handler)} can't be read, as with some built-in"
-                " functions; wrap it in a method with named ones"
+                " functions; call the function from a method that has named parameters"
             ) from None
         for parameter in parameters.values():
             if parameter.kind is Parameter.VAR_KEYWORD:
@@ -85,7 +85,7 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A named input of a routine, and its handler."""
+    """A named input of a routine, with the handler that is called for each payload."""
 
     name: str
     handler: Callable[..., object]
@@ -94,7 +94,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A named output of a routine, and the fields that its payload may have."""
+    """A named output of a routine, with the names of the fields that a payload may have."""
 
     name: str
     fields: tuple[str, ...]
@@ -145,7 +145,7 @@ class Routine:
         if other is not None and class_name(other) != class_name(cls):
             raise FlowDefinitionError(
                 f"routine_name {name!r} of {class_name(cls)} already belongs to"
-                f" {class_name(other)}; give each class another name"
+                f" {class_name(other)}; give each class its own name"
             )
         _classes[name] = cls
 
@@ -161,7 +161,7 @@ class Routine:
         return self
 
     def __init__(self) -> None:
-        """Take no arguments; `__new__` has made the attributes."""
+        """Accept no arguments; `__new__` has already set the attributes."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), *self._arguments, self._error_handler)
@@ -175,7 +175,7 @@ class Routine:
     # --- declaring ------------------------------------------------------------------------------
 
     def define_slot(self, name: str, handler: Callable[..., object]) -> Slot:
-        """Add a slot; its handler gets the payload fields that have the names of its parameters.
+        """Add a slot; `handler` gets each payload field that has the name of one of its parameters.
 
         Raises `FlowDefinitionError` for a name that is already defined, or a handler that can't be
         called with fields by name.
@@ -183,13 +183,13 @@ class Routine:
         self._check_new("slot", name, self._slots)
         if not callable(handler):
             raise FlowDefinitionError(
-                f"slot {name!r} of {type(self).__qualname__}: {handler!r} can't be called"
+                f"slot {name!r} of {type(self).__qualname__}: handler {handler!r} can't be called"
             )
         slot = self._slots[name] = Slot(name, handler, Binding.of(handler))
         return slot
 
     def define_event(self, name: str, fields: Iterable[str] = ()) -> Event:
-        """Add an event, with the names of the fields that its payload may have.
+        """Add an event; `fields` are the names of the fields that a payload may have.
 
         The engine emits the event `error` for each task of this routine that is dropped or fails;
         its fields are among `ERROR_EVENT_FIELDS`.
@@ -216,7 +216,7 @@ class Routine:
         return event
 
     def set_error_handler(self, handler: ErrorHandler | None) -> None:
-        """Set the error handler of this routine; None means the flow's error handler."""
+        """Set the error handler of this routine; `handler=None` means the flow's error handler."""
         self._error_handler = checked_handler(handler, type(self).__qualname__)
 
     @property
@@ -231,12 +231,12 @@ class Routine:
 
     @property
     def error_handler(self) -> ErrorHandler | None:
-        """The routine's own error handler."""
+        """The routine's own error handler; None if the flow's error handler is used."""
         return self._error_handler
 
     @property
     def arguments(self) -> tuple[tuple[object, ...], dict[str, object]]:
-        """The arguments that the constructor received, by position and by name."""
+        """The positional and the keyword arguments that the constructor received."""
         return self._arguments
 
     def _check_new(self, kind: str, name: str, known: Mapping[str, object]) -> None:
@@ -258,7 +258,7 @@ class Routine:
         context = active.get()
         if context is None:
             raise NoActiveStepError(
-                f"{type(self).__qualname__}.ctx was read outside a handler; read it only while one"
+                f"{type(self).__qualname__}.ctx was read outside a handler; read ctx only while one"
                 " of the routine's handlers runs"
             )
         if context.step is None:
@@ -266,7 +266,7 @@ class Routine:
         return context
 
     def emit(self, event: str, /, **payload: object) -> None:
-        """Emit an event; it is delivered after the handler has returned and its step is committed.
+        """Emit an event; it is delivered after the handler has returned and the step is committed.
 
         Raises `FlowDefinitionError` for an event or a field that is not declared, and
         `NoActiveStepError` outside a handler of this routine.
@@ -277,14 +277,14 @@ class Routine:
         declared = self._events.get(event)
         if declared is None:
             raise FlowDefinitionError(
-                f"{type(self).__qualname__} emits {event!r}, an undeclared event; it declares"
+                f"{type(self).__qualname__} emits the undeclared event {event!r}; it declares"
                 f" {names_of(self._events, 'no events')}; add define_event({event!r}, [...])"
             )
         if not declared.allowed.issuperset(payload):
             unknown = [name for name in payload if name not in declared.allowed]
             raise FlowDefinitionError(
                 f"{type(self).__qualname__} emits {event!r} with {names_of(unknown)}, which the"
-                f" event does not declare; it declares {names_of(declared.fields, 'no fields')}"
+                f" event does not declare; this event has {names_of(declared.fields, 'no fields')}"
             )
         flat = True
         for value in payload.values():  # a call of is_flat takes twice as long
@@ -304,17 +304,17 @@ class Routine:
             context.over()
         return NoActiveStepError(
             f"{name}.emit({event!r}) was called while a handler of another routine runs"
-            f" ({type(context.owner).__qualname__}); connect the two by an event instead"
+            f" ({type(context.owner).__qualname__}); connect the routines by an event instead"
         )
 
 
 def find_class(name: str) -> type[Routine] | None:
-    """Return the routine class with a name, among those that the program has defined."""
+    """Return the routine class whose saved name is `name`; None if there is no such class."""
     return _classes.get(name)
 
 
 def checked_handler(handler: object, whose: str) -> ErrorHandler | None:
-    """Return an error handler or None; raises `FlowDefinitionError` for anything else."""
+    """Return `handler` if it is an `ErrorHandler` or None; else raise `FlowDefinitionError`."""
     if handler is None or isinstance(handler, ErrorHandler):
         return handler
     raise FlowDefinitionError(
@@ -324,7 +324,7 @@ def checked_handler(handler: object, whose: str) -> ErrorHandler | None:
 
 
 def names_of(names: Iterable[str], none: str = "none") -> str:
-    """Return names as a list in text, for a message; `none` if there are no names."""
+    """Return names as text, such as `'a', 'b'`, for a message; without names return `none`."""
     return ", ".join(map(repr, names)) or none
 
 

@@ -1,8 +1,8 @@
 """Saved forms of the routines and the error handlers of a flow.
 
 Invariants:
-- It holds the class's name and the constructor's arguments. Loading imports nothing: the program
-  must have defined the class already.
+- A saved routine holds its class's name and its constructor's arguments. Loading imports nothing:
+  the program must have defined the class already.
 - A routine that can't be built is refused with its path in the document.
 """
 
@@ -31,7 +31,7 @@ _FIELDS: codec.Fields = {
 
 
 def saved_routine(routine_id: str, routine: Routine, path: str) -> dict[str, object]:
-    """Return a routine as JSON-able data; `path` is its place in the document."""
+    """Return a routine as JSON-able data; `path` is the routine's place in the document."""
     args, kwargs = routine.arguments
     return {
         "id": routine_id,
@@ -43,7 +43,7 @@ def saved_routine(routine_id: str, routine: Routine, path: str) -> dict[str, obj
 
 
 def load_routine(entry: object, path: str) -> tuple[str, Routine]:
-    """Build a routine from decoded data, and return it with its id."""
+    """Build a routine from decoded data, and return the routine's id and the routine."""
     data = codec.check_fields(entry, path, _FIELDS)
     name = data["routine"]
     found = find_class(name)
@@ -51,8 +51,8 @@ def load_routine(entry: object, path: str) -> tuple[str, Routine]:
         raise UnknownRoutineError(
             f"{path}.routine",
             f"no routine class {name!r} is defined in this program; import the module that"
-            " defines it before loading (a class of another program's __main__ or one made"
-            " inside a function needs a routine_name)",
+            " defines it before loading (a class that another program's __main__ or a"
+            " function defines needs a routine_name)",
         )
     handler = load_handler(data, path)
     try:
@@ -69,11 +69,11 @@ def load_routine(entry: object, path: str) -> tuple[str, Routine]:
 
 
 def saved_handler(handler: ErrorHandler | None, owner: str) -> object:
-    """Return the saved form of an error handler; `owner` is the path of its flow or routine."""
+    """Return the saved form of an error handler; `owner` is the path of the flow or routine."""
     return None if handler is None else handler.serialize(f"{owner}.error_handler")
 
 
 def load_handler(data: Mapping[str, object], owner: str) -> ErrorHandler | None:
-    """Build the error handler of a flow or routine from its decoded fields; None if it has none."""
+    """Build the error handler from the decoded data of a flow or routine; None if there is none."""
     saved = data["error_handler"]
     return None if saved is None else ErrorHandler.deserialize(saved, f"{owner}.error_handler")

@@ -1,4 +1,4 @@
-"""Writes a file atomically: as a whole or not at all.
+"""Writes a file atomically: completely or not at all.
 
 Invariants:
 - If the writing breaks off, at any system call, the file is the old one or the new one.
@@ -20,32 +20,32 @@ from pathlib import Path
 from typing import Final
 
 _OLD: Final = "the file has not changed"
-_NEW: Final = "the file is the new one, but a loss of power might bring the old one back"
+_NEW: Final = "the new file is there, but a loss of power might bring the old file back"
 _NO_ROOM: Final = "make room and write the file again"
-_NO_RIGHT: Final = "let this user write in its folder, or write the file elsewhere"
+_NO_RIGHT: Final = "let this user write in the folder, or choose another folder"
 _CURES: Final[Mapping[int | None, str]] = {
     errno.ENOSPC: _NO_ROOM,
     errno.EDQUOT: _NO_ROOM,
     errno.EFBIG: "raise the limit for the size of files (ulimit -f) and write the file again",
-    errno.EIO: "the disk or share fails: write the file to another one",
+    errno.EIO: "the disk or the share fails; write the file to another disk",
     errno.EROFS: _NO_RIGHT,
     errno.EACCES: _NO_RIGHT,
     errno.EPERM: _NO_RIGHT,
-    errno.ENOENT: "create its folder first",
-    errno.ENOTDIR: "create its folder first",
-    errno.EISDIR: "a folder has this name; choose another one",
+    errno.ENOENT: "create the file's folder first",
+    errno.ENOTDIR: "create the file's folder first",
+    errno.EISDIR: "a folder has this name; choose another name",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace the content of the file at `path` by `data`, or leave the old file unchanged.
+    """Write `data` to the file at `path` completely, or leave the old file unchanged.
 
     Raises `OSError` with the name of the file, whether it changed, and what to do.
 
     >>> write_atomically("/nowhere/job.json", b"{}")  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
-    FileNotFoundError: [Errno 2] No such file or directory; the file has not changed: create its...
+    FileNotFoundError: [Errno 2] No such file or directory; the file has not changed: create the...
     """
     with replacing(path) as (handle, _):
         rest = memoryview(data)

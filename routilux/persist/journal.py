@@ -57,7 +57,7 @@ class Journal:
             self._store.create(job_id, row, owner, flow_id=flow_id, queued=queued)
 
     def row(self, job_id: str, commit: Commit, owner: str) -> Append:
-        """Return the row of a commit as an argument of `append_all`.
+        """Return the row of a commit, in the form that `append_all` takes.
 
         Raises `UnserializableError` for a value that can't be saved.
         """
@@ -78,7 +78,7 @@ class Journal:
         self._store.overrule(job_id, commit.seq, row, operator, free=commit.status.is_live)
 
     def write_snapshot(self, job: JobState) -> int:
-        """Write a snapshot of a job; return the commit number at which the next one is due."""
+        """Write a snapshot of a job; return the commit number at which the next snapshot is due."""
         members = job.dumps(history=False)[1:]
         text = codec.bounded(f'{{"format":{codec.dumps(FORMAT)},{members}')
         data = with_checksum(text.encode())
@@ -89,10 +89,10 @@ class Journal:
     def read(
         self, job_id: str, *, history: bool, history_limit: int | None = None
     ) -> JobState | None:
-        """Return a job in its state after its last commit; None if the store has no such job.
+        """Return a job as it is after its last commit; None if the store has no such job.
 
-        With `history` it has all its commits, else those since the last snapshot, up to the
-        limit. Raises `SavedStateError` for a damaged row or snapshot.
+        With `history` the job has all its commits, else those since the last snapshot. The latest
+        `history_limit` commits are kept. Raises `SavedStateError` for a damaged row or snapshot.
         """
         kept = None if history else self._store.snapshot(job_id)
         job = JobState(job_id) if kept is None else _snapshot(job_id, *kept)

@@ -280,14 +280,14 @@ class PostgresStore(SharedStore):
         return found[0][0] if found else None
 
     def _accept_same(self, added: Append, *, claims: bool = False) -> None:
-        """Accept a row that the same owner has already written; else raise the refusal."""
+        """Accept row `added` if its owner has already written it; otherwise raise the refusal."""
         if not self._do(_REPEAT, **added._asdict()).rows:
             job_id, seq, _, owner, _ = added
             held_by, count, _ = self._state(added)
             raise refusal(job_id, seq, owner, count=count, held_by=held_by, claims=claims)
 
     def _state(self, added: Append) -> tuple[str, int, bool]:
-        """Return a job's owner, its number of rows, and whether this row is one of them."""
+        """Return the job's owner, the number of its rows, and whether row `added` is among them."""
         found = self._do(_STATE, **added._asdict()).rows
         return found[0] if found else ("", 0, False)
 

@@ -88,7 +88,7 @@ _CURES: Final = {
     "42P07": "its tables are of another program or have lost their version; choose another schema",
     "53100": "the disk is full; make room, then resume the jobs: no commit is half written",
     "55P03": "another program keeps a table locked; end its open transaction",
-    "57014": "the server's statement_timeout ended it, or an administrator cancelled it; try again",
+    "57014": "statement_timeout or an administrator of the server ended the statement; try again",
 }
 _UNREACHED: Final = (
     "check that the server runs and lets this user connect; jobs keep all earlier commits"
@@ -99,7 +99,7 @@ _inherited: Final[list[LifoQueue[_Link | None]]] = []
 
 
 class Answer(NamedTuple):
-    """The rows that a statement returned; `repeated` if the statement had to be sent twice."""
+    """The rows that a statement returned; `repeated` says whether the statement was sent twice."""
 
     rows: list[tuple[Any, ...]]
     repeated: bool
@@ -191,7 +191,8 @@ class Database:
 
     def _create(self, db: Any) -> None:
         if self._read_only:
-            raise CorruptStateError(self.name, "holds no store: its tables were never created")
+            reason = "has no tables of routilux; check database and schema"
+            raise CorruptStateError(self.name, reason)
         # A lock of the session: a transaction that waits for a lock may not see a table that was
         # created meanwhile.
         db.execute("SELECT pg_advisory_lock(%s)", (_CREATING,))
@@ -205,7 +206,7 @@ class Database:
             return False
         (version,) = db.execute("SELECT max(version) FROM routilux_version").fetchone()
         if version is None or version < 1:
-            reason = f"the table routilux_version says {version}; restore it from a backup"
+            reason = f"has version {version} in routilux_version; restore that table from a backup"
             raise CorruptStateError(self.name, reason)
         if version > _VERSION:
             raise newer_store(self.name, version, _VERSION)

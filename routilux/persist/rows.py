@@ -1,4 +1,4 @@
-"""Converts the commits of a job to rows for a store, and rows to the data of commits.
+"""Converts a job's commits to rows for a store, and rows back to the data of commits.
 
 Invariants:
 - The first row that a host writes carries the version; it holds for the rows that follow.
@@ -31,7 +31,7 @@ _MOST_BYTES: Final = 1 << 20  # at once; large rows gain nothing
 
 
 def with_checksum(text: bytes) -> bytes:
-    """Return the text of a JSON object with a checksum as its last member.
+    """Add a checksum to the text of a JSON object, as the object's last member.
 
     >>> with_checksum(b'{"seq":8}')
     b'{"seq":8,"crc":"f5bfced8"}'
@@ -41,7 +41,7 @@ def with_checksum(text: bytes) -> bytes:
 
 
 def without_checksum(data: object, place: str) -> bytes:
-    """Check the checksum of a JSON object's text and return the text without it.
+    """Check the checksum in the text of a JSON object, and return the text without the checksum.
 
     Raises `SavedStateError` if the checksum is missing or does not match.
 
@@ -65,7 +65,7 @@ def without_checksum(data: object, place: str) -> bytes:
 
 
 def dump(commit: Commit, *, first: bool) -> bytes:
-    """Return the row of a commit; with `first`, the first row that a host writes for a job.
+    """Return the row of a commit; `first` adds the version, for the first row that a host writes.
 
     Raises `UnserializableError` with the path of a value that can't be saved.
     """

@@ -50,7 +50,7 @@ def new_mac(key: bytes | None) -> hmac.HMAC | None:
 
 
 def with_digest(body: bytes, mac: hmac.HMAC | None = None) -> bytes:
-    """Add a digest, a signature by `mac` and the closing brace to a document without its brace."""
+    """Add a digest, a signature by `mac` and `}` to `body`, a document without its last brace."""
     text = body + f',\n"digest": "sha256:{hashlib.sha256(body).hexdigest()}"'.encode()
     return text + (b"}\n" if mac is None else _signature(mac, text))
 
@@ -58,7 +58,7 @@ def with_digest(body: bytes, mac: hmac.HMAC | None = None) -> bytes:
 def without_digest(
     data: bytes, mac: hmac.HMAC | None = None, *, verify: bool = True
 ) -> bytes | None:
-    """Return a document without digest and signature, or None if a digest is not at the end.
+    """Return a document without its digest and signature; None if no digest is at the end.
 
     Checks the signature with `mac`, and the digest if `verify`. Raises `CorruptStateError` if one
     is wrong, or the signature is missing.
@@ -83,14 +83,14 @@ def _check_signature(mac: hmac.HMAC, data: bytes) -> None:
     if start < 0:
         raise CorruptStateError(
             "$.signature",
-            "is missing, so nothing proves who wrote this file; get the file again from its writer,"
-            " written with key=..., or read it without a key if you trust its source",
+            "is missing, so nothing proves who wrote this file; ask its writer for a file written"
+            " with key=..., or read this file without a key if you trust its source",
         )
     if not hmac.compare_digest(_signature(mac, data[:start]), data[start:]):
         raise CorruptStateError(
             "$.signature",
-            "does not match this key: the file was signed with another key, or changed since;"
-            " pass the key that signed it, or get the file again from its writer",
+            "does not match this key: the file was signed with another key, or changed after"
+            " that; pass the key that signed this file, or ask its writer for a new file",
         )
 
 

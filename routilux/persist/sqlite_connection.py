@@ -145,7 +145,7 @@ class SqliteFile:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """Yield the connection in a write transaction, which the end of the block commits."""
+        """Yield the connection in a write transaction; the end of the `with` block commits it."""
         with self.using() as db:
             if not self._begun and not self._read_only:
                 self._begin(db)
@@ -158,7 +158,7 @@ class SqliteFile:
 
     @contextmanager
     def using(self) -> Iterator[sqlite3.Connection]:
-        """Yield the connection; each statement in the block is a transaction by itself."""
+        """Yield the connection; each statement in the `with` block is a transaction by itself."""
         with self.lock:
             try:
                 db = self.connection()

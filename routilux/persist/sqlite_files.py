@@ -289,7 +289,8 @@ class StoreFiles:
             cure = "close the store in all processes, then open it again: no commit is lost"
         what = " and ".join(Path(name).name for name in which) or Path(self.main).name
         return OSError(
-            f"the store {self._shown}: its file {what} was removed or replaced while it was open;"
+            f"the store {self._shown}: its file {what} was removed or replaced while the"
+            " store was open;"
             f" {cure}"
         )
 
@@ -319,7 +320,7 @@ class StoreFiles:
     def _overwritten(self) -> CorruptStateError:
         return CorruptStateError(
             str(self._shown),
-            f"was changed while it was open, and not by SQLite: {self._log_name} or"
+            f"was changed while the store was open, and not by SQLite: {self._log_name} or"
             f" {self._index_name} is an older or another one. End all processes that use the store,"
             " and put the files back, or restore a backup",
         )

@@ -1,4 +1,4 @@
-"""`JobStore`: the interface of all stores of jobs, with their common rules and errors.
+"""`JobStore`: the interface of all stores of jobs, and the errors that all stores raise.
 
 Invariants:
 - A store sees bytes. It never reads what is in them.
@@ -33,7 +33,7 @@ _NO_OWNER: Final = (FREE, ABANDONED)
 
 @dataclass(frozen=True, slots=True)
 class Acquired:
-    """A job that a host acquired by a lease; `clean` if the previous owner gave the job back.
+    """A job on which a host got a lease; `clean` says whether the last owner gave the job back.
 
     >>> Acquired("job-1", clean=True).job_id
     'job-1'
@@ -62,17 +62,17 @@ class Hold:
 
     @classmethod
     def of(cls, owner: str, free_at: int | None, *, now: int) -> Hold:
-        """Build a hold from the owner and the free time that a store keeps for a job."""
+        """Make a hold from the owner and the time `free_at` that a store has for a job."""
         free_in = None if free_at is None else max(0, free_at - now)
         return cls(None if owner in _NO_OWNER else owner, free_in, owner == FREE)
 
     @property
     def is_leased(self) -> bool:
-        """Whether a host has a lease on the job that has not ended."""
+        """Whether a host has a lease on the job, and the lease has not ended."""
         return self.owner is not None and bool(self.free_in_ns)
 
     def is_leased_to_other(self, owner: str) -> bool:
-        """Whether a host other than `owner` has a lease on the job that has not ended."""
+        """Whether a host other than `owner` has a lease on the job, and the lease has not ended."""
         return self.is_leased and self.owner != owner
 
     def __str__(self) -> str:
@@ -97,7 +97,7 @@ class Append(NamedTuple):
 
 
 class JobStore(Protocol):
-    """A store of the commits of jobs, which many threads, processes and hosts use at once.
+    """A store of jobs' commits; many threads, processes and hosts can use it at the same time.
 
     Each method is atomic. `owner` is a text that no other host uses, and neither empty nor `"?"`.
     Durations are nanoseconds. A method raises `OSError` if the store can't be used now; the call
@@ -105,14 +105,14 @@ class JobStore(Protocol):
     """
 
     def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
-        """Store a new job by the row of commit 1; `queued` makes it free, else `owner` holds it.
+        """Store a new job with the row of its first commit.
 
-        The same call again does nothing while this is the only row. Raises `DuplicateJobError` if
-        the job exists.
+        If `queued`, any host may acquire the job; else `owner` holds it. The same call again does
+        nothing while this is the only row. Raises `DuplicateJobError` if the job exists.
         """
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
-        """Store the row of commit `seq`; `stopped` says that this commit stopped the job.
+        """Store the row of commit `seq`; `stopped` says whether this commit stops the job.
 
         The same row of the owner again does nothing. Raises `LeaseLostError` if `owner` does not
         own the job, another row has this number, or the row before is missing.
@@ -121,7 +121,7 @@ class JobStore(Protocol):
     def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
         """Append rows of different jobs, one row per job, in one write.
 
-        Returns for each None if its row is kept, or the error that `append` would raise; the other
+        Returns for each row None if it is kept, or the error that `append` would raise; the other
         rows are kept anyway. If it raises, any of the rows may be kept.
         """
 
@@ -135,7 +135,7 @@ class JobStore(Protocol):
         """
 
     def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, free: bool) -> None:
-        """Store the row of an operator's commit, regardless of the job's owner and lease.
+        """Store the row of an operator's commit, even if a host owns the job or has a lease on it.
 
         The owner before can't write any more. Afterwards the job is `free`, or it has stopped. The
         same call again does nothing while its row is the last. Raises `LeaseLostError` if another
@@ -143,29 +143,29 @@ class JobStore(Protocol):
         """
 
     def rows(self, job_id: str, after: int = 0) -> list[bytes]:
-        """Return the rows of a job after commit `after`, in order; none for an unknown job."""
+        """Return, in order, the rows of the commits after commit `after`; [] for an unknown job."""
 
     def job_ids(self) -> list[str]:
         """Return the ids of all jobs in this store, sorted."""
 
     def keep_snapshot(self, job_id: str, seq: int, data: bytes) -> None:
-        """Store a snapshot of a job after commit `seq`, in place of an earlier snapshot.
+        """Store a snapshot of a job's state after commit `seq`, in place of any earlier snapshot.
 
         Any host may write it: commits never change, so every host's snapshot is the same.
         """
 
     def snapshot(self, job_id: str) -> tuple[int, bytes] | None:
-        """Return a job's snapshot, preceded by the number of its last commit; None without one."""
+        """Return (number of the last commit, snapshot) of a job; None if there is no snapshot."""
 
     def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
-        """Of the free jobs of these flows, give `owner` a lease on the one free for longest.
+        """Give `owner` a lease on the job of these flows that has been free longest.
 
-        Returns the job, and whether it was given back; None if none is free. The owner before
+        Returns the job, and whether it was given back; None if no job is free. The owner before
         can't write any more. The job is not free until the lease ends.
         """
 
     def renew(self, owner: str, lease_ns: int) -> list[str]:
-        """Make all leases of `owner` end `lease_ns` from now; return the ids of the leased jobs."""
+        """Renew all leases of `owner` for `lease_ns` from now, and return the ids of the jobs."""
 
     def release(self, job_id: str, owner: str, after_ns: int, *, clean: bool = True) -> None:
         """End the lease of `owner` on a job, so that any host can acquire the job after `after_ns`.
@@ -176,17 +176,17 @@ class JobStore(Protocol):
         """
 
     def holders(self, job_id: str | None = None) -> dict[str, Hold]:
-        """Return the hold of each job, or only of job `job_id`; omit a job that does not exist."""
+        """Return each job's hold, by job id; with `job_id`, only the hold of that job, if any."""
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         """Return the nanoseconds until the first job of these flows becomes free.
 
-        It is 0 if a job is free now, and None if every job stopped or is held without a lease.
+        Returns 0 if a job is free now, and None if every job stopped or is held without a lease.
         """
 
 
 class SharedStore(JobStore, Protocol):
-    """A store that several processes can open; a `with` block closes it."""
+    """A store that several processes can open; the end of a `with` block closes the store."""
 
     def close(self) -> None:
         """Close all connections of this store; the next call opens new ones."""
@@ -201,34 +201,45 @@ class SharedStore(JobStore, Protocol):
 def refusal(
     job_id: str, seq: int, owner: str, *, count: int, held_by: str, claims: bool = False
 ) -> Exception:
-    """Return the error for a refused row; `count` is the number of rows that the job has."""
+    """Return the error for a row that a store refuses; `count` is the number of the job's rows."""
     if not count:
         if claims:
             return NotResumableError(
-                f"the store holds no job {job_id!r}; only an existing job can be claimed"
+                f"the store holds no job {job_id!r}; only an existing job can be resumed"
             )
         return LeaseLostError(f"the store holds no job {job_id!r}; commit {seq} was refused")
     if owner != held_by:
-        free = held_by in _NO_OWNER
-        whose = "is free to be taken by any host" if free else f"belongs to {held_by!r}"
+        whose = _whose(None if held_by in _NO_OWNER else held_by)
         return LeaseLostError(f"job {job_id!r} {whose} now; commit {seq} of {owner!r} was refused")
     return LeaseLostError(
-        f"job {job_id!r} has {count} commits in the store, so commit {seq} can't follow: another"
+        f"job {job_id!r} has {count} commits in the store, so commit {seq} can't be added: another"
         " host has resumed the job"
     )
 
 
+def lost(job_id: str, hold: Hold | None) -> LeaseLostError:
+    """Return the error for a host that runs a job and finds that it does not own the job."""
+    whose = "is not in the store" if hold is None else _whose(hold.owner)
+    return LeaseLostError(
+        f"job {job_id!r} {whose} now: this host runs no further effect of it and ignores its steps"
+    )
+
+
+def _whose(owner: str | None) -> str:
+    return "is free to be taken by any host" if owner is None else f"belongs to {owner!r}"
+
+
 def duplicate(job_id: str) -> DuplicateJobError:
-    """Return the error for creating a job whose id the store already holds."""
+    """Return the error for a new job whose id is already in the store."""
     return DuplicateJobError(
-        f"the store already holds a job {job_id!r}; choose another job_id, or resume it"
+        f"the store already holds a job {job_id!r}; choose another job_id, or resume that job"
     )
 
 
 def refusals(
     appends: Iterable[Append], append: Callable[[Append], None]
 ) -> list[LeaseLostError | None]:
-    """Call `append` for each row; return for each row None or the `LeaseLostError` it raised."""
+    """Call `append` for each row; return for each call None or the `LeaseLostError` it raised."""
     refused: list[LeaseLostError | None] = []
     for added in appends:
         try:

@@ -1,4 +1,4 @@
-"""Defines the version of saved data, and refuses data with another version.
+"""Defines the version of saved data, and refuses data of any other version.
 
 Invariants:
 - A document and a snapshot carry the version. Of the rows of a job, each first row of a host
@@ -46,16 +46,16 @@ def loads_versioned(data: bytes, place: str = "$", *, required: bool = True) -> 
 
 
 def refuse_newer(data: bytes, place: str) -> None:
-    """Raise if the first member of a JSON text is another version; parse nothing after it."""
+    """Raise `SavedStateError` if a JSON text begins with an unknown version; parse nothing more."""
     first = _FIRST_MEMBER.match(data)
     if first is not None:
         _check(first[1].decode(), place)
 
 
 def newer_store(name: str, found: int, known: int) -> UnsupportedVersionError:
-    """Return the error for a store whose tables are newer than this version of routilux."""
+    """Return the error for a store with a newer version than this routilux can read."""
     return UnsupportedVersionError(
-        name, f"has version {found}; this routilux reads {known}; install a newer version"
+        name, f"has version {found}; this routilux reads version {known}; upgrade routilux"
     )
 
 

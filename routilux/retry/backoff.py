@@ -1,4 +1,4 @@
-"""Exact backoff: seconds are decimal numbers, delays are whole nanoseconds.
+"""Exact backoff: computes delays in whole nanoseconds from decimal numbers of seconds.
 
 Invariants:
 - A number means its decimals: 0.3 is three tenths, not the nearest binary fraction.
@@ -17,11 +17,11 @@ from typing import Final
 from routilux.clocks.durations import SECOND, to_ns
 
 MAX_DELAY_NS: Final = 36_525 * 86_400 * SECOND
-"""The longest delay, timeout and deadline: 100 years; longer ones are cut to it."""
+"""The longest delay, timeout and deadline: 100 years; a longer one is reduced to this."""
 
 
 def plain_number(value: object) -> float | None:
-    """Return a finite number as a plain int or float; None for any other value."""
+    """Return `value` as a plain int or float if it is a finite number; else return None."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -34,19 +34,19 @@ def plain_number(value: object) -> float | None:
 
 
 def nanoseconds(seconds: float) -> int:
-    """Convert seconds to nanoseconds, at most `MAX_DELAY_NS`."""
+    """Convert seconds to nanoseconds; reduce a result above `MAX_DELAY_NS` to that limit."""
     return min(to_ns(seconds), MAX_DELAY_NS)
 
 
 def half_even(numerator: int, denominator: int) -> int:
-    """Round a fraction to the nearest integer; a half goes to the even one."""
+    """Round `numerator / denominator` to the nearest integer; round a half to an even integer."""
     quotient, rest = divmod(numerator, denominator)
     return quotient + (2 * rest > denominator or (2 * rest == denominator and quotient & 1))
 
 
 @lru_cache(maxsize=4096)  # flows are built anew far more often than their policies differ
 def backoff_ns(delay: float, growth: float, retry: int, digits: int = 64) -> int:
-    """Return `delay × growth^(retry−1)` seconds, correctly rounded to nanoseconds.
+    """Convert `delay × growth^(retry−1)` seconds to nanoseconds, correctly rounded.
 
     The power is computed with `digits` digits, and with twice as many while its error could cross
     a rounding boundary.

@@ -49,12 +49,12 @@ _NEVER_RETRIED: Final = (
 
 @final
 class ErrorHandler:
-    """Decides what happens to a failed task; immutable, and shared by any number of jobs.
+    """An immutable policy for failed tasks, which any number of jobs can share.
 
     `retry_delay`, `max_delay`, `timeout` and `deadline` are seconds. The delay before retry k is
     `retry_delay × retry_backoff^(k−1)`, then `jitter` (0.1 is ±10 %), then at most `max_delay`.
-    `max_retries=None` never gives up. `on_exhausted` is the strategy when no retry is left, or the
-    type of the error forbids one. `timeout` limits one attempt, under every strategy;
+    `max_retries=None` means endless retries. `on_exhausted` is the strategy when no retry is left,
+    or the type of the error forbids one. `timeout` limits one attempt, under every strategy;
     `deadline` limits the task since its first start. Retry options with a strategy other than
     RETRY, and invalid values, raise `FlowDefinitionError`.
 
@@ -144,7 +144,7 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
         def __setattr__(self, name: str, value: object) -> None:
             if self._sealed:  # hasattr costs half of making a handler
                 raise AttributeError(
-                    f"ErrorHandler.{name} can't be changed; make a new handler and set that"
+                    f"ErrorHandler.{name} can't be changed; make a new handler and set the new one"
                 )
             object.__setattr__(self, name, value)
 
@@ -189,7 +189,7 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
         return timedelta(microseconds=half_even(self.delay_ns(retry), 1000))
 
     def is_retryable(self, exception_type: type[BaseException]) -> bool:
-        """Return whether an error of this type may be retried.
+        """Return whether a task may be retried after an error of type `exception_type`.
 
         A subclass of a retryable type is retryable; `non_retryable_exceptions` take precedence.
         `RetryAfter` always is. `FlowDefinitionError`, `UnserializableError`, `NoActiveStepError`
@@ -211,7 +211,7 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
         return verdict
 
     def serialize(self, path: str = "$") -> dict[str, Any]:
-        """Return the saved form: JSON values only, exception classes as `module:qualname`.
+        """Return the handler as JSON data, with exception classes as `module:qualname`.
 
         It has the retry options only where the strategy is RETRY. Raises `UnserializableError`,
         with a path below `path`, for an exception class that can't be found by its name, such as
@@ -240,7 +240,7 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
 
     @staticmethod
     def deserialize(data: object, path: str = "$") -> ErrorHandler:
-        """Build a handler from its saved form; the handler equals the saved one.
+        """Build a handler from `data`, the result of `serialize`; both handlers are equal.
 
         Exception classes are looked up in modules that the program has imported; nothing is
         imported. Raises `CorruptStateError`, with a path below `path`, for anything that
@@ -259,7 +259,7 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
             if name not in expected and name != "retry_count":
                 raise CorruptStateError(
                     f"{path}.{name}",
-                    f"is not a field of an error handler of strategy {data['strategy']!r}",
+                    f"is not a field of an error handler with strategy {data['strategy']!r}",
                 )
         for name in (*expected, "retry_count"):
             if name not in data:

@@ -1,4 +1,4 @@
-"""Checks the options of an error handler, as arguments and in a saved form.
+"""Checks the options of an error handler, given as arguments or loaded from saved data.
 
 Invariants:
 - A check returns the effective value, or raises with the option, the value and the cure.
@@ -23,7 +23,7 @@ _STRATEGY_OPTIONS: Final = ("strategy", "on_exhausted")
 
 
 class ErrorStrategy(Enum):
-    """The ways to handle a failed task; an option also accepts a strategy's lower-case name.
+    """The ways to handle a failed task; `ErrorHandler` also accepts values such as "retry".
 
     >>> ErrorStrategy("retry")
     <ErrorStrategy.RETRY: 'retry'>
@@ -36,7 +36,7 @@ class ErrorStrategy(Enum):
 
 
 class RetryAfter(Exception):  # noqa: N818 - it is a request, as StopIteration is
-    """Exception with which a handler asks for a retry after exactly `seconds`.
+    """Exception that a handler raises to request a retry after exactly `seconds` seconds.
 
     It is retryable under every RETRY handler and spends one retry; backoff, jitter and `max_delay`
     do not apply. Raises `ValueError` if `seconds` is negative, not finite or not a number.
@@ -93,7 +93,7 @@ def _final_strategy(name: str, value: object) -> ErrorStrategy:
     strategy = _strategy(name, value)
     if strategy is ErrorStrategy.RETRY:
         raise refusal(
-            name, value, "give STOP, CONTINUE or SKIP, or max_retries=None to never give up"
+            name, value, "give STOP, CONTINUE or SKIP; for endless retries, max_retries=None"
         )
     return strategy
 
@@ -102,7 +102,7 @@ def _count(name: str, value: object) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _MOST_RETRIES:
-        raise refusal(name, value, "give an int of 0 or more, or None to never give up")
+        raise refusal(name, value, "give an int of 0 or more, or None for endless retries")
     return int(value)
 
 
@@ -126,7 +126,7 @@ def _classes(name: str, value: object) -> tuple[type[Exception], ...]:
                 name,
                 value,
                 f"{shown(item)} is not a class derived from Exception; "
-                "give such a class or a tuple of them",
+                "give such a class or a tuple of such classes",
             )
     return classes
 
@@ -159,7 +159,7 @@ _T = TypeVar("_T")
 
 
 class Default:
-    """Marks an option that was not given; its repr is the default value, for `help()`."""
+    """Marker for an option that the caller omitted; its repr shows the default value."""
 
     __slots__ = ("value",)
 
@@ -178,7 +178,7 @@ def default(value: _T) -> _T:
 
 
 def find_exception_class(name: str) -> type[Exception] | None:
-    """Return the exception class of a name, if its module is loaded, without running any code.
+    """Find the exception class `name` in the imported modules, without running any code.
 
     `getattr` and `isinstance` would run code of a lazy module, of a module's `__getattr__` or of a
     proxy object. So namespaces are read directly, and types are taken from `type()` only.
@@ -198,7 +198,7 @@ def find_exception_class(name: str) -> type[Exception] | None:
 
 
 def load_option(name: str, value: object, path: str) -> Any:
-    """Return an option from a saved form, checked like an argument of `ErrorHandler`."""
+    """Check the saved option `name` like an argument of `ErrorHandler`; return its value."""
     place = f"{path}.{name}"
     if name in _CLASS_OPTIONS:
         if not isinstance(value, list):
@@ -221,7 +221,7 @@ def _loaded_class(name: object, place: str) -> type[Exception]:
     if cls is None:
         raise CorruptStateError(
             place,
-            f"{name!r} is not an exception class of an imported module; "
-            "import the module that defines it before loading",
+            f"{name!r} names no exception class of an imported module; "
+            "import the module that defines the class before loading",
         )
     return cls

@@ -30,9 +30,9 @@ def test_an_exported_job_can_be_read_and_resumed_where_the_flow_is(store, output
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("jobs.db", "jobs.db is the store itself; give another file"),
+        ("jobs.db", "jobs.db is the store itself; export to another file"),
         (".", ". is a folder; give the path of a file"),
-        ("no/job.json", "the folder of no/job.json does not exist; create it first"),
+        ("no/job.json", "the folder of no/job.json does not exist; create that folder first"),
     ],
 )
 def test_a_job_is_exported_to_a_file_of_its_own(store, refused, file, message):

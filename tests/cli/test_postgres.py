@@ -45,7 +45,7 @@ def test_a_store_in_postgresql_is_read_and_changed_in_the_same_way(dsn, tmp_path
 def test_a_database_without_a_store_is_refused_and_gets_no_tables(dsn, refused):
     for arguments in (("jobs",), ("cancel", "j")):
         err = refused(arguments[0], dsn, *arguments[1:])
-        assert err.endswith("dbname=postgres: holds no store: its tables were never created"), err
+        assert err.endswith("=postgres: has no tables of routilux; check database and schema"), err
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_a_closed_output_is_reported(store):
         check=False,
     )
     assert (1, "") == (done.returncode, done.stdout)
-    assert "routilux: stdout is closed; open it to get a result\n" == done.stderr
+    assert "routilux: stdout is closed; run the command with an open stdout\n" == done.stderr
 
 
 def test_a_command_without_stderr_still_ends_with_its_status(store, monkeypatch):
@@ -138,7 +138,7 @@ def test_a_name_is_shown_without_its_password(name, safe):
 @pytest.mark.parametrize("name", ["host=db password=secret", "password = secret dbname=jobs"])
 def test_a_connection_string_that_is_no_url_is_refused_without_its_password(name, refused):
     assert refused("jobs", name) == (
-        "the store's name is a connection string; give a PostgreSQL database by its URL:"
+        "the store's name has the form key=value; name a PostgreSQL database by its URL:"
         " postgresql://user@host/database"
     )
 

@@ -39,13 +39,13 @@ def _folder(path: Path) -> None:
         (_folder, r"jobs\.db is a folder; give the path of the store's file"),
         (
             lambda path: path.write_bytes(b""),
-            r"jobs\.db: is empty: no store was ever written to it",
+            r"jobs\.db: is empty, so it holds no store; check the path",
         ),
         (
             lambda path: path.write_text("a letter"),
             r"jobs\.db: is not a valid database .*restore it.*",
         ),
-        (_sql("PRAGMA user_version = 2"), r"jobs\.db: has version 2; .*install a newer version"),
+        (_sql("PRAGMA user_version = 2"), r"jobs\.db: has version 2; .*upgrade routilux"),
     ],
 )
 def test_a_file_that_is_no_store_is_refused_by_every_command_and_not_changed(

@@ -66,7 +66,7 @@ def test_time_is_not_moved_back_and_the_refusal_leaves_it_as_it_was():
     clock.advance(5)
     with pytest.raises(ValueError, match=r"1.0 s before .*jump\(\)"):
         clock.move_to("2026-01-01T00:00:04")
-    with pytest.raises(ValueError, match="negative"):
+    with pytest.raises(ValueError, match="0 or more"):
         clock.advance(-1)
     assert START + timedelta(seconds=5) == clock.now()
 

@@ -148,7 +148,7 @@ Pair = namedtuple("Pair", "a b")
         (
             {UUID(int=1): Unregistered()},
             "$[UUID('00000000-0000-0000-0000-000000000001')]",
-            "tests.codec.values.Unregistered has no saved form; give it a form with register_type",
+            "tests.codec.values.Unregistered has no saved form; register a form with register_type",
         ),
     ],
 )

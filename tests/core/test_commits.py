@@ -107,7 +107,7 @@ def test_a_field_without_a_value_is_not_saved():
 
 
 def test_a_name_with_a_lone_surrogate_is_refused_with_its_path():
-    with pytest.raises(UnserializableError, match="lone surrogate at 2") as refusal:
+    with pytest.raises(UnserializableError, match="lone surrogate at index 2") as refusal:
         step_end(emissions=(Emission("a \udcff", {}, True),)).dumps("$.commits[6]")
     assert refusal.value.path == "$.commits[6].emissions[0].event"
 

@@ -14,22 +14,22 @@ from tests.core.stories import Stage, Story, failed, flow_of, text_of
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seq": 5}, "commit 5 can't follow commit 3"),
+        ({"seq": 5}, "commit 5 can't follow commit 3; commit 4 is next"),
         ({"seq": 3}, "commit 3 can't follow commit 3"),
         (
             {"attempt": 2},
-            "commit 4 ends attempt 2 of task 0.0, which is not the attempt that runs next",
+            "commit 4 ends attempt 2 of task 0.0, but no such attempt is pending",
         ),
         (
             {"task_id": "0.9"},
-            "commit 4 ends attempt 1 of task 0.9, which is not the attempt that runs next",
+            "commit 4 ends attempt 1 of task 0.9, but no such attempt is pending",
         ),
-        ({"kind": CommitKind.START}, "'start' must be the first commit of a job"),
+        ({"kind": CommitKind.START}, "a 'start' must be a job's first commit"),
         ({"kind": CommitKind.RETRY}, "commit 4 is a 'retry', but has no due_ns"),
-        ({"kind": CommitKind.DROPPED}, "commit 4 drops a task, but has no error or no detail"),
+        ({"kind": CommitKind.DROPPED}, "commit 4 drops a task, so it must have an error and"),
         (
             {"kind": CommitKind.EFFECT},
-            "commit 4 must have an effect, a name for it and a pending task",
+            "commit 4 must have an effect, the effect's name and a pending task",
         ),
         (
             {
@@ -59,7 +59,7 @@ def test_a_failed_task_is_not_ended_again():
     job = failed().job
     before = text_of(job)
     again = Commit(3, CommitKind.DONE, 0, JobStatus.FAILED, "0", "a", 2, 0)
-    with pytest.raises(IllegalTransitionError, match="not the attempt that runs next"):
+    with pytest.raises(IllegalTransitionError, match="no such attempt is pending"):
         job.fold(again)
     assert text_of(job) == before
 
@@ -69,7 +69,7 @@ def test_a_job_begins_with_a_start_that_has_details(kind):
     job = JobState("job")
     tasks = [Task("0", "a", "trigger", {}, True, -1)] if kind is CommitKind.START else []
     commit = Commit(1, kind, 0, JobStatus.CANCELLED, error=ErrorInfo("E", ""), tasks=tasks)
-    message = "'start' must be the first commit of a job" if tasks else f"'start', not '{kind}'"
+    message = "a 'start' must be a job's first commit" if tasks else f"'start', not '{kind}'"
     with pytest.raises(IllegalTransitionError, match=message):
         job.fold(commit)
     assert job == JobState("job")

@@ -32,6 +32,7 @@ from tests.core.job_model import (
 )
 from tests.core.stories import emission, text_of
 from tests.routines import SECOND
+from tests.soak import examples
 
 payloads = st.one_of(
     st.integers(0, 3),
@@ -257,7 +258,9 @@ class JobUnderWay(JobModel):
 
 def test_no_task_update_or_attempt_is_lost_or_doubled():
     JobUnderWay.seen.clear()
-    run_state_machine_as_test(JobUnderWay, settings=settings(stateful_step_count=40))
+    run_state_machine_as_test(
+        JobUnderWay, settings=settings(stateful_step_count=40, max_examples=examples(0.6))
+    )
     # The examples must contain each kind of commit and each kind of restart.
     seen = " ".join(JobUnderWay.seen)
     missed = [kind.value for kind in CommitKind if f"{kind} -> " not in seen]

@@ -39,7 +39,7 @@ def test_a_history_limit_keeps_at_least_so_many_commits_and_at_most_twice(limit)
     assert kept.commits == full.commits[-len(kept.commits) :]
     assert limit <= len(kept.commits) <= 2 * limit
     assert (kept.pending_tasks, kept.routine_states) == (full.pending_tasks, full.routine_states)
-    with pytest.raises(ValueError, match="the history before commit"):
+    with pytest.raises(ValueError, match="no longer has the commits before"):
         kept.at(kept.seq)
     assert by_text(kept) == kept
 

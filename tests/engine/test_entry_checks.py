@@ -28,17 +28,17 @@ WRONG_STARTS = [
     (
         {"entry": "sauce"},
         (
-            "flow 'shop' has no routine 'sauce' to start with; it has 'source', 'sink'; did you"
-            " mean 'source'?"
+            "flow 'shop' has no routine 'sauce' to start with; its routines: 'source', 'sink';"
+            " did you mean 'source'?"
         ),
     ),
     (
         {"entry": ["source"]},
-        "flow 'shop' has no routine ['source'] to start with; it has 'source', 'sink'",
+        "flow 'shop' has no routine ['source'] to start with; its routines: 'source', 'sink'",
     ),
     (
         {"entry": "source", "slot": "input"},
-        "routine 'source' has no slot 'input' to start with; it has 'trigger'",
+        "routine 'source' has no slot 'input' to start with; its slots: 'trigger'",
     ),
     (
         {"entry": "source", "params": {"ordre": "A7"}},
@@ -108,8 +108,8 @@ def test_a_runtime_with_an_invalid_limit_is_refused(name, value, least):
 def test_submitting_without_a_store_is_refused_with_the_cure():
     with refused(
         FlowDefinitionError,
-        "submit() puts a job into the runtime's store, and this runtime has none;"
-        " use Runtime(store=...), or start()",
+        "submit() needs a store, but this runtime has none;"
+        " use Runtime(store=...), or call start()",
     ):
         Runtime().submit(shop(), "source")
 
@@ -132,12 +132,12 @@ WRONG_STEPS = [
     (
         lambda r: r.emit("outputs", item=1),
         "FlowDefinitionError",
-        "Works emits 'outputs', an undeclared event; it declares 'out'; add",
+        "Works emits the undeclared event 'outputs'; it declares 'out'; add",
     ),
     (
         lambda r: r.emit("out", m=1),
         "FlowDefinitionError",
-        "Works emits 'out' with 'm', which the event does not declare; it declares 'n'",
+        "Works emits 'out' with 'm', which the event does not declare; this event has 'n'",
     ),
     (
         lambda r: Source().emit("output", item=1),
@@ -184,7 +184,7 @@ class Frame:
 
 
 FRAME = (
-    f"{__name__}.Frame has no saved form; give it a form with register_type, or keep plain data"
+    f"{__name__}.Frame has no saved form; register a form with register_type, or save plain data"
     " instead"
 )
 

@@ -15,8 +15,18 @@ from concurrent.futures import (
 
 import pytest
 
-from routilux import ErrorHandler, FakeClock, JobStatus, RoutiluxError, Runtime, SystemClock
+from routilux import (
+    ErrorHandler,
+    FakeClock,
+    JobStatus,
+    LeaseLostError,
+    MemoryStore,
+    RoutiluxError,
+    Runtime,
+    SystemClock,
+)
 from routilux.engine.pool import PoolDriver
+from routilux.persist import admin
 from tests.engine.concurrency import Remote, die, double, fail_once, no_thread_remains
 from tests.routines import (
     MODES,
@@ -65,6 +75,25 @@ def test_steps_run_in_another_process_and_are_committed_in_this_one(processes, w
     assert {"seen": 1} == job.routine_states["b"].state
     assert 12 == job.outputs[0].data["n"]
     assert os.getpid() != job.outputs[0].data["pid"]
+
+
+def test_a_step_is_not_sent_to_another_process_when_the_job_is_lost(processes):
+    store = MemoryStore()
+    sent: list[str] = []
+
+    class TakesOver:
+        def on_commit(self, job, commit):
+            sent.append(commit.kind.value)
+            if commit.kind == "done":
+                admin.retry(store, "j", 0, take_over=True)
+
+    flow = chain(a=Remote(double), b=Remote(double))
+    with (
+        Runtime(executor=processes, store=store, observers=[TakesOver()]) as runtime,
+        pytest.raises(LeaseLostError, match="'j' is free to be taken by any host now: this host"),
+    ):
+        flow.execute("a", {"n": 3}, job_id="j", runtime=runtime)
+    assert ["start", "effect", "done"] == sent
 
 
 def test_an_effect_travels_with_the_outcome_of_a_failed_attempt_and_is_not_run_again(processes):
@@ -161,7 +190,7 @@ def test_a_step_that_the_executor_drops_ends_the_run():
         run = chain(a=rest).start("a", runtime=runtime)
         assert given.wait(PATIENCE)
         executor.shutdown(wait=False, cancel_futures=True)
-        with pytest.raises(CancelledError, match="dropped the step"):
+        with pytest.raises(CancelledError, match="cancelled the step"):
             run.wait(timeout=PATIENCE)
         busy.set()
     executor.shutdown()

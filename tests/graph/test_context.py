@@ -391,8 +391,8 @@ VIEWS: dict[str, Callable[[Any], object]] = {
 
 
 OVER = (
-    "this step has ended: its handler has returned or was given up, so the engine records nothing"
-    " more of it; do not use ctx after the handler has ended"
+    "this step has ended: its handler has returned, or the engine no longer waits for it; nothing"
+    " more is recorded, so do not use ctx after the end of the step"
 )
 
 

@@ -57,7 +57,7 @@ def refused(error: type[Exception], message: str) -> Any:
 # --- the graph ----------------------------------------------------------------------------------
 
 EDGE = "source.output -> sink.input"
-NOT_A_MAPPING = "must be a mapping {event field: handler parameter} of strings, not"
+NOT_A_MAPPING = "must be a mapping of strings, {event field: handler parameter}, not"
 WRONG_CONNECTIONS: list[tuple[Any, ...]] = [
     ("sauce.output -> sink.input", "flow 'shop' has no routine 'sauce'; it has 'source', 'sink'"),
     ("source.output -> sing.input", "flow 'shop' has no routine 'sing'; it has 'source', 'sink'"),
@@ -65,15 +65,15 @@ WRONG_CONNECTIONS: list[tuple[Any, ...]] = [
         (["source"], "output", "sink", "input"),
         "flow 'shop' has no routine ['source']; it has 'source', 'sink'",
     ),
-    ("source.outputs -> sink.input", "routine 'source' has no event 'outputs'; it has 'output'"),
-    ("sink.output -> sink.input", "routine 'sink' has no event 'output'; it has none"),
+    ("source.outs -> sink.input", "routine 'source' has no event 'outs'; its events: 'output'"),
+    ("sink.output -> sink.input", "routine 'sink' has no event 'output'; its events: none"),
     (
         "source.output -> sink.inputs",
-        "routine 'sink' has no slot 'inputs'; it has 'input', 'strict', 'rest'",
+        "routine 'sink' has no slot 'inputs'; its slots: 'input', 'strict', 'rest'",
     ),
     (
         ("source", "output", "sink", ["input"]),
-        "routine 'sink' has no slot ['input']; it has 'input', 'strict', 'rest'",
+        "routine 'sink' has no slot ['input']; its slots: 'input', 'strict', 'rest'",
     ),
     (
         EDGE,
@@ -100,11 +100,11 @@ WRONG_CONNECTIONS: list[tuple[Any, ...]] = [
         "source.output -> sink.strict",
         (
             "source.output -> sink.strict: the handler needs 'price', but the event carries 'item',"
-            " 'count'; emit that field, map another to it, or give it a default"
+            " 'count'; add the field, map one to the parameter, or give the parameter a default"
         ),
     ),
-    (EDGE, f"{EDGE} already exists; connect two ends only once"),
-    (EDGE, f"{EDGE} already exists; connect two ends only once", {"item": "item"}),
+    (EDGE, f"{EDGE} already exists; remove the second connect()"),
+    (EDGE, f"{EDGE} already exists; remove the second connect()", {"item": "item"}),
 ]
 
 
@@ -217,7 +217,7 @@ WRONG_DECLARATIONS = [
     ),
     (
         lambda r: r.define_slot("other", handler="go"),
-        "slot 'other' of Source: 'go' can't be called",
+        "slot 'other' of Source: handler 'go' can't be called",
     ),
     (
         lambda r: r.define_slot("other", handler=by_position),
@@ -230,7 +230,7 @@ WRONG_DECLARATIONS = [
         lambda r: r.define_slot("other", handler={}.update),
         (
             "the parameters of handler dict.update can't be read, as with some built-in functions;"
-            " wrap it in a method with named ones"
+            " call the function from a method that has named parameters"
         ),
     ),
     (
@@ -306,7 +306,7 @@ def test_two_classes_can_not_have_one_saved_name_and_the_first_one_keeps_it():
     with refused(
         FlowDefinitionError,
         f"routine_name 'bad-input/taken' of {place}.<locals>.Second already belongs to"
-        f" {place}.<locals>.First; give each class another name",
+        f" {place}.<locals>.First; give each class its own name",
     ):
 
         class Second(Routine):

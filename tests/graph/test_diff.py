@@ -142,7 +142,7 @@ def test_tasks_without_a_slot_are_listed_by_slot_in_one_short_sentence():
     assert "task 0 waits for a.x" == tasks_without_slot({"a.x": ["0"]})
     many = tasks_without_slot({f"a.{i}": [f"0.{n}" for n in range(1_000)] for i in range(1_000)})
     assert many.startswith("tasks 0.0, 0.1, 0.2, 0.3, 0.4 and 995 more wait for a.0, tasks ")
-    assert many.endswith(", others for 995 more slots")
+    assert many.endswith(", other tasks wait for 995 more slots")
     assert len(many) < 400
 
 
@@ -156,8 +156,8 @@ def test_a_flow_with_many_changes_is_refused_with_a_list_of_them():
     assert "$.job_state.shape" == caught.value.path
     message, *listed = caught.value.reason.split("\n")
     assert (
-        "job j was started on another shape of flow 'fan' (16 changes, listed below); resume the"
-        " job on the old flow, or with allow_changed_flow=True"
+        "flow 'fan' has changed since job j was started (16 changes, listed below); resume the"
+        " job on the old flow, or pass allow_changed_flow=True"
     ) == message
     assert ("  + connection first.output -> leaf0.input", 16) == (listed[0], len(listed))
 
@@ -173,7 +173,7 @@ def test_a_file_whose_classes_changed_is_refused_with_all_changes(tmp_path, monk
         SavedState.read(path)
     assert "$.flow.connections[0]" == caught.value.path
     message, *listed = caught.value.reason.split("\n")
-    assert message.startswith("routine 'leaf0' has no slot 'trigger'; it has 'input' (10 changes, ")
+    assert message.startswith("routine 'leaf0' has no slot 'trigger'; its slots: 'input' (10 ")
     assert message.endswith(f"with allow_changed_flow=True (in {path})")
     changes = {"- slot first.trigger", "+ slot first.input"}
     for leaf in ("leaf0", "leaf1"):
@@ -211,8 +211,8 @@ def test_every_pending_task_without_its_slot_is_listed_and_the_job_is_unchanged(
     changed = fan(1)
     changed.add_routine(Stage(["input"], []), "leaf2")
     reason = (
-        "of job j, task 0.1 waits for leaf1.trigger, task 0.2 waits for leaf2.trigger; flow"
-        " 'fan' has no such slot: add it, or resume the job on the flow that started it"
+        "job j: task 0.1 waits for leaf1.trigger, task 0.2 waits for leaf2.trigger; flow 'fan'"
+        " has no such slot; add the slot, or resume the job on the flow that started it"
     )
     with refused_at("$.job_state.pending_tasks", reason, FlowMismatchError):
         resumed(changed, job, allow_changed_flow=True)

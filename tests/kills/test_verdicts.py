@@ -26,7 +26,7 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "keeps a commit twice": (
         {"submit": ["j"], "aim": ["before append", 1, 0]},
         {},
-        "attempt 3 of task 0 of 'first' is not the attempt that runs next",
+        "attempt 3 of task 0 of 'first' is not pending",
     ),
     "forgets effects": (
         EXECUTED,

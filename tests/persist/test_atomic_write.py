@@ -47,9 +47,9 @@ ERRORS = {
         errno.EFBIG,
         "raise the limit for the size of files (ulimit -f) and write the file again",
     ),
-    "disk broken": (errno.EIO, "the disk or share fails: write the file to another one"),
-    "read-only": (errno.EROFS, "let this user write in its folder, or write the file elsewhere"),
-    "no right": (errno.EACCES, "let this user write in its folder, or write the file elsewhere"),
+    "disk broken": (errno.EIO, "the disk or the share fails; write the file to another disk"),
+    "read-only": (errno.EROFS, "let this user write in the folder, or choose another folder"),
+    "no right": (errno.EACCES, "let this user write in the folder, or choose another folder"),
     "any other": (errno.EBUSY, "write the file again"),
 }
 
@@ -139,7 +139,7 @@ def test_a_call_that_fails_leaves_the_old_file_or_the_new_one_and_says_which(
     if there or done:
         assert (new if done else old).job == SavedState.read(path).job
     found = (
-        "the file is the new one, but a loss of power might bring the old one back"
+        "the new file is there, but a loss of power might bring the old file back"
         if done
         else "the file has not changed"
     )
@@ -243,7 +243,7 @@ def test_a_folder_without_write_permission_is_reported_with_the_cure(tmp_path, o
     def writes():
         if not os.getuid():
             os.setresuid(-1, 65534, -1)  # nobody; root may write anywhere
-        with pytest.raises(PermissionError, match="has not changed: let this user write in its"):
+        with pytest.raises(PermissionError, match="has not changed: let this user write in the"):
             new.write("job.json")
 
     old.write(tmp_path / "job.json")
@@ -258,9 +258,9 @@ def test_a_folder_without_write_permission_is_reported_with_the_cure(tmp_path, o
 @pytest.mark.parametrize(
     ("name", "error", "cure"),
     [
-        ("nowhere/job.json", FileNotFoundError, "create its folder first"),
-        ("file/job.json", NotADirectoryError, "create its folder first"),
-        ("folder", IsADirectoryError, "a folder has this name; choose another one"),
+        ("nowhere/job.json", FileNotFoundError, "create the file's folder first"),
+        ("file/job.json", NotADirectoryError, "create the file's folder first"),
+        ("folder", IsADirectoryError, "a folder has this name; choose another name"),
         ("j" * 256, OSError, "choose a shorter name"),
     ],
 )

@@ -88,7 +88,7 @@ def test_a_snapshot_that_can_not_be_written_changes_nothing(caplog):
     job = driven(store, counter(300))
     assert JobStatus.COMPLETED is job.status
     assert job == Runtime(store=store).load("j")
-    assert [f"job j has no snapshot at commit {SNAPSHOT_EVERY}: disk full"] == caplog.messages
+    assert [f"job j: no snapshot kept at commit {SNAPSHOT_EVERY}: disk full"] == caplog.messages
 
 
 def changed(old, new):

@@ -33,6 +33,7 @@ from tests.persist.hosts import (
 from tests.persist.postgres_server import with_option
 from tests.persist.stores import acquire
 from tests.routines import PATIENCE, SECOND, chain, rest
+from tests.soak import also
 
 # --- durable --------------------------------------------------------------------------------------
 
@@ -63,12 +64,13 @@ def test_rows_that_were_accepted_are_there_after_a_crash_of_the_server(postgres,
 # --- many hosts -----------------------------------------------------------------------------------
 
 
-def test_of_many_hosts_that_make_the_tables_at_once_all_succeed(server):
+@pytest.mark.parametrize("rounds", also(1, 5))
+def test_of_many_hosts_that_make_the_tables_at_once_all_succeed(server, rounds):
     def opens(dsn, gate):
         gate.wait(PATIENCE)
         PostgresStore(dsn).close()
 
-    for _ in range(5):
+    for _ in range(rounds):
         dsn, gate = server.dsn(), threading.Barrier(8)
         calls = [Call(opens, dsn, gate) for _ in range(8)]
         assert [None] * 8 == [call.result() for call in calls]

@@ -28,6 +28,7 @@ from tests.persist.hosts import (
 from tests.persist.losses import Losses
 from tests.persist.stores import CALLS, acquire, with_jobs
 from tests.routines import SECOND, chain, rest
+from tests.soak import also
 
 # --- on the server --------------------------------------------------------------------------------
 
@@ -126,7 +127,7 @@ def far(dsn, server, losses):
         yield store
 
 
-@pytest.mark.parametrize("lost", ["question", "answer"])
+@pytest.mark.parametrize("lost", also("answer", "question"))
 @pytest.mark.parametrize("call", CALLS)
 def test_a_call_whose_connection_is_lost_takes_effect_once(far, losses, lost, call):
     model = with_jobs(MemoryStore(FakeClock()))

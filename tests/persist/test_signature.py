@@ -22,12 +22,12 @@ from tests.routines import refused_at
 
 OTHER = b"another key of sixteen bytes or more"
 MISSING = (
-    "is missing, so nothing proves who wrote this file; get the file again from its writer,"
-    " written with key=..., or read it without a key if you trust its source"
+    "is missing, so nothing proves who wrote this file; ask its writer for a file written with"
+    " key=..., or read this file without a key if you trust its source"
 )
 ANOTHER = (
-    "does not match this key: the file was signed with another key, or changed since; pass the key"
-    " that signed it, or get the file again from its writer"
+    "does not match this key: the file was signed with another key, or changed after that; pass the"
+    " key that signed this file, or ask its writer for a new file"
 )
 
 

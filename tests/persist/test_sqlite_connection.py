@@ -118,7 +118,7 @@ def test_a_reader_sees_what_others_write_and_without_locks_notices_a_writer(sqli
 
 def test_a_reader_makes_no_store_of_an_empty_file(tmp_path):
     (tmp_path / "jobs.db").touch()
-    with pytest.raises(CorruptStateError, match=r"jobs\.db: is empty: no store was ever written"):
+    with pytest.raises(CorruptStateError, match=r"jobs\.db: is empty, so it holds no store"):
         SqliteStore(tmp_path / "jobs.db", read_only=True)
     with pytest.raises(OSError, match=r"other\.db: unable to open"):
         SqliteStore(tmp_path / "other.db", read_only=True)
@@ -174,7 +174,7 @@ def test_a_file_of_a_newer_version_is_refused(tmp_path, sqlite):
     with sqlite._file.using() as db:
         db.execute("PRAGMA user_version = 2")
     sqlite.close()
-    with pytest.raises(UnsupportedVersionError, match=r"has version 2.*install a newer version"):
+    with pytest.raises(UnsupportedVersionError, match=r"has version 2.*upgrade routilux"):
         SqliteStore(sqlite.path)
 
 

@@ -15,8 +15,8 @@ from routilux.persist.sqlite_files import Generation
 from tests.persist.hosts import go, line_of, processes
 from tests.soak import sampled
 
-REPLACED = r"jobs\.db{} was removed or replaced while it was open"
-CHANGED = "was changed while it was open, and not by SQLite"
+REPLACED = r"jobs\.db{} was removed or replaced while the store was open"
+CHANGED = "was changed while the store was open, and not by SQLite"
 FOREIGN = "does not belong to the log beside it, jobs.db-wal and jobs.db-shm"
 LOST = "has lost its last commits: its log jobs.db-wal was removed or emptied"
 

@@ -169,10 +169,10 @@ def test_the_options_are_those_of_a_flow(flow_factory):
     [
         (
             {"n": 1, "m": 2},
-            "give returned 'm', which no next function takes; these take 'n': add a",
+            "give returned 'm', but no next function has such a parameter; the next functions take",
         ),
         ({}, "give emitted 'output' without 'n', which double.input needs"),
-        ([1], "give returned [1]; return a dict with names as keys, which is emitted as 'output'"),
+        ([1], "give returned [1]; return a dict with names as keys to emit the dict as 'output'"),
         ({1: 2}, "give returned {1: 2}; return a dict with names as keys"),
     ],
     ids=["a field that nobody takes", "a field that is missing", "a list", "a key that is no name"],
@@ -192,15 +192,15 @@ def test_an_invalid_return_value_fails_the_task(flow_factory, result, message):
     [
         ({}, "the flow would be empty; give chain=[...]"),
         ({"chain": [parse, 7]}, "chain: 7 is neither a routine nor a function"),
-        ({"chain": [Fetch, parse]}, "chain: Fetch is a class; pass a routine, Fetch(...)"),
-        ({"chain": parse}, "must be a list of routines and functions, not "),
-        ({"fan_out": [parse, [double]]}, "must have the form fan_out=(source, [target, ...])"),
-        ({"fan_in": (double, negate, total)}, "must have the form fan_in=([source, ...], target)"),
-        ({"fan_out": (parse, double)}, "must be a list of routines and functions, not "),
+        ({"chain": [Fetch, parse]}, "chain: Fetch is a class; pass an instance, Fetch(...)"),
+        ({"chain": parse}, "needs a list of routines and functions, not "),
+        ({"fan_out": [parse, [double]]}, "expected fan_out=(source, [target, ...]), got "),
+        ({"fan_in": (double, negate, total)}, "expected fan_in=([source, ...], target), got "),
+        ({"fan_out": (parse, double)}, "needs a list of routines and functions, not "),
         ({"chain": [Fetch(), order]}, "the handler needs 'price', 'sku', but the event carries"),
-        ({"chain": [Splitter(), double]}, "Splitter has the events 'even', 'odd'"),
-        ({"chain": [double, Splitter()]}, "Splitter has the slots 'left', 'right'"),
-        ({"chain": [Store(), double]}, "Store has the events none"),
+        ({"chain": [Splitter(), double]}, "Splitter has these events: 'even', 'odd'"),
+        ({"chain": [double, Splitter()]}, "Splitter has these slots: 'left', 'right'"),
+        ({"chain": [Store(), double]}, "Store has these events: none"),
         ({"chain": [lambda n, /: None]}, "takes 'n' by position only"),
         ({"chain": [parse, double], "fan_out": (parse, [double])}, "already exists"),
     ],
@@ -225,7 +225,7 @@ def test_a_lambda_works_in_memory_and_is_refused_when_saved(flow_factory):
     assert "$.flow.routines[1].args[0]" == refused.value.path
     assert "lambda (" in refused.value.reason
     assert "test_factory.py:" in refused.value.reason
-    assert "define it with def at the top level of a module" in refused.value.reason
+    assert "define the function with def at the top level of a module" in refused.value.reason
 
 
 @pytest.mark.parametrize(
@@ -234,5 +234,5 @@ def test_a_lambda_works_in_memory_and_is_refused_when_saved(flow_factory):
 def test_a_saved_name_of_no_function_is_refused(flow_factory, name):
     document = flow_factory(chain=[parse]).serialize()
     document["routines"][0]["args"][0]["value"] = name  # type: ignore[index]
-    with pytest.raises(SavedStateError, match=f"no function '{name}' is defined in this program"):
+    with pytest.raises(SavedStateError, match=f"no imported module defines the function '{name}'"):
         Flow.deserialize(document)

@@ -323,7 +323,7 @@ def test_fixtures_work_in_async_tests_and_a_blocked_loop_is_reported(inner):
     inner.makepyfile(NAP + ASYNC)
     result = run_pytest(inner, *PLUGIN, "-W", "error")
     result.assert_outcomes(passed=2, failed=1)
-    line = "*the handler of slot 'trigger' is async and this thread *runs an event loop*; use*"
+    line = "*the handler of slot 'trigger' is async, but this thread *runs an event loop*; use*"
     result.stdout.fnmatch_lines([line])
 
 
@@ -448,5 +448,5 @@ def test_an_error_of_an_observer_fails_the_test_in_every_phase(inner, workers):
     inner.makepyfile(NAP + BROKEN)
     result = inner.runpytest_inprocess(*PLUGIN, *workers)
     result.assert_outcomes(passed=4, failed=1, skipped=1, errors=5)
-    line = "observer <Broken> raised once KeyError: 'lost' ("
+    line = "observer <Broken> raised once: KeyError: 'lost' ("
     assert 5 == sum(text.startswith(line) for text in result.outlines)

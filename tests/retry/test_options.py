@@ -64,13 +64,13 @@ def test_a_retry_option_without_retry_is_refused_even_at_its_default(strategy, n
     ) == str(caught.value)
 
 
-COUNT = "give an int of 0 or more, or None to never give up"
+COUNT = "give an int of 0 or more, or None for endless retries"
 DELAY = "give a finite number of seconds, 0 or more"
 GROWTH = "give a finite number, 1 (equal delays) or more"
 SHARE = "give a finite number from 0 to 1, such as 0.1 for ±10 %"
 BOUND = "give a finite number of seconds, at least 1e-9, or None for no limit"
 STRATEGY = "give an ErrorStrategy or one of 'stop', 'continue', 'retry', 'skip'"
-CLASSES = "is not a class derived from Exception; give such a class or a tuple of them"
+CLASSES = "is not a class derived from Exception; give such a class or a tuple of such"
 NAN, INF = math.nan, math.inf
 
 
@@ -84,7 +84,7 @@ NAN, INF = math.nan, math.inf
         *[("jitter", bad, SHARE) for bad in (-0.1, 1.1, NAN, INF, None, True)],
         *[(n, bad, BOUND) for n in ("timeout", "deadline") for bad in (0, -1, NAN, INF, 1e-10)],
         *[("strategy", bad, STRATEGY) for bad in ("RETRY", "again", "", None, 1, [])],
-        ("on_exhausted", "retry", "give STOP, CONTINUE or SKIP, or max_retries=None to never"),
+        ("on_exhausted", "retry", "give STOP, CONTINUE or SKIP; for endless retries, max"),
         ("on_exhausted", "Stop", STRATEGY),
         *[("retryable_exceptions", bad, CLASSES) for bad in (KeyboardInterrupt, ValueError())],
         *[("retryable_exceptions", bad, CLASSES) for bad in ([OSError], (OSError, "x"), None)],
@@ -134,7 +134,7 @@ def test_a_missing_field_is_corrupt(field):
     [
         ({"strategy": "again"}, "$.strategy", "give an ErrorStrategy or one of"),
         ({"strategy": 1}, "$.strategy", "must be the name of a strategy, not 1"),
-        ({"strategy": "stop"}, "$.max_retries", "is not a field of an error handler of strategy"),
+        ({"strategy": "stop"}, "$.max_retries", "is not a field of an error handler with strategy"),
         ({"extra": 1}, "$.extra", "is not a field of an error handler"),
         ({"max_retries": -1}, "$.max_retries", "give an int of 0 or more"),
         ({"retry_delay": "1"}, "$.retry_delay", DELAY),
@@ -181,8 +181,8 @@ def test_a_name_of_no_imported_exception_class_is_corrupt_and_imports_nothing(na
         ErrorHandler.deserialize({**SAVED, "non_retryable_exceptions": ["builtins:OSError", name]})
     assert "$.non_retryable_exceptions[1]" == caught.value.path
     assert (
-        f"{name!r} is not an exception class of an imported module; "
-        "import the module that defines it before loading"
+        f"{name!r} names no exception class of an imported module; "
+        "import the module that defines the class before loading"
     ) == caught.value.reason
     assert loaded == set(sys.modules)
 
@@ -212,7 +212,7 @@ def test_looking_up_a_class_runs_no_code_of_the_module(monkeypatch, name):
     # The module is gone again before pytest or Hypothesis look through sys.modules.
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "lazy", module)
-        with pytest.raises(CorruptStateError, match="is not an exception class") as caught:
+        with pytest.raises(CorruptStateError, match="names no exception class") as caught:
             ErrorHandler.deserialize({**SAVED, "retryable_exceptions": [f"lazy:{name}"]})
     assert "$.retryable_exceptions[0]" == caught.value.path
     assert [] == asked

@@ -8,8 +8,8 @@ from routilux import Acquired, ErrorHandler, Flow, MemoryStore, Routine, Runtime
 from tests.routines import Body, Works, chain
 
 TAKEN_OVER = (
-    "was taken over by an operator, or by another host while this one was suspended for longer"
-    " than its lease"
+    "was taken over by an operator, or by another host while this host was suspended for"
+    " longer than its lease"
 )
 
 

@@ -14,7 +14,6 @@ from routilux import (
     FakeClock,
     Flow,
     JobStatus,
-    LeaseLostError,
     MemoryStore,
     Routine,
     Runtime,
@@ -26,7 +25,7 @@ from tests.worker.jobs import hosted, worker
 LEASE = 30.0
 CALLS = (
     *("append", "append_all", "acquire", "renew", "release"),
-    *("free_in", "rows", "snapshot", "keep_snapshot"),
+    *("free_in", "holders", "rows", "snapshot", "keep_snapshot"),
 )
 
 
@@ -120,7 +119,7 @@ def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(caplog):
     assert 3 < store.failures < 20, "it is tried again, at growing distances"
     logged = [message for message in caplog.messages if message.startswith("the store")]
     assert [
-        "the store fails and is retried for at most 30.0 s: the disk is full",
+        "the store fails; the worker retries for at most 30.0 s: the disk is full",
         "the store works again after 7.6 s",
     ] == logged
 
@@ -216,52 +215,3 @@ def test_a_late_release_does_not_give_back_a_job_that_was_taken_again(by, clock)
 
 def _raises(*_: object) -> Any:
     raise OSError("it is down")
-
-
-# --- an effect of a host that has lost its job ----------------------------------------------------
-
-
-@pytest.mark.parametrize("how", ["knows it", "was suspended"])
-@pytest.mark.parametrize("use", ["once", "key"])
-def test_a_host_that_lost_its_job_has_no_further_effect(use, how, clock, store):
-    done: list[str] = []
-    refused: list[Exception] = []
-
-    def affects(self):
-        self.ctx.once("first", done.append, "first")
-        self.ctx.sleep(31)  # no worker renews the lease
-        assert store.acquire("b", ["tale"], 10**6 * SECOND) is not None
-        if how == "knows it":
-            host._renew()
-        try:
-            if use == "once":
-                self.ctx.once("second", done.append, "second")
-            else:
-                done.append(self.ctx.key("second"))
-        except LeaseLostError as error:
-            refused.append(error)
-
-    with Runtime(clock=clock, store=store) as runtime:
-        host, _ = hosted(runtime, chain(a=affects))
-        assert host._take(False)
-        drive = next(iter(host._drives.values()))
-        clock.wait(drive.stopped, None, who="the test")
-        host._maintain()
-    assert ["first"] == done
-    assert 1 == len(refused)
-    assert isinstance(drive.error, LeaseLostError)
-
-
-def test_a_host_whose_lease_has_ended_keeps_a_job_that_no_other_host_took(clock, store):
-    done: list[str] = []
-
-    def affects(self):
-        self.ctx.sleep(31)
-        self.ctx.once("late", done.append, "late")
-
-    with Runtime(clock=clock, store=store) as runtime:
-        host, job_id = hosted(runtime, chain(a=affects))
-        assert host._take(False)
-        clock.wait(host._drives[job_id].stopped, None, who="the test")
-        assert JobStatus.COMPLETED is runtime.load(job_id).status
-    assert ["late"] == done

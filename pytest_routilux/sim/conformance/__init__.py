@@ -1,1 +1,1 @@
-"""An independent model of the engine's rules, which checks every simulated run."""
+"""Checks every simulated run against an independent model of the engine's rules."""

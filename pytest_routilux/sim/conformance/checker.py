@@ -1,4 +1,4 @@
-"""Checks a simulated run against the engine's rules, by a model that shares no code with it.
+"""Checks a simulated run against the engine's rules, without any code of the engine.
 
 Invariants:
 - One walk over the durable commits, and over the steps that started between them, keeps a
@@ -54,7 +54,7 @@ _latest: list[tuple[Case, FlowSpec]] = []
 
 
 def broken_rule(world: World, hosts: Sequence[Host], case: Case) -> Finding | None:
-    """Return a finding on the first engine rule that a run breaks, None if it breaks none."""
+    """Return a finding for the first engine rule that a run breaks; None if no rule is broken."""
     checker = _Checker(_spec_of(case), hosts)
     steps = ((number, step) for host in hosts for number, step in host.steps)
     number, step = next(steps, _NO_STEP)
@@ -122,7 +122,7 @@ class _Checker:
         job.status = commit.status
 
     def _end_attempt(self, commit: Commit) -> ShadowTask:
-        """Record the end of an attempt, which a commit reports; return the attempt's task."""
+        """Record the end of the attempt that `commit` reports, and return the attempt's task."""
         job = self._job
         shadow = job.tasks.get(commit.task_id or "")
         if shadow is None or shadow.task.routine_id != commit.routine_id:
@@ -145,7 +145,7 @@ class _Checker:
         return shadow
 
     def _check_tasks(self, commit: Commit, task: Task) -> None:
-        """Check that a commit creates one task for each connection of each event that it emits."""
+        """Check that `commit` creates one task for each connection of each emitted event."""
         tasks = commit.tasks
         created = 0
         for index, emission in enumerate(commit.emissions):
@@ -162,14 +162,14 @@ class _Checker:
                 ):
                     what = (
                         f"{task.routine_id} emits {emission.event!r} in {commit_text(commit)},"
-                        f" but no task is created for {target}.{slot}, which is connected to it"
+                        f" but no task is created for the connected slot {target}.{slot}"
                     )
                     fail("edge-missing", what, commit)
                 expected = _child_id(task.task_id, created)
                 if new.task_id != expected:
                     what = (
                         f"task {created + 1} that {commit_text(commit)} creates has the id"
-                        f" {new.task_id}; by its lineage it is {expected}"
+                        f" {new.task_id}, but the id must be {expected}"
                     )
                     known = new.task_id in self._job.tasks
                     fail("task-id-twice" if known else "task-id-wrong", what, commit)
@@ -177,15 +177,15 @@ class _Checker:
                     sent = {names.get(name, name): v for name, v in emission.payload.items()}
                     if not same(sent, new.payload):
                         what = (
-                            f"{new.routine_id} gets another payload than {task.routine_id} emits in"
-                            f" {commit_text(commit)}: {first_difference(sent, new.payload)}"
+                            f"{new.routine_id} gets a payload that {task.routine_id} did not emit"
+                            f" in {commit_text(commit)}: {first_difference(sent, new.payload)}"
                         )
                         fail("payload-wrong", what, commit)
                 created += 1
         if created < len(tasks):
             what = (
                 f"{commit_text(commit)} creates task {tasks[created].task_id} for"
-                f" {tasks[created].routine_id}, but emits nothing that is connected to it"
+                f" {tasks[created].routine_id}, but emits nothing that is connected to that routine"
             )
             fail("task-unexpected", what, commit)
         self._check_new(commit)
@@ -210,7 +210,7 @@ class _Checker:
             fail("timeout-ignored", what, commit)
 
     def _check_unfinished(self, commit: Commit) -> None:
-        """Check a commit whose task is not done: an effect, conflict, retry, failure or drop."""
+        """Check a commit that records an effect, a conflict, a retry, a failure or a drop."""
         job, kind = self._job, commit.kind
         shadow = self._end_attempt(commit)
         if kind is _EFFECT:
@@ -250,7 +250,7 @@ class _Checker:
             after is not before
             and (before is _CANCELLED or commit.kind not in _WAYS_OUT.get(before, (commit.kind,)))
         ):
-            what = f"{commit_text(commit)} makes the job {after.value}, which was {before.value}"
+            what = f"{commit_text(commit)} changes the job from {before.value} to {after.value}"
             fail("changed-after-end", what, commit)
         if commit.kind is _FAILED and after is not JobStatus.FAILED and before is not _CANCELLED:
             what = f"the job is {after.value} after {commit_text(commit)}"
@@ -279,7 +279,7 @@ class _Checker:
                 fail("state-not-folded", what, None, name)
             attempts = job.attempts.get(name, 0)
             if routine.attempts != attempts:
-                what = f"{name} counts {routine.attempts} attempts; its commits end {attempts}"
+                what = f"{name} counts {routine.attempts} attempts, but its commits show {attempts}"
                 fail("attempts-miscounted", what, None, name)
         if (job.shared or real.shared_data) and not same(job.shared, real.shared_data):
             difference = first_difference(job.shared, real.shared_data)
@@ -299,7 +299,7 @@ class _Checker:
             known = {name: (t.attempt, t.retries, t.failed) for name, t in job.open.items()}
             if held != known:
                 what = (
-                    "pending tasks (next attempt, retries, failed) are not those of the commits:"
+                    "pending tasks (next attempt, retries, failed) are not as in the commits:"
                     f" {first_difference(known, held)}"
                 )
                 fail("pending-not-folded", what, None)

@@ -1,4 +1,4 @@
-"""Rules for attempts that fail: when a task is retried, given up or dropped.
+"""Rules for failed attempts: when the engine must retry, fail or drop the task.
 
 Invariants:
 - A failed attempt leaves nothing in the job but its record.
@@ -38,7 +38,7 @@ class BrokenRuleError(Exception):
 
 @final
 class RetryRules:
-    """Checks the failed attempts of a job against its retry policies."""
+    """Checks each failed attempt of a job against the retry policy of the attempt's routine."""
 
     __slots__ = ("_errors", "_job", "_retry_after", "_spec")
 
@@ -53,7 +53,7 @@ class RetryRules:
             self._retry_after = {key: d for host in hosts for key, d in host.retry_after.items()}
 
     def check_no_trace(self, commit: Commit, shadow: ShadowTask) -> None:
-        """Check that a failed attempt's commit writes no data and emits only `error`."""
+        """Check that a failed attempt's commit writes no data and emits no event except `error`."""
         failed = f"attempt {commit.attempt} of {shadow} did not succeed"
         for writes, where in ((commit.state, "state"), (commit.shared, "shared data")):
             if writes is not None:
@@ -72,11 +72,11 @@ class RetryRules:
             what = f"{failed}, but what it emitted is kept: {', '.join(events)}"
             fail("failed-attempt-emitted", what, commit)
         if commit.tasks and not final:
-            what = f"{failed}, but it creates task {commit.tasks[0].task_id}"
+            what = f"{failed}, but its commit creates task {commit.tasks[0].task_id}"
             fail("failed-attempt-emitted", what, commit)
 
     def check_failure(self, commit: Commit, shadow: ShadowTask) -> None:
-        """Check that a failed attempt is retried, given up or dropped as the policy requires."""
+        """Check that a failed attempt ends as the retry policy of its routine requires."""
         policy = self._spec.policies[shadow.task.routine_id]
         key = (shadow.task.task_id, commit.attempt)
         name = "" if commit.error is None else commit.error.type
@@ -103,10 +103,10 @@ class RetryRules:
         name = "" if commit.error is None else commit.error.type
         retried = f"{shadow} is retried after {name} at attempt {commit.attempt}"
         if not policy.retries:
-            what = f"{retried}, but its strategy is {policy.given_up.name}"
+            what = f"{retried}, but its handler's strategy is {policy.given_up.name}"
             fail("retried-unexpectedly", what, commit)
         if error is not None and not policy.is_retryable(error):
-            fail("non-retryable-retried", f"{retried}, which is not retryable", commit)
+            fail("non-retryable-retried", f"{retried}, but the error is not retryable", commit)
         most = policy.max_retries
         if most is not None and shadow.retries >= most:
             what = f"{retried}, but its {most} retries are spent"
@@ -117,7 +117,7 @@ class RetryRules:
         if policy.deadline is not None and shadow.first is not None:
             late = (commit.due_ns or 0) - shadow.first - policy.deadline
             if late > 0:
-                what = f"{retried}, {seconds(late)} s after its deadline"
+                what = f"{retried}, but the retry is due {seconds(late)} s after the deadline"
                 fail("deadline-crossed", what, commit)
 
     def _check_delay(
@@ -139,11 +139,11 @@ class RetryRules:
             for number, kind, why in self._miscounts(shadow):
                 other = policy.bounds(number)
                 if number != retry and other is not None and other[0] <= delay <= other[1]:
-                    fail(kind, f"{what}, as before retry {number}: {why}", commit)
+                    fail(kind, f"{what}, the wait before retry {number}: {why}", commit)
         fail("backoff-wrong", what, commit)
 
     def _miscounts(self, shadow: ShadowTask) -> Iterator[tuple[int, str, str]]:
-        """Yield each retry number that a wrong count gives, with a finding's kind and reason."""
+        """Yield (retry number, finding's kind, reason) for each known way to miscount retries."""
         routine = shadow.task.routine_id
         if shadow.since_resume is not None:
             why = "the retries before another host resumed the job are forgotten"
@@ -190,7 +190,7 @@ class RetryRules:
             what += f"; all tasks of {routine} together have spent {made}"
             fail("budget-shared", what, commit)
         if error not in policy.handler.retryable_exceptions:
-            fail("subclass-not-retried", f"{what}; it derives from a retryable class", commit)
+            fail("subclass-not-retried", f"{what}; the error is of a retryable class", commit)
         fail("given-up-early", what, commit)
 
 
@@ -198,7 +198,7 @@ class RetryRules:
 
 
 def fail(kind: str, what: str, of: Commit | Task | None, routine: str | None = None) -> NoReturn:
-    """Raise `BrokenRuleError` for a rule that a commit, a task or a routine breaks."""
+    """Raise `BrokenRuleError` with a finding about a commit, a task, a routine or the job."""
     if routine is None and of is not None:
         routine = of.routine_id
     path = f"engine.{routine or 'job'}"

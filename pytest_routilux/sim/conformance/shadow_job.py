@@ -1,4 +1,4 @@
-"""A second model of a job, computed from its commits alone and compared with the engine's job.
+"""A second model of a job, independent of the engine, to compare with the engine's job.
 
 Invariants:
 - Its only input is the commits and the steps that started. A reader can check each value by hand
@@ -53,7 +53,7 @@ class ShadowTask:
 @final
 @dataclass(slots=True)
 class ShadowJob:
-    """The tasks of a job, its data, and its steps in flight.
+    """A job in the second model: its tasks, its data and its steps in flight.
 
     `width` bounds the steps in flight, `limits` those of each routine. `free_since` is when the
     last step ended that left room for another one, `idle_since` when the last of all ended, and
@@ -90,7 +90,7 @@ class ShadowJob:
         self.in_flight_of[routine] = self.in_flight_of.get(routine, 0) + 1
 
     def end_step(self, shadow: ShadowTask, at: int) -> None:
-        """Remove a step from the steps in flight, if its start was recorded."""
+        """Remove a task's step from the steps in flight; do nothing if no such step has started."""
         if self.in_flight.pop(shadow.task.task_id, None) is None:
             return
         routine = shadow.task.routine_id
@@ -105,7 +105,7 @@ class ShadowJob:
     # --- commits --------------------------------------------------------------------------------
 
     def create(self, commit: Commit) -> None:
-        """Add the tasks that a commit creates to this job."""
+        """Add to this job the tasks that `commit` creates."""
         for task in commit.tasks:
             self.tasks[task.task_id] = self.open[task.task_id] = ShadowTask(
                 task, commit.at_ns, commit.at_ns
@@ -128,7 +128,7 @@ class ShadowJob:
         self.retries[routine] = self.retries.get(routine, 0) + 1
 
     def conflict(self, shadow: ShadowTask, at: int) -> None:
-        """Repeat a task after a conflict; after `MOST_CONFLICTS` conflicts the task runs alone."""
+        """Count a conflict of a task; after `MOST_CONFLICTS` conflicts the task must run alone."""
         shadow.conflicts += 1
         shadow.ready = at
         self.alone += shadow.conflicts == MOST_CONFLICTS
@@ -140,7 +140,7 @@ class ShadowJob:
             self.shared = _written(self.shared, shared)
 
     def resume(self, commit: Commit) -> None:
-        """Resume on another host: no step is in flight, waits continue, failed tasks may run."""
+        """Apply `commit`, with which another host resumed the job: no step is in flight now."""
         at = commit.at_ns
         detail = commit.detail or {}
         self.in_flight.clear()

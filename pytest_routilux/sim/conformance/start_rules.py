@@ -1,4 +1,4 @@
-"""Rules for the start of a step: when the step may start, and which data it gets.
+"""Rules for the start of a step: when the step may start, and which data the step gets.
 
 Invariants:
 - A step starts only while its job runs, as the next attempt of its task, and not before it is due.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @final
 class StartRules:
-    """Checks each start of a job's steps; `exact` means that no duration is just a lower bound."""
+    """Checks the start of each step of a job; `exact=True` also checks that no step starts late."""
 
     __slots__ = ("_compared", "_exact", "_job")
 
@@ -35,7 +35,7 @@ class StartRules:
         self._compared: dict[str | None, tuple[object, object]] = {}
 
     def check(self, step: StepInput) -> None:
-        """Check a step that starts, and add it to the steps in flight."""
+        """Check the start of `step`, and add the step to the steps in flight."""
         job, task, at = self._job, step.task, step.started_ns
         shadow = job.tasks.get(task.task_id)
         if shadow is None:
@@ -51,8 +51,8 @@ class StartRules:
             fail("started-twice", f"{step.who} starts while it is in flight", task)
         if at < job.at:
             what = (
-                f"time runs back: {step.who} starts {seconds(job.at - at)} s before the"
-                " commit that precedes it"
+                f"time runs back: {step.who} starts {seconds(job.at - at)} s before the time"
+                " of the last commit"
             )
             fail("time-ran-back", what, task)
         if at < shadow.due:
@@ -77,7 +77,7 @@ class StartRules:
         late = f"{seconds(at - ready)} s"
         if not shadow.delay:
             what = (
-                f"attempt {shadow.attempt} of {shadow} starts {late} late, though no limit held it"
+                f"attempt {shadow.attempt} of {shadow} starts {late} late, though no limit applied"
             )
             fail("started-late", what, shadow.task)
         retry = f"retry {shadow.retries} of {shadow}"
@@ -87,13 +87,13 @@ class StartRules:
                 f" {late} late"
             )
             fail("timer-restarted", what, shadow.task)
-        what = f"{retry} starts {late} after it was due, though no limit held it"
+        what = f"{retry} starts {late} after it was due, though no limit applied"
         fail("retry-late", what, shadow.task)
 
     def _check_limits(self, step: StepInput) -> None:
         job, task = self._job, step.task
         if len(job.in_flight) >= job.width:
-            what = f"{step.who} starts with {len(job.in_flight)} in flight of {job.width}"
+            what = f"{step.who} starts with {len(job.in_flight)} of {job.width} steps in flight"
             fail("too-many-at-once", what, task)
         in_flight, limit = job.in_flight_of.get(task.routine_id, 0), job.limits[task.routine_id]
         if in_flight >= limit:
@@ -123,7 +123,7 @@ class StartRules:
     def _compare(
         self, step: StepInput, routine: str | None, committed: object, given: object
     ) -> None:
-        """Compare a routine's committed state, or shared data, with the values that a step gets."""
+        """Check that a step gets the saved state of `routine`; `routine=None` means shared data."""
         known = self._compared.get(routine)
         if known is None or known[0] is not given or known[1] is not committed:
             if not same(committed, given):
@@ -138,10 +138,10 @@ class StartRules:
 
 
 def too_early(shadow: ShadowTask, at: int) -> NoReturn:
-    """Report an attempt that starts before its task may start."""
+    """Raise `BrokenRuleError` for an attempt that starts before its task is due."""
     early = f"{seconds(shadow.due - at)} s"
     if not shadow.delay:
-        what = f"attempt {shadow.attempt} of {shadow} starts {early} before it was created"
+        what = f"attempt {shadow.attempt} of {shadow} starts {early} before the task was created"
         fail("time-ran-back", what, shadow.task)
     what = (
         f"retry {shadow.retries} of {shadow} starts {early} before it is due; its wait is"
@@ -154,7 +154,7 @@ def too_early(shadow: ShadowTask, at: int) -> NoReturn:
 
 
 def wrong_attempt(shadow: ShadowTask, attempt: int, verb: str, at: int) -> NoReturn:
-    """Report an attempt whose number is not the next one of its task."""
+    """Raise `BrokenRuleError` for an attempt whose number is not the next number of its task."""
     what = f"attempt {attempt} of {shadow} {verb}"
     if shadow.ended or shadow.failed:
         what += f" after the task {shadow.ended or 'has failed'}"
@@ -167,5 +167,5 @@ def wrong_attempt(shadow: ShadowTask, attempt: int, verb: str, at: int) -> NoRet
 
 
 def same(a: object, b: object) -> bool:
-    """Return whether two values are equal and of the same type."""
+    """Return whether `a` and `b` are equal and have the same type."""
     return a is b or same_value(a, b)

@@ -1,1 +1,1 @@
-"""Finds the reasons why the same job differs from run to run."""
+"""Finds out why two runs of one job differ."""

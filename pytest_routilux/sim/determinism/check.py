@@ -1,4 +1,4 @@
-"""Checks that a flow is deterministic: the same decisions give the same records.
+"""Checks that a flow is deterministic: runs that start alike must write equal records.
 
 Invariants:
 - The runs that are compared begin alike and share nothing: each is a process of its own, with
@@ -43,7 +43,7 @@ _SEEDS: Final = (1, 2)
 def check_determinism(
     case: Case, start_ns: int, *, fresh: bool = True, coverage: Coverage | None = None
 ) -> Finding | None:
-    """Return a finding on the first difference between runs of a case that must be the same.
+    """Run a case several times; return a finding on the first difference, None if there is none.
 
     `fresh`: also compare runs in fresh interpreters, where no patch of the test applies. What
     can't be compared is noted in `coverage`. A run that does not finish proves nothing: it is a
@@ -65,22 +65,22 @@ def check_determinism(
     if finding is not None:
         return finding
     if not fresh:
-        why: Finding | str | None = "the test patches code that a fresh interpreter would call"
+        why: Finding | str | None = "a new Python process would lack the patches of the test"
     elif runs.first.doubles:
-        why = "an effect's double exists in this process alone"
+        why = "a new Python process would lack the test doubles of effects"
     elif not importable(case):
-        why = "needs a build that can be imported by its name, and no faults"
+        why = "they need a build function that can be imported by its name, and no faults"
     else:
         why = _in_fresh_interpreters(case, start_ns)
     if isinstance(why, str):
-        coverage.notes.append(f"another hash seed (the order of sets): not tried, {why}")
+        coverage.notes.append(f"runs with another hash seed (order of sets): not tried, {why}")
         return None
     return why
 
 
 @dataclass(slots=True)
 class _Trace:
-    """A run: its commits as rows, its sources if profiled, and whether it called a double."""
+    """The trace of a run: its commits as rows, its `Source` calls, and its use of effects."""
 
     rows: list[Row]
     sources: list[Source]
@@ -88,7 +88,7 @@ class _Trace:
 
 
 class _Runs:
-    """Runs of a case, each in a separate process and compared with the first run."""
+    """Runs a case in a new process each time, and compares each run with the first one."""
 
     def __init__(self, hosts: ForkedHosts, start_ns: int) -> None:
         self._hosts = hosts
@@ -102,7 +102,7 @@ class _Runs:
             return None
         sources = [source for source in self._sources(True) or () if not source.repeats]
         source = _source_of(sources, self.first.rows, at)
-        what = "a second run with the same decisions differs"
+        what = "a second run that starts alike differs"
         return _finding("nondeterminism", what, self.first.rows, second.rows, at, source)
 
     def started_later(self) -> Finding | None:
@@ -118,7 +118,7 @@ class _Runs:
         return _finding("nondeterminism", what, self.first.rows, other.rows, at, source, _shape)
 
     def in_one_process(self) -> Finding | None:
-        """Find a global that one run changes so that the next run in the same process differs."""
+        """Return a finding if one run changes a global, and this makes the next run differ."""
         rows = self.first.rows
         variables, second = self._result(_run_twice, self._start_ns)
         at = _first_difference(rows, second.rows)
@@ -131,7 +131,7 @@ class _Runs:
             scope, module, name = variable
             name = f"{module}:{name}"
             changes = self._hosts.ask(hidden_changes, self._start_ns).result or ()
-            what = f"a second run in one process finds {name} as the first one left it"
+            what = f"a second run in the same process starts with {name} as the first run left it"
             finding = _finding("module-state", what, rows, second.rows, at, None)
             for change in [change for change in changes if change.name == name][:1]:
                 finding.routine, finding.hint = change.routine_id, change.where
@@ -149,13 +149,13 @@ class _Runs:
         return reply.result
 
     def _sources(self, moved: bool = False) -> list[Source] | None:
-        """Profile one more run and return its sources; None if the run does not finish."""
+        """Profile one more run and return its `Source` calls; None if the run does not finish."""
         trace = self._hosts.ask(_trace, self._start_ns, moved, True).result
         return None if trace is None else trace.sources
 
 
 def _in_fresh_interpreters(case: Case, start_ns: int) -> Finding | str | None:
-    """Compare runs with two hash seeds; return a finding, or why a comparison was not possible."""
+    """Return a finding if runs with two hash seeds differ, or why they can't be compared."""
     found = rows_by_seed(case, start_ns, _SEEDS)
     if isinstance(found, str):
         return found
@@ -195,7 +195,7 @@ def _first_difference(
 
 
 def _source_of(sources: Iterable[Source], rows: Sequence[Row], at: int) -> Source | None:
-    """Return a source in the first step that differs, else the last source before that step."""
+    """Return a `Source` call in the step of row `at`, or else the last one before that step."""
     steps = [(row.get("task_id"), row.get("attempt", 0)) for row in rows[: at + 1]]
     before = [source for source in sources if (source.task_id, source.attempt) in steps]
     here = [source for source in before if (source.task_id, source.attempt) == steps[-1]]
@@ -246,7 +246,7 @@ def _trace(
     moved: bool = False,
     profiled: bool = False,
 ) -> _Trace:
-    """Run a case and return its trace; if `moved`, objects get other memory addresses."""
+    """Run a case and return its trace; `moved=True` changes the memory addresses of objects."""
     ballast = _ballast() if moved else []
     sources: list[Source] = []
     if profiled:
@@ -260,7 +260,7 @@ def _trace(
 
 
 def _ballast() -> list[object]:
-    """Return objects that fill memory, so that later objects differ in `id()` and set order."""
+    """Fill memory with objects, to change the `id()` and the set order of later objects."""
     return [bytes(n % 480) if n % 3 else object() for n in range(5_003)] + [
         n / 7 for n in range(501)
     ]
@@ -278,7 +278,7 @@ def _loaded(row: str) -> Row:
 def _run_twice(
     case: Case, send: object, start_ns: int, variable: Variable | None = None
 ) -> tuple[list[Variable], _Trace]:
-    """Run a case twice; restore the value of a variable, if one is given, before the second run.
+    """Run a case twice; before the second run, set `variable` back to its value before the first.
 
     Returns the variables that the first run changed, and the second run.
     """

@@ -1,4 +1,4 @@
-"""Records calls that can make two runs differ: real clocks, random numbers, ids of objects.
+"""Records calls that can make two runs differ: reads of clocks, random numbers and `id()`.
 
 Invariants:
 - A call is recorded with the user's line that made it, also through a library.
@@ -74,7 +74,7 @@ def _codes() -> dict[CodeType, str]:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A call whose result may differ between runs, with the user's line and the step."""
+    """A call whose result may differ between runs, with its line of user code and its step."""
 
     call: str
     where: str
@@ -84,7 +84,7 @@ class Source:
 
     @property
     def repeats(self) -> bool:
-        """Whether the call gives the same result in each run of a job from the same instant."""
+        """Whether the call returns the same value in all runs that start at one instant."""
         return self.call == _VIRTUAL or self.call.startswith("ctx.")
 
     @property
@@ -95,7 +95,7 @@ class Source:
 
 @contextmanager
 def recorded_sources() -> Iterator[list[Source]]:
-    """Yield a list that collects the `Source` calls of all handlers until the block ends."""
+    """Record the `Source` calls of handlers during the `with` block, in the yielded list."""
     found: list[Source] = []
     built_in, codes = _built_in(), _codes()
 

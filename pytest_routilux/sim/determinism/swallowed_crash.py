@@ -1,4 +1,4 @@
-"""Detects handlers that swallow an exception that must end them: interrupt, exit, death of a host.
+"""Detects handlers that swallow a KeyboardInterrupt, a SystemExit or the death of their host.
 
 Invariants:
 - Every handler that the undisturbed run calls is called again with its first input, once for each
@@ -33,7 +33,7 @@ class _HostDies(BaseException):
 
 
 def swallowed_crash(case: Case, start_ns: int, *, isolated: bool = True) -> Finding | None:
-    """Return a finding on the first handler that returns although its host dies.
+    """Return a finding on the first handler that swallows the death of its host; None if none does.
 
     Without `isolated`, the check runs in this process.
     """
@@ -63,7 +63,7 @@ def _swallowed(case: Case, send: object, start_ns: int) -> Finding | None:
 
 
 class _Trap:
-    """The host of one step; it dies when the handler calls `ctx` or an effect for the n-th time."""
+    """The host of one step; the host dies at the handler's n-th call of `ctx` or of an effect."""
 
     def __init__(self, step: StepInput, number: int) -> None:
         self.clock = SimClock(step.started_ns)
@@ -95,7 +95,7 @@ class _Trap:
 
 
 class _Events(deque[Any]):
-    """The events of a step; the double of an effect appends each of its calls here."""
+    """A step's list of events; each call of an effect is added to the list and may end the host."""
 
     def __init__(self, trap: _Trap) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class _Events(deque[Any]):
 
 
 def _call(flow: Flow, step: StepInput, trap: _Trap) -> bool:
-    """Run one step on a host that dies, and return whether the handler returned."""
+    """Run a step on the dying host `trap`; return whether the handler returned without an error."""
     plan, routine_id = flow.plan(), step.task.routine_id
     outer = running.flight, running.clock
     flight = Flight(None, step)  # type: ignore[arg-type]  # a double needs no driver

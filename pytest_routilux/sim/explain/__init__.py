@@ -1,1 +1,1 @@
-"""Turns a finding into a report: cause, timeline and fix."""
+"""Turns a problem that a simulation found into a report with cause, timeline and fix."""

@@ -1,4 +1,4 @@
-"""Finds the cause of a finding, and a fix as code, in terms of the tested flow.
+"""Finds the cause of a problem in the tested flow, and suggests a fix as code.
 
 Invariants:
 - A cause that is stated as a fact was observed in a run or in the flow. Otherwise the text says
@@ -34,7 +34,7 @@ _OF_USERS: Final = ("always", "payload-changed", "changed-by-saving", "unreadabl
 
 
 class Reason(NamedTuple):
-    """The cause of a finding and the fix; each line of them starts a new line of the report."""
+    """The cause and the fix of a finding; each line of these texts is a new line of the report."""
 
     why: str
     fix: str
@@ -61,7 +61,7 @@ class Failure:
 
     @cached_property
     def hidden(self) -> HiddenChange | None:
-        """A change of state that no commit saves, preferably by the finding's routine."""
+        """The change of unsaved state that fits the finding best; None if nothing changed."""
         finding, run = self.reference.finding, self.reference.run
         found: list[HiddenChange] = []
         if finding is None or finding.kind not in ENDS_PROCESS:
@@ -73,11 +73,11 @@ class Failure:
 
     @property
     def handler(self) -> str:
-        """The line that defines the routine's handler as ` (file:line)`, or "" if unknown."""
+        """The place of the routine's handler in the code, as ` (file:line)`; "" if unknown."""
         return self.at(handler_of(self.reference.run.host.flow, self.finding.routine))
 
     def at(self, where: str | None) -> str:
-        """Return a line of the user's code as ` (file:line)`, or "" for any other line."""
+        """Return the code line `where` as ` (file:line)`; "" for None or a line of this plugin."""
         line = where_text(where, self.root) if where else ""
         return f" ({line})" if line else ""
 
@@ -181,7 +181,7 @@ def _unsaved(failure: Failure) -> Reason:
         )
         return Reason(_hidden_text(failure, hidden), fix)
     why = (
-        f"the next host had all that the job saves, and differs; look at what {failure.routine}"
+        f"the next host had all saved data, but its run differs; look at what {failure.routine}"
         f"{failure.handler} reads besides its payload, ctx.state and ctx.shared: module globals,"
         " caches, files, the machine's clock, what build() does besides making the flow"
     )

@@ -1,4 +1,4 @@
-"""Explains a failure: the problem, its smallest cause, what differs, the timeline, the fix.
+"""Writes the report on a failure: problem, smallest cause, differences, timeline and fix.
 
 Invariants:
 - The parts have one order and one layout, by the width of the terminal, 80 to 100 columns.
@@ -57,7 +57,7 @@ _HEADS: Final = {
 def explain_cause(
     cause: Cause, case: Case, columns: int, *, repro: str | None, root: Path | None = None
 ) -> str:
-    """Return the report on the smallest cause of a failure, at most `columns` wide.
+    """Return the report on a failure and its smallest cause; `columns` is the terminal's width.
 
     `repro` is a command. Files are relative to `root`, by default the working directory.
     """
@@ -126,7 +126,7 @@ def _cause(cause: Cause, case: Case, point: CrashPoint | None, columns: int) -> 
     if point is None:
         happens = "0 crashes"
     elif point.kind.startswith("store"):
-        happens = "1 write that the store fails"
+        happens = "1 failed write of the store"
     else:
         happens = "2 crashes" if point.kind == "in a recovery" else "1 crash"
     counted = "".join(f" + {case.faults[n - 1]!r}" for n in cause.faults) or ", 0 faults"
@@ -234,7 +234,7 @@ def _tried(exploration: Exploration, finding: Finding) -> list[str]:
 
 
 def not_compared(reference: Reference) -> list[str]:
-    """Return a line that lists the parts not compared because they vary without a crash."""
+    """Return a line on the parts that are not compared, since they vary without a crash."""
     places = dict.fromkeys(
         ".".join(step for step in path[1:] or path if step != "*")
         for path in sorted(reference.mask)

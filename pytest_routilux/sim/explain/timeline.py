@@ -1,4 +1,4 @@
-"""The timeline of a simulated job: rows of time, host, commit and what happened.
+"""The timeline of a simulated job, in rows: time, host, commit, and what happened.
 
 Invariants:
 - The rows are the entries of the world's log, in its order. Times are virtual seconds since the
@@ -37,7 +37,7 @@ _AFTER_WRITE: Final = ("after a write", "in a recovery", "by document")
 
 @dataclass(slots=True)
 class TimelineRow:
-    """One row of a timeline; `task` is (task id, routine id), `where` a code line."""
+    """One row of a timeline; `task` is (task id, routine id), and `where` is a line of code."""
 
     at_ns: int
     host: int
@@ -55,7 +55,7 @@ class TimelineRow:
 def rows_of(
     world: World, root: Path, *, reference: Reference, finding: Finding, point: CrashPoint | None
 ) -> list[TimelineRow]:
-    """Return the timeline rows of a world, with the crash and the first difference marked."""
+    """Return the timeline of `world` as rows; the crash and the first difference are marked."""
     entries = _shown(world.log, point)
     crash = next((i for i, (_, _, what) in enumerate(entries) if isinstance(what, Note)), None)
     different = None
@@ -125,7 +125,7 @@ def _of_crash(note: Note, before: object, point: CrashPoint | None) -> str:
     if point.kind == "by document":
         return f"CRASH  the next host gets only a document of {last}"
     if point.kind in _AFTER_WRITE:
-        return f"CRASH  {last} is in the store, but the host dies before it knows"
+        return f"CRASH  {last} is in the store, but the host dies before the store answers"
     if point.name.endswith(".before"):
         return "CRASH  before the effect"
     if isinstance(before, Call):
@@ -136,7 +136,7 @@ def _of_crash(note: Note, before: object, point: CrashPoint | None) -> str:
 
 
 def where_text(where: str, root: Path) -> str:
-    """Return `file:line` relative to a folder, or the last two path parts of a file outside it."""
+    """Return `where` (`file:line`) relative to `root`, or its last two path parts if outside."""
     file, colon, line = where.rpartition(":")
     path = Path(file)
     if path.is_relative_to(_OURS):
@@ -191,7 +191,7 @@ def _trace(commit: Commit, trie: dict[str, object]) -> tuple[object, ...]:
 
 
 def timeline_table(rows: Sequence[TimelineRow], most: int, cells: int) -> list[str]:
-    """Return the table's header and the rows around the marked rows, in at most `most` lines."""
+    """Return the timeline in at most `most` lines: a header, and the rows near the marked ones."""
     chosen = _chosen(rows, most - 1)
     if not chosen:
         return []

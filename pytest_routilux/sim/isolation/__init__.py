@@ -1,1 +1,1 @@
-"""Runs simulated hosts in forked processes."""
+"""Runs simulated hosts in other processes than the test's."""

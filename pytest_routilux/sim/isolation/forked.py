@@ -1,4 +1,4 @@
-"""Functions that run in forked processes, and the replay of their logs in the test's process.
+"""Functions that run in a forked process, and functions that replay the log of such a process.
 
 Invariants:
 - A function gets the case as it was when the fork server started, and returns plain values: the
@@ -55,7 +55,7 @@ class HostLog:
 
 
 def replay(world: World, job_id: str, entries: Sequence[Entry]) -> None:
-    """Add the log entries of a host in another process to a world of this process."""
+    """Add log entries from another process to `world`, as if they had happened in this process."""
     for at, host, what in entries:
         world.host_number = host
         if isinstance(what, str):
@@ -68,7 +68,7 @@ def replay(world: World, job_id: str, entries: Sequence[Entry]) -> None:
 
 
 def fold_commits(job_id: str, commits: Sequence[Commit]) -> JobState:
-    """Return the job that results from the commits."""
+    """Return the state of job `job_id` after `commits`."""
     job = JobState(job_id)
     for commit in commits:
         job.fold(commit)
@@ -88,7 +88,7 @@ def _log_of(world: World) -> HostLog:
 
 
 class _SendLog(Fault):
-    """Sends a log entry for each step before the handler runs, and for each durable commit."""
+    """Sends one log entry before each call of a handler, and one after each durable commit."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -103,7 +103,7 @@ class _SendLog(Fault):
 
 
 def undisturbed_log(case: Case, send: Send, start_ns: int) -> HostLog:
-    """Run a case undisturbed; send its log during the run, as a handler may end this process."""
+    """Run a case without a crash; send each log entry at once, as a handler may end the process."""
     before = globals_of(users_modules())
     run = run_undisturbed(replace(case, faults=(*case.faults, _SendLog(send))), start_ns)
     log = _log_of(run.world)
@@ -116,7 +116,7 @@ def undisturbed_log(case: Case, send: Send, start_ns: int) -> HostLog:
     ]
     error = None if run.host.job is None else run.host.job.error
     if exits and error is not None and error.type.endswith("PoisonJobError"):
-        log.ended = f"{exits[0]}, at each of its attempts"
+        log.ended = f"{exits[0]}, at each attempt of the task"
     else:
         log.entries = []  # they are sent already
     return log
@@ -130,7 +130,7 @@ def recovery_log(
     point: CrashPoint,
     kept: tuple[Variable, bytes] | None,
 ) -> HostLog:
-    """Recover a case at a crash point from its commits' rows; `kept` restores one variable."""
+    """Resume a job from its commits `rows` after a crash at `point`; restore `kept` first."""
     if kept is not None:
         restore_value(*kept)
     durable = [
@@ -158,7 +158,7 @@ def hidden_changes(case: Case, send: Send, start_ns: int) -> list[HiddenChange]:
 
 
 def pickled_value(variable: Variable) -> bytes | None:
-    """Return the pickled value of a variable for `restore_value`; None if it can't be pickled."""
+    """Return a variable's value, pickled for `restore_value`; None if pickling fails."""
     with suppress(Exception):
         value = getattr(*_owner(variable))
         if type(value) is count:  # pickling one is deprecated
@@ -168,7 +168,7 @@ def pickled_value(variable: Variable) -> bytes | None:
 
 
 def restore_value(variable: Variable, data: bytes) -> None:
-    """Set a variable to a value that `pickled_value` returned in this or a sibling process."""
+    """Set a variable to the value in `data`, a result of `pickled_value`."""
     kind, value = pickle.loads(data)
     if kind is not None:
         value = kind(*value) if isinstance(value, tuple) else kind(value)
@@ -185,7 +185,7 @@ def _owner(variable: Variable) -> tuple[Any, str]:
 
 
 class _KeepValue(Fault):
-    """Keeps the value that a variable has when a given commit becomes durable."""
+    """Saves the pickled value of a variable when commit `seq` becomes durable."""
 
     def __init__(self, seq: int, variable: Variable) -> None:
         self._seq = seq
@@ -200,7 +200,7 @@ class _KeepValue(Fault):
 def value_at_commit(
     case: Case, send: Send, start_ns: int, seq: int, variable: Variable
 ) -> bytes | None:
-    """Return the pickled value that a variable has at a given commit of the undisturbed run."""
+    """Run a case without a crash; return a variable's pickled value right after commit `seq`."""
     keep = _KeepValue(seq, variable)
     run_undisturbed(replace(case, faults=(*case.faults, keep)), start_ns)
     return keep.data

@@ -1,4 +1,4 @@
-"""Finds, by forked hosts, progress kept in a module, and handlers that end their process.
+"""Finds handlers that keep progress in module variables, and handlers that end their process.
 
 Invariants:
 - The undisturbed run happens first in a process of its own. A handler that ends this process is
@@ -65,7 +65,7 @@ class Killed:
 
 
 class ForkedHosts:
-    """Runs each host of a case in a separate process; must be created before the case runs."""
+    """Runs hosts of one case in forked processes; create the instance before the case runs here."""
 
     def __init__(
         self, case: Case, start_ns: int, coverage: Coverage, *, isolated: bool = True
@@ -78,7 +78,7 @@ class ForkedHosts:
         self._threads = threading.active_count() > 1
         self._changed: list[Variable] = []
         if self._server is None:
-            why = "this system can't fork" if isolated else "the test turns them off"
+            why = "this system can't fork" if isolated else "the test sets isolated=False"
             self._note(f"hosts in other processes: not tried, {why}")
 
     def __enter__(self) -> ForkedHosts:
@@ -89,7 +89,7 @@ class ForkedHosts:
             self._server.__exit__()
 
     def ask(self, function: Callable[..., object], *args: object) -> Reply:
-        """Call `function(case, send, *args)` in another process, or in this one without forks."""
+        """Call `function(case, send, *args)` in a forked process, or here if forks are off."""
         if self._server is None:
             return Reply(function(self._case, lambda value: None, *args))
         self._coverage.runs += 1
@@ -98,7 +98,7 @@ class ForkedHosts:
     # --- handlers that end their process --------------------------------------------------------
 
     def canary(self) -> Killed | None:
-        """Run the case undisturbed in another process; return a finding if a handler ends it."""
+        """Run the case in a fork, and return a finding if a handler ends or blocks the fork."""
         if self._server is None:
             return None
         reply = self.ask(undisturbed_log, self._start_ns)
@@ -111,12 +111,12 @@ class ForkedHosts:
             return None if log.ended is None else self._killed(log.ended, log.entries)
         if reply.hung and self._threads:
             self._note(
-                f"the undisturbed run in another process had {reply.ended}; it lacks the other"
-                " threads of this process, so this may be why"
+                f"the undisturbed run in another process had {reply.ended}; that process lacks the"
+                " other threads of this process, which may be the cause"
             )
             return None
         if not reply.hung and self._server.ask(undisturbed_log, self._start_ns).ended is None:
-            self._note(f"the undisturbed run in another process ended by {reply.ended}, once")
+            self._note(f"one of two undisturbed runs in another process ended by {reply.ended}")
             return None
         return self._killed(reply.ended, reply.sent, hung=reply.hung)
 
@@ -150,7 +150,7 @@ class ForkedHosts:
         points: Sequence[CrashPoint],
         failures: Sequence[tuple[CrashPoint, Finding]],
     ) -> tuple[Finding, Disturbed] | None:
-        """Recover at some crash points in other processes; return a finding seen only there."""
+        """Resume the job after some crashes, in forked processes; return a finding that is new."""
         if self._server is None or not self._changed:
             return None
         known_at = {point: finding.signature for point, finding in failures}
@@ -176,8 +176,8 @@ class ForkedHosts:
                     named = self._named(finding, variable)
                     return named, Disturbed(point, again, [host], executed=True)
             self._note(
-                f"in another process the job ends differently, {point.text}: {finding.what}; but"
-                " none of the module globals that a run changes makes the difference"
+                f"in another process the job ends differently after a crash ({point.text}):"
+                f" {finding.what}, but no module global that a run changes makes the difference"
             )
             return None
         return None
@@ -185,7 +185,7 @@ class ForkedHosts:
     def _recovered(
         self, run: Undisturbed, point: CrashPoint, variable: Variable | None = None
     ) -> World | None:
-        """Recover at a crash point in another process, where `variable` keeps its value."""
+        """In a forked process, resume the job after a crash; `variable` keeps its value there."""
         kept = None
         if variable is not None:
             data = self.ask(value_at_commit, self._start_ns, point.commits, variable).result
@@ -195,14 +195,14 @@ class ForkedHosts:
         rows = [commit.dumps() for commit in run.durable[: point.commits]]
         reply = self.ask(recovery_log, self._start_ns, rows, point, kept)
         if reply.ended is not None:
-            self._note(f"another process can't resume the job, {point.text}: {reply.ended}")
+            self._note(f"another process can't resume the job ({point.text}): {reply.ended}")
             return None
         world = run.world.cut(point.commits, point.calls, point.at_ns)
         replay(world, self._case.job_id, reply.result.entries)
         return world
 
     def _variance(self, known: Reference) -> Trie | None:
-        """Return the paths that vary between undisturbed runs in separate processes."""
+        """Run the case in separate processes; return the paths at which the results differ."""
         views = []
         for variation in [*variations(known.run.host.flow.plan()), Variation(), Variation()]:
             reply = self.ask(variation_log, self._start_ns, variation)

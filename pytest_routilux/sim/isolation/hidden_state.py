@@ -1,4 +1,4 @@
-"""Detects state that a handler changes and no commit saves: routine attributes, module globals.
+"""Detects state that a handler changes but no commit saves: routine attributes, module globals.
 
 Invariants:
 - A change names the attribute or global, and the handler that ran while it changed. It is a hint
@@ -47,7 +47,7 @@ _CODE: Final = (type, FunctionType, ModuleType, property, classmethod, staticmet
 
 @dataclass(frozen=True, slots=True)
 class HiddenChange:
-    """State that a handler changed and no commit saves.
+    """A handler's change of state that no commit saves.
 
     `name` is `self.tries`, `shop.charge:_seen` or `shop.charge:Charge.seen`; `where` is file:line
     of the handler's definition, `was` and `became` are short texts.
@@ -62,7 +62,7 @@ class HiddenChange:
 
 
 def hidden_state(case: Case, start_ns: int, *, everywhere: bool = False) -> list[HiddenChange]:
-    """Run a case undisturbed; return the routine attributes and globals that its handlers changed.
+    """Run a case without a crash; return its handlers' changes of attributes and globals.
 
     Globals are those of the routines' modules, or `everywhere`: of all modules of the user.
     """
@@ -73,7 +73,7 @@ def hidden_state(case: Case, start_ns: int, *, everywhere: bool = False) -> list
 
 
 class _Watch(Fault):
-    """Compares a routine and the globals of its module before and after each call of a handler.
+    """Compares a routine's attributes and its module's globals before and after each handler call.
 
     `everywhere`: the globals of all modules of the user.
     """
@@ -138,7 +138,7 @@ class _Watch(Fault):
 
 
 def globals_of(modules: Iterable[ModuleType]) -> Values:
-    """Return the values of the globals of modules and of the attributes of their classes."""
+    """Return the values of all globals and class attributes that `modules` define."""
     seen: Values = {}
     for module in modules:
         own = module.__name__
@@ -155,9 +155,9 @@ def globals_of(modules: Iterable[ModuleType]) -> Values:
 
 
 def _digest(value: object, levels: int = _LEVELS, left: list[int] | None = None) -> str:
-    """Return a text that changes if the parts of the value that are read change; runs no user code.
+    """Return a text that changes if `value` changes; no code of the user runs.
 
-    At most `levels` more levels and `left[0]` more nodes are read.
+    Only changes in the next `levels` levels and the next `left[0]` nodes count.
     """
     left = [_NODES] if left is None else left
     kind = type(value)

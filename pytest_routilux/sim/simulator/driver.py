@@ -44,7 +44,7 @@ TEST_OUTCOMES: Final = (KeyboardInterrupt, pytest.fail.Exception, pytest.skip.Ex
 
 @contextmanager
 def record_started_threads(clock: SimClock) -> Iterator[list[threading.Thread]]:
-    """Yield a list of the threads that handlers start, and that those threads start.
+    """Yield a list of all threads that handlers start, directly or through such a thread.
 
     Other threads do not count: a test may have a server that starts a thread for each call.
     """
@@ -64,7 +64,7 @@ def record_started_threads(clock: SimClock) -> Iterator[list[threading.Thread]]:
 
 
 class _StepHost:
-    """The host of one step: a sleep moves the virtual time, a record waits for its instant."""
+    """The functions behind `ctx` in one step: virtual time, sleeps, and the records of `once`."""
 
     __slots__ = ("_clock", "_driven", "_flight", "_pace")
 
@@ -94,7 +94,7 @@ class _StepHost:
 
 
 class SimDriver:
-    """Runs the handlers of one host's job, and returns the steps in the order in which they end."""
+    """Runs the handlers of one simulated host; `next` returns steps in the order of their ends."""
 
     room = True
 
@@ -130,14 +130,14 @@ class SimDriver:
             world.log.append((step.started_ns, world.host_number, start))
 
     def others(self, than: Ended) -> list[Ended]:
-        """Return an empty list: `next` chooses each step that ends, one at a time."""
+        """Return an empty list: `next` returns the ended steps one at a time."""
         return []
 
     def poke(self) -> None:
         """Do nothing: `next` never waits."""
 
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
-        """Return the step that ends next; None at the instant `until`, or if the job is dropped."""
+        """Return the next step that ends; None if `until` comes first, or if the job is dropped."""
         clock = self._clock
         if not self._ended:
             if until is not None and until <= clock.mono:
@@ -169,7 +169,7 @@ class SimDriver:
                 return None
 
     def _choose(self, until: int | None, key: Key) -> Ended | Flight | None:
-        """Return a step that has ended, or a step that continues; None if time passes first."""
+        """Return the next step that ends or continues; None if the instant `until` comes first."""
         ended, fresh, asleep = self._ended, self._fresh, self._asleep
         if self._scheduler is FIFO:
             if ended:
@@ -194,7 +194,7 @@ class SimDriver:
         return chosen
 
     def _continue(self, flight: Flight) -> None:
-        """Deliver the events of a step until its next sleep or its end."""
+        """Deliver the events of a step until the step sleeps or ends."""
         events = flight.events
         clock = self._clock
         while events[0][0] <= clock.mono:

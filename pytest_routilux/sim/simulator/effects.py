@@ -1,4 +1,4 @@
-"""`Effect`: a double of an external call, which records the inputs, key and time of each call.
+"""`Effect`: a test double for an external call; records the inputs, key and time of each call.
 
 Invariants:
 - A double records each call and does nothing else. Its result depends on its inputs alone, so a
@@ -26,7 +26,7 @@ _OURS: Final = ("pytest_routilux.", "routilux.")
 
 
 class Effect:
-    """A double of one external call; made by `flow_sim.effect`.
+    """A test double for one external call; made by `flow_sim.effect`.
 
     `key` is the name of the parameter that carries an idempotency key. `returns` makes the result
     from the same arguments; without it the result is a text that depends on the inputs.

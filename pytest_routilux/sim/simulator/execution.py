@@ -1,4 +1,4 @@
-"""Runs one job on one simulated host: the engine's own loop in virtual time.
+"""Runs one job on one simulated host, with the engine's own loop in virtual time.
 
 Invariants:
 - The loop, the machine and the commits are the engine's; the driver, the clock and the journal are
@@ -56,7 +56,7 @@ _MOST_ENCODED: Final = 1_000
 
 
 class _WorldJournal:
-    """Writes the commits of one simulated host to the world.
+    """A journal that stores the commits of one simulated host in a `World`.
 
     With `checked`, each commit is read back from its saved form, and is compared with that form
     again at the end of the run.
@@ -93,10 +93,10 @@ class _WorldJournal:
             return  # a handler executes this job; no store keeps it
         this = f"commit {commit.seq} ({commit.kind} of {_routine_of(commit)})"
         if runtime.host.job is not None and runtime.host.job.seq >= commit.seq:
-            what = f"{this} was folded into the job before it was written"
+            what = f"{this} changed the job before the commit was written"
             runtime.report("folded-before-written", what, commit)
         if commit.seq != len(world.commits) + 1:
-            what = f"{this} was written after {len(world.commits)} others"
+            what = f"{this} was written when the store had {len(world.commits)} commits"
             runtime.report("written-twice", what, commit)
             raise LeaseLostError(
                 f"commit {commit.seq} does not follow commit {len(world.commits)} of the store"
@@ -117,7 +117,7 @@ class _WorldJournal:
             self._runtime.report("unreadable", f"{where} can't be read back: {error}", commit)
             return
         if difference is not None:
-            what = f"{where} is changed by saving and loading it: {difference}"
+            what = f"{where} differs after it is saved and loaded: {difference}"
             self._runtime.report("changed-by-saving", what, commit)
         self._written.append((commit, data))
 
@@ -133,8 +133,8 @@ class _WorldJournal:
             difference = first_difference(Commit.load(codec.loads(data), "$"), commit)
             targets = ", ".join(dict.fromkeys(task.routine_id for task in commit.tasks))
             what = (
-                f"a handler changes commit {commit.seq} of {_routine_of(commit)} after it was"
-                f" written{targets and f' (it went to {targets})'}: {difference or text}"
+                f"a handler changes commit {commit.seq} of {_routine_of(commit)} after the write"
+                f"{targets and f' (its tasks are for {targets})'}: {difference or text}"
             )
             self._runtime.report("payload-changed", what, commit)
 
@@ -144,7 +144,7 @@ def _routine_of(commit: Commit) -> str:
 
 
 def _refuse_unsaved(commit: Commit) -> None:
-    """Raise `UnserializableError` if a store can't save a commit; `once` checks its own results."""
+    """Raise `UnserializableError` for a value in `commit` that a store can't save."""
     for index, emission in enumerate(commit.emissions):
         if not emission.flat:
             _encode(emission.payload, f"$.emissions[{index}].payload")
@@ -172,7 +172,7 @@ def _encode(data: dict[str, object], path: str) -> None:
 
 
 class _ChoosingMachine(Machine):
-    """A machine whose scheduler decides which task starts next."""
+    """A job's state machine whose `scheduler` decides which task starts next."""
 
     __slots__ = ("scheduler",)
 
@@ -242,7 +242,7 @@ class _SimRuntime(Runtime):
 
 
 class _SimThreads(Threads):
-    """Drives all jobs of a simulated host in the one thread of the simulation."""
+    """Drives all jobs of a simulated host in a single thread, never in the background."""
 
     def __init__(self, runtime: _SimRuntime) -> None:
         super().__init__(runtime.environment, None)
@@ -262,8 +262,8 @@ class _SimThreads(Threads):
 
     def drive_in_background(self, drive: Drive) -> None:
         raise RoutiluxError(
-            "a simulation runs in one thread, so that each run is the same; in the handler, use"
-            " execute() instead of start() or aexecute()"
+            "a simulated handler can't start a job in the background: a simulation runs in one"
+            " thread; in the handler, use execute() instead of start() or aexecute()"
         )
 
 
@@ -277,7 +277,7 @@ def run_host(
     checked: bool = False,
     flow: Flow | None = None,
 ) -> Host:
-    """Run the job on one host until the job stops or the host dies; add its commits to the world.
+    """Run a job on one host until the job stops or the host dies; add the commits to `world`.
 
     Without `job` a new job starts, else the host resumes `job`. `checked` reads each commit back
     from its saved form. `flow` takes the place of one that `case.build` makes.
@@ -315,7 +315,7 @@ def run_host(
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """A perturbation: another start, other durations, one worker for many, or another order."""
+    """A harmless change of a run: another start, other durations, one worker, or another order."""
 
     shift_ns: int = 0
     pace: Pace = NORMAL_PACE
@@ -324,7 +324,7 @@ class Variation:
 
 
 def variations(plan: Plan) -> list[Variation]:
-    """Return the perturbations to try for a flow with the given plan."""
+    """Return the variations to try for a flow with the plan `plan`."""
     found = [Variation(shift_ns=OTHER_START), Variation(pace=Pace(percent=125))]
     if all(handler.deadline is None for handler in plan.handlers.values()):
         # So slow that a retry is due before the steps in flight end, as after a long downtime.
@@ -336,7 +336,7 @@ def variations(plan: Plan) -> list[Variation]:
 
 
 def run_variation(case: Case, start_ns: int, variation: Variation) -> tuple[World, Host]:
-    """Run a job without a crash, with the given perturbation."""
+    """Run a job without a crash, changed by `variation`; return the run's world and host."""
     for fault in case.faults:
         fault.begin(0)
     world = World(start_ns + variation.shift_ns)

@@ -1,4 +1,4 @@
-"""Values of a simulation: the case, its hosts, the world that outlives them, and findings.
+"""Data classes of a simulation: the case, the hosts, the world (durable data), and findings.
 
 Invariants:
 - A case is a value: any number of runs share it.
@@ -55,7 +55,7 @@ LogEntry: TypeAlias = "tuple[int, int, Commit | Call | Start | Note]"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A job to simulate: how its flow is built, how it starts, and the `faults` of every run.
+    """A job to simulate: the function that builds its flow, its start, its faults and its store.
 
     With `store`, only what that store keeps in its files is durable.
     """
@@ -72,7 +72,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long steps take: `percent` of the sleeps in handlers, plus `more_ns` for each step.
+    """The duration of steps: `percent` of each sleep in a handler, plus `more_ns` for each step.
 
     `more_ns` is not added to a step whose attempt has a timeout.
     """
@@ -115,7 +115,7 @@ class CrashPoint:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of an effect's double.
+    """One recorded call of an `Effect`, the test double for an external call.
 
     `number` counts the effects of this attempt from 1; `arguments` are its inputs by name, without
     the key; `where` is the line of the user's code; `at_ns` is virtual time (UTC).
@@ -144,24 +144,24 @@ class Note:
 
 
 class StoreFiles(Protocol):
-    """The files of a real store, as simulated hosts leave them; see `store_files`."""
+    """Protocol for the files of a real store in a simulation; `RealStoreFiles` implements it."""
 
     def cut(self, commits: int) -> StoreFiles:
-        """Return the files as they were after the given number of commits."""
+        """Return the store's files as they were after the first `commits` commits."""
 
     def opened(self) -> AbstractContextManager[None]:
-        """Keep the store open while one host runs."""
+        """Return a context manager that keeps the store open while one host runs."""
 
     def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
         """Write a commit to the open store; errors of the store are raised unchanged."""
 
     def stored_job(self, job_id: str, world: World) -> JobState | Finding | None:
-        """Return the job in the files, None if there is none, or a finding on a broken rule."""
+        """Return the job in the files, None if there is no job, or a finding on a broken rule."""
 
 
 @dataclass(slots=True)
 class World:
-    """The commits and effects of all hosts until the instant `now_ns`.
+    """All that outlives a host: the commits and effect calls of all hosts until `now_ns`.
 
     `host_number` counts the hosts. `files` are those of a real store, if the case has one.
     """
@@ -184,11 +184,11 @@ class World:
         self.log.append((call.at_ns, self.host_number, call))
 
     def add_note(self, at_ns: int, text: str) -> None:
-        """Add a note on how a host ended to this world's log."""
+        """Add to this world's log a note on how a host ended."""
         self.log.append((at_ns, self.host_number, Note(text)))
 
     def cut(self, commits: int, calls: int, at_ns: int) -> World:
-        """Return the world as it was after the given number of commits and effects."""
+        """Return the world as it was after `commits` commits and `calls` calls, at `at_ns`."""
         files = None if self.files is None else self.files.cut(commits)
         world = World(
             at_ns, self.commits[:commits], self.calls[:calls], [], self.host_number, files
@@ -232,12 +232,12 @@ class Finding:
 
 
 class HostCrash(BaseException):
-    """Ends a simulated host that has died; raised where no code of the user is on the stack."""
+    """Raised to end a simulated host, at a point where no code of the user is on the stack."""
 
 
 @dataclass(slots=True)
 class Host:
-    """One simulated host: its own build of the flow, and the job in the host's memory at the end.
+    """One simulated host: its flow, the job in its memory, and a record of what happened there.
 
     `error` ended it from outside: an error of the store, an exit of the process, a stall.
     `findings` are rules that the engine broke, `store_finding` one that a real store broke.
@@ -261,7 +261,7 @@ class Host:
 
 @dataclass(slots=True)
 class Undisturbed:
-    """A run without a crash, and the job that the store would return after each commit.
+    """A run without a crash; `states[n]` is the job that the store would return after n commits.
 
     `store_findings` are rules that a real store broke, by the number of commits.
     """

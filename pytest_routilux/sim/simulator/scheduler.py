@@ -1,4 +1,4 @@
-"""Decides the order of work in a simulation: which task starts first, which step continues.
+"""Decides the order of work in a simulation: which task starts next, and which step continues.
 
 Invariants:
 - Every decision of a simulation is one call of `choose`; there is no other source of variety.
@@ -13,15 +13,15 @@ from typing import Protocol, final
 
 
 class Scheduler(Protocol):
-    """Decides which task starts next, and which step continues next unless time passes first."""
+    """Chooses what happens next: a task starts, a step continues, or time passes."""
 
     def choose(self, options: int) -> int:
-        """Return the index of one of at least two options."""
+        """Return the index (from 0) of the chosen option; `options` is their number, at least 2."""
 
 
 @final
 class FifoScheduler:
-    """First in, first out: always the first option."""
+    """A scheduler for "first in, first out": it always chooses the first option."""
 
     def choose(self, options: int) -> int:
         """Return 0, the index of the first option."""
@@ -32,7 +32,7 @@ FIFO = FifoScheduler()
 
 
 class SeededScheduler:
-    """A random order that is the same for the same seed, on every machine.
+    """A scheduler with a random order; equal seeds give equal orders on every machine.
 
     >>> [SeededScheduler(7).choose(3) for _ in range(3)]
     [1, 1, 1]
@@ -42,5 +42,5 @@ class SeededScheduler:
         self._draw = Random(seed).randrange
 
     def choose(self, options: int) -> int:
-        """Return an index from the stream of random numbers that the seed determines."""
+        """Return a random index below `options`; the seed determines the sequence of results."""
         return self._draw(options)

@@ -1,4 +1,4 @@
-"""The files of a real store in a simulation, as a dead host leaves the files.
+"""Keeps a real store's files when a simulated host dies, and gives a copy to the next host.
 
 Invariants:
 - A dead host leaves each file as another process reads it at that instant, while the store is open:
@@ -50,7 +50,7 @@ _NEEDED: Final = ("create", "append", "claim", "rows", "job_ids", "free_in")
 
 
 class RealStoreFiles:
-    """The files of a store: their contents `now`, and their contents `after` 0, 1, 2, … commits.
+    """The files of a real store: `now` has their contents, `after[n]` those after n commits.
 
     `rows` are those that the store has acknowledged; `doubtful` is the commit whose write raised,
     with its row.
@@ -68,7 +68,7 @@ class RealStoreFiles:
         self._store: JobStore | None = None
 
     def cut(self, commits: int) -> RealStoreFiles:
-        """Return the files as they were after the given number of commits."""
+        """Return the store's files as they were after the first `commits` commits."""
         files = RealStoreFiles(self._open_store)
         files.after = self.after[: commits + 1]
         files.now = files.after[-1]
@@ -114,7 +114,7 @@ class RealStoreFiles:
                 self._finding = Finding("store-fence", what, "store.fence")
 
     def stored_job(self, job_id: str, world: World) -> JobState | Finding | None:
-        """Open a copy of the files, and return the job in them, None if there is none.
+        """Open a copy of the files and return the job in that copy; None if there is no job.
 
         Adds the commit whose write raised to the world if it is in the files. Returns a finding if
         the store has broken a rule.
@@ -132,7 +132,7 @@ class RealStoreFiles:
                 if rows != self.rows:
                     return self._difference(rows, world)
                 if not rows and store.job_ids():
-                    what = f"job {job_id!r} exists without a commit: half of its first write"
+                    what = f"job {job_id!r} exists without a commit: its first write was half done"
                     return Finding("store-lost", what, "store.rows")
                 job = Journal(store).read(job_id, history=True)
                 if job is None or job.status.is_live or store.free_in([job.flow_id]) is None:
@@ -140,7 +140,7 @@ class RealStoreFiles:
         except (OSError, RoutiluxError) as error:
             what = f"the files that a dead host left can't be read: {error_text(error)}"
             return Finding("store-unreadable", what, "store.read")
-        what = f"the job is {job.status.value}, and a worker that asks for work gets it"
+        what = f"the job is {job.status.value}, but a worker that asks for work gets the job"
         return Finding("store-frees", what, "store.free")
 
     def _difference(self, rows: list[bytes], world: World) -> Finding:
@@ -170,7 +170,7 @@ class RealStoreFiles:
 
 
 class Folder:
-    """A folder whose files are read while a store has them open."""
+    """A folder with a store's files; `image` reads the files while the store is open."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
@@ -185,7 +185,7 @@ class Folder:
             file.write_bytes(b"".join(pieces))
 
     def image(self, before: Image) -> Image:
-        """Return the current contents of the files, which share equal pieces with `before`."""
+        """Return the current contents of the files; they share equal pieces with `before`."""
         assert self._path is not None
         found: Image = {}
         for file in sorted(self._path.rglob("*")):
@@ -216,12 +216,12 @@ class Folder:
 
 
 def store_name(open_store: OpenStore) -> str:
-    """Return the name of a function or class that opens a store."""
+    """Return the name of the function or class `open_store`."""
     return getattr(open_store, "__qualname__", type(open_store).__qualname__)
 
 
 def checked_store(open_store: object) -> OpenStore:
-    """Check that a function or class opens a store in a file, and return that function or class.
+    """Check that `open_store` opens a store in a file, and return `open_store`.
 
     Raises `FlowDefinitionError` if it does not.
     """
@@ -232,7 +232,7 @@ def checked_store(open_store: object) -> OpenStore:
         try:
             store = open_store(Path(name, "jobs.db"))
         except Exception as error:
-            why = f"opens no file ({error_text(error)})"
+            why = f"can't open a store ({error_text(error)})"
             raise FlowDefinitionError(f"store={open_store!r} {why}; {how}") from error
         missing = [name for name in _NEEDED if not callable(getattr(store, name, None))]
         empty = not any(Path(name).iterdir())

@@ -76,20 +76,20 @@ def test_every_fault_of_the_store_counts_the_writes_that_another_one_fails():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda f: f.raises("a", KeyboardInterrupt), "give an Exception"),
+        (lambda f: f.raises("a", KeyboardInterrupt), "must be an Exception class"),
         (lambda f: f.raises("a", UnicodeDecodeError), "without arguments .*; give an instance"),
         (lambda f: f.raises("a", ValueError, attempts=[]), "give at least one"),
         (lambda f: f.slow("a", 1, attempts=[0]), "whole numbers of 1 or more"),
         (lambda f: f.clock_jump(0), "does nothing"),
-        (lambda f: f.store_fails(0), "give write=1 or more"),
-        (lambda f: f.store_fails(True), "give write=1 or more"),
+        (lambda f: f.store_fails(0), "write must be a whole number of 1 or more"),
+        (lambda f: f.store_fails(True), "write must be a whole number of 1 or more"),
         (
             lambda f: f.raises("a", OSError, attempts=1),
             r"a fault of 'a' got attempts=1; give a list: attempts=\[1\]",
         ),
         (lambda f: f.slow("a", -1), r"slow\('a', -1\): "),
         (lambda f: f.slow("a", "1"), r"slow\('a', '1'\): "),
-        (lambda f: f.clock_jump("back"), r"clock_jump\('back'\): give a number of seconds"),
+        (lambda f: f.clock_jump("back"), r"clock_jump\('back'\): seconds must be a number"),
     ],
 )
 def test_an_invalid_fault_is_refused(make, says):

@@ -205,8 +205,8 @@ def test_a_job_of_a_store_resumes_at_the_instant_of_its_last_commit(flow_hosts, 
     [
         ({}, r"^resume\(\) needs either a document, or a store with job_id= and build=$"),
         ({"document": "a", "store": "b"}, r"^resume\(\) needs either a document, or a store"),
-        ({"store": "b", "build": shop}, "needs job_id=, and build= for the job's flow"),
-        ({"store": "b", "job_id": "A7"}, "needs job_id=, and build= for the job's flow"),
+        ({"store": "b", "build": shop}, "needs job_id=, and build= to make the job's flow"),
+        ({"store": "b", "job_id": "A7"}, "needs job_id=, and build= to make the job's flow"),
         ({"document": "gone.json"}, r"there is no document .*gone\.json; write"),
     ],
 )
@@ -218,7 +218,7 @@ def test_resume_takes_either_a_document_or_a_store(flow_hosts, where, says):
 def test_a_job_that_the_store_does_not_hold_is_named_with_those_that_it_does(flow_hosts, tmp_path):
     store = tmp_path / "jobs.db"
     start(flow_hosts, job_id="A7", store=store)
-    with pytest.raises(HostError, match=r"jobs\.db holds no job 'A8'; known: 'A7'"):
+    with pytest.raises(HostError, match=r"jobs\.db holds no job 'A8'; known jobs: 'A7'"):
         flow_hosts.resume(store=store, job_id="A8", build=shop)
 
 
@@ -226,15 +226,15 @@ def test_a_point_that_is_never_reached_is_an_error(flow_hosts):
     with pytest.raises(HostError) as error:
         start(flow_hosts, 2, kill_at=RETRY_2)
     assert re.fullmatch(
-        r"host 1 \(pid \d+\) never reached At\(kind='retry', routine_id='charge', attempt=2\),"
-        r" where it was to be killed; its commits were\n"
+        r"no commit of host 1 \(pid \d+\) matches At\(kind='retry', routine_id='charge',"
+        r" attempt=2\), at which the host was to be killed; the commits were\n"
         r"  1 start\n  2 done order 1\n  3 retry charge 1\n  4 done charge 2",
         str(error.value),
     )
 
 
 def test_a_save_point_that_is_never_reached_is_an_error(flow_hosts):
-    with pytest.raises(HostError, match=r"never reached At\(seq=4\), where it was to save"):
+    with pytest.raises(HostError, match=r"matches At\(seq=4\), at which the host was to save"):
         start(flow_hosts, save_at=[At(seq=2), At(seq=4)])
 
 

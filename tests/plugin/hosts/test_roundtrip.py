@@ -169,7 +169,7 @@ def test_an_order_that_is_lost_is_found(serialize_roundtrip):
     with pytest.raises(AssertionError) as lost:
         serialize_roundtrip({"x y": [Basket({"b": 2, "a": 1})]})
     assert (
-        "$[\"x y\"][0].items: its keys in the order 'b', 'a' came back as 'a', 'b'"
+        "$[\"x y\"][0].items: keys saved in the order 'b', 'a' were loaded as 'a', 'b'"
         " (saved and loaded via memory)"
     ) == str(lost.value)
 

@@ -135,7 +135,7 @@ def test_jobs_of_flows_without_the_named_routines_do_not_count(monitor):
     execute(chain(alone=rest), monitor, "alone", "other")
     monitor.assert_states({"price": "completed"})
     monitor.assert_order(["fetch", "price"])
-    with pytest.raises(FlowDefinitionError, match="no recorded job has all routines"):
+    with pytest.raises(FlowDefinitionError, match="no recorded job has all of these routines"):
         monitor.assert_states({"price": "completed", "alone": "completed"})
 
 

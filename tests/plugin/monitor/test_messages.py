@@ -102,7 +102,7 @@ def test_a_missing_connection_is_named(monitor):
     flow.connect("fetch", "output", "price", "input")
     execute(flow, monitor)
     assert message_of(monitor.assert_states, {"store": "completed"}).endswith(
-        "look at  store, which ended no attempt; connections to it: none"
+        "look at  why no attempt of store ended; connections to store: none"
     )
 
 

@@ -287,7 +287,7 @@ def test_a_block_that_raises_keeps_its_error_and_lists_the_checks_that_had_faile
     raised, text = verify_in(body)
     assert raised.splitlines() == [
         "the file is gone",
-        "Saved and continued: these checks had failed before",
+        "Saved and continued: these checks failed before this error",
         "  ❌ retry count: expected 2, actual 3",
     ]
     assert "❌  retry count" in text
@@ -295,7 +295,7 @@ def test_a_block_that_raises_keeps_its_error_and_lists_the_checks_that_had_faile
 
 def test_a_block_without_a_check_fails(verify_in):
     raised, _ = verify_in(lambda _: None)
-    assert raised == "Saved and continued: no check was made; call verify() in the block"
+    assert raised == "Saved and continued: no check was made; call verify() in the `with`"
 
 
 def test_a_wrong_value_is_shown_in_full_and_a_right_one_in_one_line(verify_in):

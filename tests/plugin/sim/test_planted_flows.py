@@ -243,7 +243,7 @@ def test_an_invariant_is_checked_for_every_outcome():
     assert "the invariant does not hold: 2 calls" in result.failures[0][1].what
     assert [] == explored(order_flow(charges_with_key), invariant=lambda outcome: True).failures
     false = explored(order_flow(charges_with_key), invariant=lambda outcome: False)
-    assert "it returned False" in false.reference.finding.what
+    assert "the function returned False" in false.reference.finding.what
 
 
 def test_a_view_returns_the_value_that_is_compared():

@@ -81,7 +81,7 @@ def test_every_freeze_of_the_users_own_is_refused_by_name(pytester):
 @pytest.mark.parametrize(
     ("frozen", "ours", "advice"),
     [
-        (frozen_clock, "flow_clock", "; flow_clock.move_to(...) sets its time"),
+        (frozen_clock, "flow_clock", "; to set the time, call flow_clock.move_to(...)"),
         (lambda: frozen_simulation(0), "flow_sim", ""),
     ],
 )
@@ -117,5 +117,5 @@ def test_a_freeze_after_it_is_the_users_own_again():
 
 
 def test_a_frozen_clock_inside_of_another_is_refused_by_its_name(flow_clock):
-    with pytest.raises(pytest.fail.Exception, match="flow_clock and the flow_clock of a test"):
+    with pytest.raises(pytest.fail.Exception, match="flow_clock and the flow_clock of an"):
         frozen_clock().__enter__()

@@ -11,8 +11,8 @@ from pytest_routilux.virtual_time import late_failures
 from tests.plugin.inner import run_inside
 
 REFUSAL = (
-    "charge (task 0, attempt 1) called time.sleep(0.25) at shop.py:23, which routilux_sleep = error"
-    " forbids: use self.ctx.sleep(0.25)"
+    "charge (task 0, attempt 1) called time.sleep(0.25) at shop.py:23; the setting"
+    " routilux_sleep = error forbids this call: use self.ctx.sleep(0.25)"
 )
 
 
@@ -75,7 +75,7 @@ def test_a_refused_sleep_in_a_library_names_the_users_line_too(shop):
     result.stdout.fnmatch_lines(
         ["charge (task 0, attempt 1) called time.sleep(3.0) at *tenacity*nap.py:*"]
     )
-    result.stdout.fnmatch_lines(["*nap.py:* (for shop.py:48), which *"])
+    result.stdout.fnmatch_lines(["*nap.py:* (for shop.py:48); the setting *"])
 
 
 def test_a_forgotten_await_fails_the_test(shop):
@@ -108,14 +108,14 @@ def test_a_forgotten_await_fails_the_test(shop):
     )
     result = run_inside(shop)
     result.assert_outcomes(passed=11, errors=8)
-    text = "charge (task 0, attempt 1) called book() at shop.py:{} and did not await it"
-    lines = [line.partition(", so it never ran: await it")[0] for line in result.outlines]
+    text = "charge (task 0, attempt 1) called book() at shop.py:{} without await"
+    lines = [line.partition(", so book() never ran; await the call")[0] for line in result.outlines]
     assert 4 == lines.count(text.format(35))
     assert 2 == lines.count(text.format(38))
     for name, line in (("Flow", 16), ("Runtime", 19)):
         result.stdout.fnmatch_lines(
             f"{name}.aexecute() was called at test_shop.py:{line}"
-            " and not awaited, so its job never started: await it"
+            " without await, so the job never started; await the call"
         )
 
 

@@ -85,7 +85,7 @@ def test_the_report_names_the_step_the_line_and_the_call_on_every_driver(shop):
         "  to let time pass, call self.ctx.sleep(seconds); to wait for other work, let that",
         "  work emit an event; to allow longer waits, raise routilux_blocked_after (seconds;",
         "  0: no limit)",
-        "  its stack, innermost last:",
+        "  the stack of the blocked thread, innermost last:",
     ] == lines[begin + 1 : begin + 7]
     assert "    shop.py:7 in event" in lines[begin + 7 : begin + 11]
     for line, call in (
@@ -201,7 +201,7 @@ def test_a_failing_check_fails_its_test_alone_and_progress_is_never_reported(sho
     result = run_inside(shop)
     result.assert_outcomes(passed=5, failed=1, errors=1)
     result.stdout.fnmatch_lines(
-        ["the check for blocked steps failed, a bug of routilux: LookupError('no eyes')"]
+        ["the check for blocked steps failed by a bug of routilux: LookupError('no eyes')"]
     )
     assert [HEAD] == heads(result.outlines)
 

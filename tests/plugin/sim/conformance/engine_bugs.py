@@ -307,7 +307,7 @@ def _count_for_all(ready: Any, self: JobState, commit: Commit, task_id: str) -> 
 
 @bug(
     "budget-shared",
-    "retry 1 of charge (task 0.2): expected 0.3 s, waited 0.45 s, as before retry 2",
+    "retry 1 of charge (task 0.2): expected 0.3 s, waited 0.45 s, the wait before retry 2",
     "retries of other tasks of charge are counted",
     build=shop(fails=(2, 2)),
 )
@@ -327,7 +327,7 @@ def the_tasks_of_a_routine_share_one_budget_where_all_delays_are_alike(patch: Pa
 
 @bug(
     "non-retryable-retried",
-    "CardRefused at attempt 1, which is not retryable",
+    "CardRefused at attempt 1, but the error is not retryable",
     build=shop(CardRefused, non_retryable_exceptions=CardRefused),
 )
 def an_error_that_is_not_retryable_is_retried(patch: Patch) -> None:
@@ -345,7 +345,7 @@ def a_subclass_of_a_retryable_error_is_not_retried(patch: Patch) -> None:
 
 @bug(
     "deadline-crossed",
-    "GatewayDown at attempt 3, 0.575 s after its deadline",
+    "GatewayDown at attempt 3, but the retry is due 0.575 s after the deadline",
     build=shop(deadline=1.0),
 )
 def a_task_is_retried_past_its_deadline(patch: Patch) -> None:
@@ -372,7 +372,7 @@ def a_task_to_skip_fails_the_job(patch: Patch) -> None:
 
 @bug(
     "retried-unexpectedly",
-    "GatewayDown at attempt 1, but its strategy is CONTINUE",
+    "GatewayDown at attempt 1, but its handler's strategy is CONTINUE",
     build=shop(fails=(9,), handler=ErrorHandler("continue")),
 )
 def a_task_to_drop_is_retried(patch: Patch) -> None:
@@ -461,7 +461,7 @@ def of_two_tasks_that_are_due_at_one_instant_one_is_forgotten(patch: Patch) -> N
 
 @bug(
     "retry-late",
-    "retry 1 of charge (task 0.2) starts 0.05 s after it was due, though no limit held it",
+    "retry 1 of charge (task 0.2) starts 0.05 s after it was due, though no limit applied",
     build=shop(fails=(1, 1), workers=4, charge=Wide),
 )
 def of_two_tasks_that_are_due_at_one_instant_one_starts_when_the_other_has_ended(
@@ -573,7 +573,7 @@ def the_branches_of_a_flow_share_one_payload(patch: Patch) -> None:
 @bug(
     "payload-changed",
     "a handler changes commit",
-    "of charge after it was written (it went to book): $.state.values.seen",
+    "of charge after the write (its tasks are for book): $.state.values.seen",
     build=shop(fails=(0, 3)),
 )
 def a_handler_gets_the_state_itself_in_place_of_a_copy(patch: Patch) -> None:
@@ -586,7 +586,7 @@ def a_handler_gets_the_state_itself_in_place_of_a_copy(patch: Patch) -> None:
 
 @bug(
     "folded-before-written",
-    "commit 3 (retry of charge) was folded into the job before it was written",
+    "commit 3 (retry of charge) changed the job before the commit was written",
 )
 def a_commit_is_folded_in_before_it_is_written(patch: Patch) -> None:
     def fold(commit: Commit | None, self: Drive, *_: Any) -> Commit | None:
@@ -604,7 +604,7 @@ def a_commit_is_folded_in_before_it_is_written(patch: Patch) -> None:
     patch.setattr(Drive, "apply", once)
 
 
-@bug("attempts-miscounted", "orders counts 2 attempts; its commits end 1", routine="orders")
+@bug("attempts-miscounted", "orders counts 2 attempts, but its commits show 1", routine="orders")
 def a_commit_is_folded_in_twice(patch: Patch) -> None:
     def again(ready: Any, self: JobState, commit: Commit, task_id: str) -> Any:
         if commit.kind is CommitKind.DONE:
@@ -638,7 +638,7 @@ def an_outcome_that_comes_twice_is_committed_twice(patch: Patch) -> None:
     patch.setattr(Loop, "_end", twice)
 
 
-@bug("task-id-twice", "task 1 that commit", "creates has the id 0.0; by its lineage it is 0.0.0")
+@bug("task-id-twice", "task 1 that commit", "creates has the id 0.0, but the id must be 0.0.0")
 def after_a_resume_tasks_are_numbered_from_0_again(patch: Patch) -> None:
     original = transitions.child_id
     resumed: list[int] = []
@@ -689,7 +689,7 @@ def a_step_starts_after_the_job_has_failed(patch: Patch) -> None:
 @bug(
     "edge-missing",
     "charge emits 'output' in commit",
-    "no task is created for book.input, which is connected to it",
+    "no task is created for the connected slot book.input",
     points="by document",
 )
 def an_edge_is_missing_after_a_flow_was_loaded(patch: Patch) -> None:
@@ -706,7 +706,7 @@ def an_edge_is_missing_after_a_flow_was_loaded(patch: Patch) -> None:
 
 
 @bug(
-    "changed-by-saving", "commit 2 of orders is changed by saving and loading it", routine="orders"
+    "changed-by-saving", "commit 2 of orders differs after it is saved and loaded", routine="orders"
 )
 def keys_that_are_tuples_become_texts_when_they_are_saved(patch: Patch) -> None:
     original = encoding._encode_dict

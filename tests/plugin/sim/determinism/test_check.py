@@ -80,7 +80,7 @@ def test_a_call_whose_result_differs_is_named_with_its_line(call: str, work: Wor
         finding.hint,
     )
     assert finding.what.startswith(
-        f"r1 calls {call}: a second run with the same decisions differs, first at r1 (task 0.0,"
+        f"r1 calls {call}: a second run that starts alike differs, first at r1 (task 0.0,"
         " attempt 1): emissions[0].payload.number "
     )
 
@@ -226,7 +226,7 @@ def test_the_order_of_a_set_is_found_by_another_hash_seed() -> None:
     assert ("hash-order", "names") == (finding.kind, finding.routine)
     coverage = Coverage()
     assert check_determinism(case, START, fresh=False, coverage=coverage) is None
-    assert ["another hash seed (the order of sets): not tried"] == [
+    assert ["runs with another hash seed (order of sets): not tried"] == [
         note.partition(", ")[0] for note in coverage.notes
     ]
 

@@ -216,7 +216,7 @@ def test_a_broken_rule_of_the_engine_is_a_bug_of_routilux_unless_a_flow_can_caus
 def test_a_broken_invariant_lists_the_parts_that_are_equal():
     checks = Checks(invariant=lambda outcome: len(outcome.calls) == 1)
     text = text_of(case_of(bugs.Ending), checks=checks)
-    assert "INVARIANT: the invariant does not hold: it returned False" in text
+    assert "INVARIANT: the invariant does not hold: the function returned False" in text
     assert "equal       status, outputs, routine states, attempts, emissions\n" in text
 
 
@@ -226,7 +226,7 @@ def test_a_crash_in_a_recovery_counts_as_two():
     disturbed = recover(exploration.reference.run, point)
     text = text_with(exploration, finding, disturbed)
     assert "smallest cause  2 crashes, 0 faults" in text
-    assert "CRASH  again, right after it resumed" in text
+    assert "CRASH  again, right after the resume" in text
 
 
 def test_a_key_on_one_call_alone_is_reported():
@@ -272,7 +272,7 @@ def test_an_attribute_of_the_routine_at_fault_comes_before_those_of_others():
     [
         ("store refuses", "CRASH  the store refuses #3, and its host ends"),
         ("store does not answer", "CRASH  the store has #3 but does not answer, and its host ends"),
-        ("after a write", "CRASH  #3 is in the store, but the host dies before it knows"),
+        ("after a write", "CRASH  #3 is in the store, but the host dies before the store answers"),
         ("by document", "CRASH  the next host gets only a document of #3"),
         ("in a wait", "CRASH  the wait is saved in #3; the host's memory is lost"),
         ("before a write", "CRASH  #3 is not written: no commit records how the attempt ended"),

@@ -146,7 +146,7 @@ def test_an_id_from_a_global_or_a_class_is_found_and_named(
 def test_without_a_proof_there_is_a_note_and_no_finding() -> None:
     result = explored(chain(*[numbered_by_an_unpicklable] * 2))
     assert [] == result.failures
-    assert ["none of the module globals that a run changes makes the difference"] == [
+    assert ["no module global that a run changes makes the difference"] == [
         note.partition("but ")[2] for note in result.coverage.notes if "another process" in note
     ]
 
@@ -222,7 +222,7 @@ def test_no_module_state_is_found(case: Case, monkeypatch: pytest.MonkeyPatch) -
         (lambda: os._exit(3), "exit status 3"),
         (lambda: os._exit(0), "exit status 0"),
         (os.abort, "SIGABRT"),
-        (lambda: sys.exit(4), "SystemExit: 4, at each of its attempts"),
+        (lambda: sys.exit(4), "SystemExit: 4, at each attempt of the task"),
     ],
 )
 def test_a_handler_that_kills_its_process_is_named_and_the_test_lives(
@@ -308,8 +308,8 @@ def test_a_handler_that_never_ends_is_a_note_if_the_test_has_other_threads(
 
 
 def test_a_test_may_turn_other_processes_off() -> None:
-    result = explore(chain(same, same), START, Checks(isolated=False))
-    assert "hosts in other processes: not tried, the test turns them off" in result.coverage.notes
+    notes = explore(chain(same, same), START, Checks(isolated=False)).coverage.notes
+    assert "hosts in other processes: not tried, the test sets isolated=False" in notes
 
 
 def test_a_reference_run_alone_survives_such_a_handler() -> None:

@@ -256,7 +256,7 @@ LIES: dict[str, tuple[OpenStore, str, str | None, str]] = {
         stores.ForgetsStops,
         "store-frees",
         None,
-        "the job is completed, and a worker that asks for",
+        "the job is completed, but a worker that asks for",
     ),
     "another row than was given": (
         stores.Tidies,
@@ -281,7 +281,7 @@ def test_a_store_that_lies_is_found_and_named(lie):
 @pytest.mark.parametrize(
     ("half", "seq", "says"),
     [
-        (stores.HalfCreates, 1, "job 'job' exists without a commit: half of its first write"),
+        (stores.HalfCreates, 1, "job 'job' exists without a commit: its first write was half done"),
         (stores.HalfClaims, 4, "4 commits come back, of which 3 were acknowledged"),
     ],
 )

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from routilux.clocks.clock import SystemClock
 from routilux.errors import LeaseLostError
-from routilux.persist.sqlite_backup import back_up
 from routilux.persist.sqlite_connection import BEGUN_LOG, SqliteFile
+from routilux.persist.sqlite_files import back_up
 from routilux.persist.store import (
     ABANDONED,
     FREE,
@@ -106,7 +106,11 @@ class SqliteStore(SharedStore):
         ...         copy.job_ids()
         ['job-1']
         """
-        back_up(self._file, Path(path).absolute(), replace=replace)
+        try:
+            back_up(self.path, Path(path).absolute(), self._file.copy_to, replace=replace)
+        except sqlite3.Error as error:
+            with self._file.lock:
+                raise self._file.named(error) from error
 
     def integrity(self) -> list[str]:
         """Let SQLite check the whole file; return what is damaged, at most 100 places."""

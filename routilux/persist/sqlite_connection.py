@@ -122,7 +122,7 @@ class SqliteFile:
                     self._begin(db)
                 ours = True
             except (sqlite3.Error, OSError, SavedStateError):
-                pass  # whoever uses the files next is told
+                pass  # the next use of the files raises it
             finally:
                 self._part(ours=ours)
 
@@ -217,7 +217,7 @@ class SqliteFile:
                 self._end(self._connection)
 
     def copy_to(self, copy: sqlite3.Connection) -> None:
-        """Copy the store as of now to an empty database; commits go on meanwhile."""
+        """Copy the store as of now to an empty database, without delaying commits."""
         with self.using():
             unlocked = self._unlocked
         # By a connection of its own: its errors may be those of the copy, and it takes long.
@@ -348,7 +348,7 @@ class SqliteFile:
         if version > _VERSION:
             raise newer_store(name, version, _VERSION)
         if self._read_only and not tables:
-            raise CorruptStateError(name, "is empty: no store was ever written to it")
+            raise CorruptStateError(name, "is empty, so it holds no store; check the path")
         return int(version)
 
     def _connected(self, mode: str) -> _Connection:

@@ -19,13 +19,19 @@ from __future__ import annotations
 import os
 import sqlite3
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from weakref import WeakSet
 
 from routilux.clocks.clock import SystemClock
 from routilux.errors import CorruptStateError
+from routilux.persist.atomic_write import replacing
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+if sys.platform != "win32":
+    import fcntl
 
 BEGINNING: Final = 1
 """The state of a log that takes no commit yet; in the database: it needs a log."""
@@ -46,6 +52,12 @@ _HEAD: Final = 32  # bytes, of which two random numbers are new each time a log 
 _SHARED: Final = 0x40000002, 510  # bytes of the database that SQLite locks while it is in use
 _TRIES: Final = 200
 _NAP: Final = 5_000_000
+_WRITE_ERRORS: Final = (
+    "SQLITE_FULL",
+    "SQLITE_IOERR",
+    "SQLITE_CANTOPEN",
+    "SQLITE_READONLY",
+)
 _NOT_A_STORE: Final = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_SCHEMA", "SQLITE_ERROR")
 
 
@@ -108,8 +120,6 @@ class StoreFiles:
         """Raise if the index is missing while processes use the store: they have another one."""
         if sys.platform == "win32":
             return  # no file can be removed there while it is open
-        import fcntl
-
         for _ in range(_TRIES):
             if Path(self.index).exists():
                 return
@@ -324,6 +334,46 @@ class StoreFiles:
             f" {self._index_name} is an older or another one. End all processes that use the store,"
             " and put the files back, or restore a backup",
         )
+
+
+def back_up(
+    source: Path, target: Path, copy: Callable[[sqlite3.Connection], None], *, replace: bool
+) -> None:
+    """Write a backup of a store to `target`; `copy` copies the store to a new database.
+
+    The backup is a generation of its own. So a log that lies beside it is never taken for a part of
+    it. Raises `OSError` if the target exists and `replace` is not set, or if it can't be written.
+    """
+    if target.is_dir():
+        raise OSError(f"{target} is a folder; give the path of a file")
+    if target.exists():
+        if source.exists() and target.samefile(source):
+            raise OSError(f"{target} is the store itself; give another path")
+        if not replace:
+            raise OSError(f"{target} exists; give another path, or ask to replace it")
+    for end in ("-wal", "-shm", "-journal"):
+        beside = target.with_name(f"{target.name}{end}")
+        if beside.exists():
+            raise OSError(
+                f"{beside} exists, of a store that is or was in use at {target}; give another path,"
+                " or move it away"
+            )
+    with replacing(target) as (_, name):
+        try:
+            with closing(sqlite3.connect(name, isolation_level=None)) as made:
+                copy(made)
+                made.execute("PRAGMA journal_mode = DELETE")
+                made.execute(
+                    "UPDATE log SET number = number + 1, mark = random(), before = 0, state = ?",
+                    (OVER,),
+                )
+        except sqlite3.Error as error:
+            if not getattr(error, "sqlite_errorname", "").startswith(_WRITE_ERRORS):
+                raise
+            raise OSError(
+                f"the backup {target} can't be written: {error}; make room, or write it to another"
+                " disk"
+            ) from error
 
 
 _in_use: Final[WeakSet[StoreFiles]] = WeakSet()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from routilux.clocks.clock import SystemClock
 from routilux.errors import LeaseLostError
-from routilux.persist.sqlite_connection import BEGUN_LOG, SqliteFile
+from routilux.persist.sqlite_connection import SqliteFile
 from routilux.persist.sqlite_files import back_up
 from routilux.persist.store import (
     ABANDONED,
@@ -44,7 +44,6 @@ INSERT OR IGNORE INTO commits VALUES ((
 """
 _FOLLOW: Final = _FENCED.format("")  # with any owner
 _APPEND: Final = _FENCED.format(" AND owner = ?4")
-_STEP: Final = _FENCED.format(f" AND owner = ?4 AND {BEGUN_LOG}")
 _STATE: Final = """
 SELECT owner, free_at, (SELECT max(seq) FROM commits AS found WHERE found.job = jobs.job), EXISTS (
     SELECT 1 FROM commits AS found
@@ -130,7 +129,7 @@ class SqliteStore(SharedStore):
                 raise duplicate(job_id)
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
-        if not stopped and self._file.add(_STEP, (job_id, seq, row, owner)):
+        if not stopped and self._file.add(_APPEND, (job_id, seq, row, owner)):
             return
         with self._file.writing() as db:
             _append(db, Append(job_id, seq, row, owner, stopped))

@@ -27,7 +27,6 @@ from routilux.persist.sqlite_files import (
     BEGINNING,
     BEGUN,
     GENERATIONS,
-    OVER,
     Generation,
     StoreFiles,
 )
@@ -43,6 +42,8 @@ _READERS_PATIENCE: Final = 5 * SECOND  # seldom needed: a reader does not wait f
 _FIRST_NAP: Final = 100_000  # nanoseconds; each is half as long again as the one before
 _LONGEST_NAP: Final = 5_000_000
 _LONGEST_LOG: Final = 4 << 20  # bytes; then a checkpoint copies it to the database
+_FRESH: Final = 1_000_000  # nanoseconds for which a check is not repeated before a write
+_LONGEST_CHECKPOINT: Final = SECOND // 20  # that a write waits for other writers and readers
 _SCHEMA: Final = f"""
 CREATE TABLE IF NOT EXISTS jobs (
     job INTEGER PRIMARY KEY,
@@ -69,8 +70,7 @@ CREATE TABLE IF NOT EXISTS snapshots (
 PRAGMA application_id = {_APPLICATION};
 PRAGMA user_version = {_VERSION};
 """
-BEGUN_LOG: Final = f"(SELECT state FROM log) = {BEGUN}"
-"""SQL that is true if the log takes commits."""
+_clock: Final = SystemClock()
 # Connections of the parent process, kept open: SQLite forbids to close them in a forked child.
 _inherited: Final[list[sqlite3.Connection]] = []
 _CURES: Final = {
@@ -102,6 +102,7 @@ class SqliteFile:
         self._guard: sqlite3.Connection | None = None
         self._abandoned: finalize[..., SqliteFile] | None = None
         self._process = 0
+        self._checked = 0  # the instant
         self._begun = False
         self._most = _LONGEST_LOG
         _all.add(self)
@@ -149,12 +150,8 @@ class SqliteFile:
         with self.using() as db:
             if not self._begun and not self._read_only:
                 self._begin(db)
-            while True:
-                with _transaction(db):
-                    if self._read_only or Generation.of(db).state == BEGUN:
-                        yield db
-                        return
-                self._begin(db)
+            with _transaction(db):
+                yield db
 
     @contextmanager
     def using(self) -> Iterator[sqlite3.Connection]:
@@ -175,7 +172,7 @@ class SqliteFile:
             return db.execute(statement, values).fetchall()
 
     def add(self, statement: str, values: Sequence[Any]) -> int:
-        """Execute one statement that adds rows if `BEGUN_LOG`; return how many it has added.
+        """Execute one statement that adds rows; return how many it has added.
 
         Without context managers, because most commits come this way: each costs 10 us here, where
         the cache has grown cold while the disk was waited for.
@@ -183,8 +180,8 @@ class SqliteFile:
         with self.lock:
             try:
                 db = self.connection()
-                if not self._begun:
-                    return 0
+                if not self._begun and not self._read_only:
+                    self._begin(db)
                 added = db.execute(statement, values).rowcount
                 self.check()
             except sqlite3.Error as error:
@@ -199,7 +196,7 @@ class SqliteFile:
         if self._connection is None or self._process != os.getpid():
             self._disown()
             self._open()
-        elif not self._unlocked:
+        elif not self._unlocked and _clock.monotonic_ns() > self._checked + _FRESH:
             self._files.check_before(self._connection)
         assert self._connection is not None
         return self._connection
@@ -212,9 +209,9 @@ class SqliteFile:
             self._files.check_database()
             return
         self._files.check(self._connection)
-        if self._files.size > self._most and not self._read_only:
-            with suppress(sqlite3.Error):  # the next write tries again
-                self._end(self._connection)
+        self._checked = _clock.monotonic_ns()
+        # The next write begins a generation if the log is long, or ends what another has begun.
+        self._begun &= self._files.size <= self._most and not self._files.beginning
 
     def copy_to(self, copy: sqlite3.Connection) -> None:
         """Copy the store as of now to an empty database, without delaying commits."""
@@ -233,52 +230,44 @@ class SqliteFile:
     # --- generations ------------------------------------------------------------------------------
 
     def _begin(self, db: sqlite3.Connection) -> None:
-        """Begin a generation if the log has none that takes commits."""
+        """Begin a generation if there is none, or if its log is long.
+
+        Several processes may do this at once; each can end what another one has begun.
+        """
         files = self._files
         files.check(db)
-        with _transaction(db):
-            now, kept = Generation.of(db), files.in_database()
-            noted = kept is not None and kept.state == BEGINNING
-            begun = now.state == BEGUN and noted and files.size > 0
-            if not begun and now.state != BEGINNING:
-                # A reader may have kept the last checkpoint from copying the mark.
-                copied = kept is not None and kept.mark == now.mark
-                mark = ", mark = random(), before = mark" if copied else ""
-                db.execute(f"UPDATE log SET number = number + 1, state = ?{mark}", (BEGINNING,))
-                now = Generation.of(db)
-        if not begun:
-            self._note_log(db)
-            # All that was in the log is in the database now. So this overwrites it from its start,
-            # and only then other processes write to it.
-            db.execute(
-                "UPDATE log SET state = ? WHERE state = ? AND number = ?",
-                (BEGUN, BEGINNING, now.number),
-            )
-            files.check(db)
-        self._begun = True
-        self._most = files.size + _LONGEST_LOG
-
-    def _note_log(self, db: sqlite3.Connection) -> None:
-        """Let the database itself say that it needs a log."""
-        clock = SystemClock()
-        end = clock.monotonic_ns() + _PATIENCE
+        since = _clock.monotonic_ns()
+        long = files.size > self._most
         while True:
-            db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
-            kept = self._files.in_database()
-            if kept is not None and kept.state == BEGINNING:
-                return
-            now = clock.monotonic_ns()
-            if now > end:
-                raise OSError(
-                    f"the store {self.path}: another process has been reading it for too long;"
-                    " end that process"
-                )
-            clock.wait(None, now + _LONGEST_NAP)
-
-    def _end(self, db: sqlite3.Connection) -> None:
-        """Let the next write begin a generation, which copies the log to the database."""
-        self._most = self._files.size + _LONGEST_LOG  # another process may end it meanwhile
-        db.execute("UPDATE log SET state = ? WHERE state = ?", (OVER, BEGUN))
+            with _transaction(db):
+                now, kept = Generation.of(db), files.in_database()
+                noted = kept is not None and kept.state == BEGINNING
+                if now.state == BEGUN and noted and files.size and not long:
+                    break
+                if now.state == BEGUN:
+                    # A reader may have kept the last checkpoint from copying the mark.
+                    copied = kept is not None and kept.mark == now.mark
+                    mark = ", mark = random(), before = mark" if copied else ""
+                    db.execute(f"UPDATE log SET number = number + 1, state = {BEGINNING}{mark}")
+                long = False
+            [(busy, _, _)] = db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+            kept = files.in_database()
+            waited = _clock.monotonic_ns() - since
+            if kept is None or kept.state != BEGINNING:
+                if waited > _PATIENCE:
+                    raise OSError(
+                        f"the store {self.path}: another process has been reading it for too long;"
+                        " end that process"
+                    )
+            elif not busy or waited > _LONGEST_CHECKPOINT:
+                # The first write after the checkpoint overwrites the log from its start.
+                db.execute(f"UPDATE log SET state = {BEGUN} WHERE state = {BEGINNING}")
+                break
+            _clock.wait(None, since + waited + _FIRST_NAP)
+        files.check(db)
+        self._begun = True
+        # Where a reader is in the way, it is tried again soon.
+        self._most = max(_LONGEST_LOG, files.size + _LONGEST_LOG // 4)
 
     # --- opening ----------------------------------------------------------------------------------
 
@@ -435,10 +424,9 @@ class _Connection(sqlite3.Connection):
             except sqlite3.OperationalError as error:
                 if not getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
                     raise
-                clock = SystemClock()
-                now = clock.monotonic_ns()
+                now = _clock.monotonic_ns()
                 begun = begun or now
                 if now - begun > self.patience_ns:
                     raise
-            clock.wait(None, now + nap)
+            _clock.wait(None, now + nap)
             nap = min(nap + nap // 2, _LONGEST_NAP)

@@ -34,19 +34,17 @@ if sys.platform != "win32":
     import fcntl
 
 BEGINNING: Final = 1
-"""The state of a log that takes no commit yet; in the database: it needs a log."""
+"""The state until a checkpoint has copied the log before; in the database: it needs a log."""
 BEGUN: Final = 2
-"""The state of a log that takes commits; in the database: a checkpoint has copied all of them."""
-OVER: Final = 3
-"""The state of a log that takes no more commits: the next write begins another generation."""
+"""The state from then on; in the database: everything in the log has been copied to it."""
 GENERATIONS: Final = f"""
 CREATE TABLE IF NOT EXISTS log (
     number INTEGER NOT NULL, -- of the generation
     mark INTEGER NOT NULL,   -- a random number
     before INTEGER NOT NULL, -- the mark of the generation before
-    state INTEGER NOT NULL   -- 1 beginning, 2 begun, 3 over
+    state INTEGER NOT NULL   -- 1 beginning, 2 begun
 );
-INSERT INTO log SELECT 0, random(), 0, {OVER} WHERE NOT EXISTS (SELECT 1 FROM log);
+INSERT INTO log SELECT 0, random(), 0, {BEGUN} WHERE NOT EXISTS (SELECT 1 FROM log);
 """
 _HEAD: Final = 32  # bytes, of which two random numbers are new each time a log is begun
 _SHARED: Final = 0x40000002, 510  # bytes of the database that SQLite locks while it is in use
@@ -96,6 +94,11 @@ class StoreFiles:
         self._changed = (0, 0)
         self._head = b""
         self._known: Generation | None = None
+
+    @property
+    def beginning(self) -> bool:
+        """Whether the generation was still beginning at the last check."""
+        return self._known is not None and self._known.state == BEGINNING
 
     # --- before they are opened -------------------------------------------------------------------
 
@@ -230,6 +233,7 @@ class StoreFiles:
             log.st_size < self.size
             or (main.st_ctime_ns, main.st_size) != self._changed
             or self._head_now() != self._head
+            or self.beginning
         ):
             self._judge(db)
         else:
@@ -239,8 +243,9 @@ class StoreFiles:
         before: object = None
         while True:
             main = os.stat(self.main)  # noqa: PTH116  # as above
-            size, head = os.fstat(self._handle).st_size, self._head_now()
             kept, now = self.in_database(), Generation.of(db)
+            # Read last, so that the head is not one of the generation before.
+            size, head = os.fstat(self._handle).st_size, self._head_now()
             error = self._error(kept, now, size, head)
             if error is None:
                 break
@@ -364,8 +369,8 @@ def back_up(
                 copy(made)
                 made.execute("PRAGMA journal_mode = DELETE")
                 made.execute(
-                    "UPDATE log SET number = number + 1, mark = random(), before = 0, state = ?",
-                    (OVER,),
+                    "UPDATE log"
+                    f" SET number = number + 1, mark = random(), before = 0, state = {BEGUN}"
                 )
         except sqlite3.Error as error:
             if not getattr(error, "sqlite_errorname", "").startswith(_WRITE_ERRORS):

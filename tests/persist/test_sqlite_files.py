@@ -365,8 +365,8 @@ def test_a_checkpoint_that_was_killed_after_any_page_is_no_damage(path, tmp_path
         for seq in range(2, 20):
             append(store, seq, b"x" * 3_000)
         with store._file.using() as db:
-            store._file._end(db)
             db.set_trace_callback(traced)
+            store._file._most = 0
             store._file._begin(db)
     old, new = images["PRAGMA"]["jobs.db"], images["UPDATE"]["jobs.db"]
     page = 4096

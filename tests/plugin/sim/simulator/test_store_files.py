@@ -77,16 +77,15 @@ def test_between_the_statements_of_a_write_the_files_show_the_job_before_it():
         after = died_inside(run, seq, image)
         assert not isinstance(after, Finding), after.what
         assert expected[seq] == saved(after.world)
-    locks = ["BEGIN IMMEDIATE", "SELECT number,"]
-    has_begun = [*locks, "COMMIT"]
-    begins = [*locks, "UPDATE log", "SELECT number,", "COMMIT"]
-    begins += ["PRAGMA wal_checkpoint(PASSIVE)", "UPDATE log", "SELECT number,"]
+    has_begun = ["BEGIN IMMEDIATE", "SELECT number,", "COMMIT"]
+    begins = ["BEGIN IMMEDIATE", "SELECT number,", "UPDATE log", "COMMIT"]
+    begins += ["PRAGMA wal_checkpoint(RESTART)", "UPDATE log", "SELECT number,"]
     statements = [[what for number, what, _ in seen if number == seq] for seq in (1, 4, 5, 8)]
     assert [
-        [*begins, *locks, "INSERT INTO", "INSERT INTO", "COMMIT"],
-        [*has_begun, *locks, "SELECT owner,", "INSERT OR", "UPDATE jobs", "COMMIT"],
+        [*begins, "BEGIN IMMEDIATE", "INSERT INTO", "INSERT INTO", "COMMIT"],
+        [*has_begun, "BEGIN IMMEDIATE", "SELECT owner,", "INSERT OR", "UPDATE jobs", "COMMIT"],
         ["INSERT OR"],
-        [*locks, "INSERT OR", "UPDATE jobs", "COMMIT"],
+        ["BEGIN IMMEDIATE", "INSERT OR", "UPDATE jobs", "COMMIT"],
     ] == statements
 
 

@@ -24,6 +24,7 @@ SEED ?= 1
 soak: $(STAMP)
 	HYPOTHESIS_PROFILE=soak $(PYTEST) tests --ignore tests/benchmarks -m "soak or hypothesis" -n 2
 	$(BIN)/python -m tests.kills --count 2000 --fewest 1 --minutes 6 --seed $(SEED)
+	$(BIN)/python -m tests.kills.signals --count 100 --minutes 3 --seed $(SEED)
 	@echo 'soak: all passed, with SEED=$(SEED)'
 
 # Fails where a ratio got worse than in tests/benchmarks/stored.json, which bench-store writes.

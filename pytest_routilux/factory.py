@@ -90,7 +90,7 @@ class FlowFactory:
 
 
 class FunctionRoutine(Routine):
-    """A routine with a plain function as the handler of both slots, `trigger` and `input`.
+    """A routine whose slots `trigger` and `input` both call one plain function.
 
     `fields` are the fields of the event `output`; with `more` the function may return others too.
     """
@@ -136,15 +136,15 @@ class FunctionRoutine(Routine):
             return
         if type(result) is not dict or not all(type(key) is str for key in result):
             raise FlowDefinitionError(
-                f"{name} returned {shown(result)}; return a dict with names as keys to emit"
-                " the dict as 'output', or None to emit nothing"
+                f"{name} returned {shown(result)}; return the fields of the"
+                " event 'output' as a dict with str keys, or None to emit no event"
             )
         if not self.more and not self.output.allowed.issuperset(result):
             unknown = [key for key in result if key not in self.output.allowed]
             raise FlowDefinitionError(
-                f"{name} returned {_list(unknown)}, but no next function has such a parameter; the"
-                f" next functions take {_list(self.output.fields) or 'no fields'}: add a parameter"
-                " to one of them, or **rest"
+                f"{name} returned the keys {_list(unknown)}, but no next function takes them; the"
+                f" next functions take {_list(self.output.fields) or 'no fields'}; add parameters"
+                " or **rest to a next function"
             )
         flat = is_flat(result)
         payload = result.copy() if flat else copy_value(result)
@@ -153,7 +153,7 @@ class FunctionRoutine(Routine):
 
 @dataclass(frozen=True, slots=True)
 class PlainFunction:
-    """A wrapper of a function that a routine calls; a saved flow holds only the function's name."""
+    """Wraps a function for a `FunctionRoutine`; a saved flow holds only the function's name."""
 
     function: Function
 
@@ -177,12 +177,12 @@ class PlainFunction:
         return self.function.__module__
 
     def saved_name(self) -> str:
-        """Return `module:qualname`; raise `ValueError` if this name does not find the function."""
+        """Return `module:qualname`; raise `ValueError` if no other process can import it."""
         name = f"{self.module}:{self.function.__qualname__}"
         if _found(name) is not self.function:
             place = f" ({where})" if (where := definition_of(self.function)) else ""
             raise ValueError(
-                f"{self.name}{place} can't be found by the name {name} on another host;"
+                f"another process can't import {self.name}{place} as {name};"
                 " define the function with def at the top level of a module"
             )
         return name
@@ -221,7 +221,7 @@ class _Draft:
         self._ids: dict[tuple[Node, int], str] = {}
 
     def add(self, nodes: Sequence[Node], where: str) -> list[str]:
-        """Add nodes and return their ids; a node that an earlier shape added keeps its id."""
+        """Add the nodes that are not in the draft yet, and return the ids of all `nodes`."""
         seen: Counter[Node] = Counter()
         ids = []
         for node in _nodes(nodes, where):
@@ -245,7 +245,7 @@ class _Draft:
             )
         else:
             raise FlowDefinitionError(
-                f"{where}: {shown(node)} is neither a routine nor a function; pass one of the two"
+                f"{where}: {shown(node)} is neither a routine nor a function; pass one of these"
             )
         routine_id, number = name, 1
         while routine_id in self.nodes:
@@ -294,8 +294,8 @@ def _one_of(names: Sequence[str], preferred: str, noun: str, routine_id: str) ->
     if len(names) == 1:
         return names[0]
     raise FlowDefinitionError(
-        f"{routine_id} has these {noun}s: {_list(names) or 'none'}; flow_factory connects only the"
-        f" {noun} {preferred!r} or a routine's only {noun}; use Flow.connect for this routine"
+        f"{routine_id} has these {noun}s: {_list(names) or 'none'}; flow_factory can't"
+        f" choose one, since none is named {preferred!r}; connect this routine with Flow.connect"
     )
 
 

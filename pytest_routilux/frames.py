@@ -68,7 +68,7 @@ def users_frame(frames: Iterable[FrameType]) -> FrameType | None:
 
 
 def object_named(name: str) -> object:
-    """Return the object called `name` (`module:qualname`), or None if it is not imported."""
+    """Return the object called `name` (`module:qualname`); None if it is not in a loaded module."""
     module, _, qualname = name.partition(":")
     found: object = sys.modules.get(module)
     for part in qualname.split("."):

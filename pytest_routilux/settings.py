@@ -98,9 +98,9 @@ def report_mode(config: pytest.Config) -> str:
 
 
 def find_report_look(config: pytest.Config) -> bool:
-    """Determine the look of reports; return whether this process prints reports.
+    """Find out the width and the colours of reports; return whether this process prints reports.
 
-    The look is the width and the colours; an xdist worker gets it from its controller. This runs
+    An xdist worker gets the width and the colours from its controller. This function runs
     at the start, since pytest's capturing hides the terminal later.
     """
     from_controller = getattr(config, "workerinput", {}).get("routilux_look")

@@ -148,7 +148,7 @@ def error_text(error: ErrorInfo | BaseException) -> str:
 
 
 def short_id(job_id: str) -> str:
-    """Return a job's id; an id of more than 16 characters, such as a generated one, is shortened.
+    """Return a job's id, shortened to 8 characters if it has more than 16.
 
     >>> short_id("order-A7"), short_id("6483cf7c27cffd2c2c587a4bcbae9d52")
     ('order-A7', '6483cf7c…')

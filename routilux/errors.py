@@ -118,7 +118,7 @@ class FlowMismatchError(SavedStateError):
 
 
 class UnserializableError(SavedStateError):
-    """A value has no saved form from which an equal value of the same type can be loaded."""
+    """A value can't be saved in a form that loads as an equal value of the same type."""
 
 
 # --- the environment ----------------------------------------------------------------------------
@@ -151,7 +151,7 @@ class IllegalTransitionError(RoutiluxError):
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """Return "; did you mean X?" for the name in `known` closest to `name`, or an empty text.
+    """Return "; did you mean X?" if a name X in `known` is similar to `name`; else "".
 
     >>> nearest("chrage", ["fetch", "charge"]), nearest("ship", ["fetch", "charge"])
     ("; did you mean 'charge'?", '')

@@ -82,7 +82,7 @@ class ResumeOptions(TypedDict, total=False):
 
 
 class Runner(Protocol):
-    """Protocol with the `Runtime` methods that a flow calls, to avoid a circular import."""
+    """The methods of `Runtime` that a flow calls; this protocol avoids a circular import."""
 
     def execute(
         self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
@@ -103,7 +103,7 @@ _default_runner: Callable[[], Runner]
 
 
 def set_default_runner(find: Callable[[], Runner]) -> None:
-    """Make `find` the function that returns the runner for calls without a `runtime`."""
+    """Set `find`, the function that returns the runner for calls without a `runtime`."""
     global _default_runner
     _default_runner = find
 
@@ -211,13 +211,13 @@ class Flow:
 
     @property
     def error_handler(self) -> ErrorHandler | None:
-        """The flow's error handler, or None if it has none."""
+        """The flow's error handler; None if no handler is set."""
         return self._error_handler
 
     def _routine(self, routine_id: str) -> Routine:
         if not isinstance(routine_id, str) or routine_id not in self._routines:
             raise FlowDefinitionError(
-                f"flow {self.flow_id!r} has no routine {routine_id!r}; it has"
+                f"flow {self.flow_id!r} has no routine {routine_id!r}; its routines:"
                 f" {names_of(self._routines)}"
             )
         return self._routines[routine_id]
@@ -342,7 +342,7 @@ class Flow:
     # --- saving it ------------------------------------------------------------------------------
 
     def serialize(self) -> dict[str, object]:
-        """Return the flow as data that JSON can hold; `deserialize` turns the data into a flow.
+        """Return the flow as data for JSON; `deserialize` turns the data into a flow.
 
         Raises `UnserializableError` for constructor arguments that have no saved form.
         """

@@ -33,7 +33,7 @@ _START = CommitKind.START
 
 
 class Observer(Protocol):
-    """An object that a runtime notifies of each commit of each job, in order, one at a time.
+    """An object that gets each commit of a runtime's jobs, in order and one at a time.
 
     An optional method `on_step(job, step)` gets each step that starts; steps are not durable. An
     error that an observer raises is logged and counted, and changes nothing else.
@@ -106,7 +106,7 @@ class Retry:
 
     @property
     def actual_ns(self) -> int | None:
-        """The real wait before the next attempt in nanoseconds; None until that attempt ends."""
+        """The nanoseconds from the failure to the next attempt; None until that attempt ends."""
         return None if self.started_ns is None else self.started_ns - self.failed_ns
 
 
@@ -152,7 +152,7 @@ class ExecutionMonitor:
 
     @classmethod
     def summary_of(cls, job: JobState) -> dict[str, int]:
-        """Return the counts that `of(job).summary()` returns, but use less memory."""
+        """Return the same counts as `of(job).summary()`, but use less memory."""
         monitor = cls()
         events = data_flows = 0
         for commit in job.commits:

@@ -1,4 +1,4 @@
-"""`Run`: an object to wait for, pause or cancel a job that runs in the background.
+"""`Run`: waits for, pauses or cancels a job that runs in the background.
 
 Invariants:
 - It shows a copy of the job after its last commit; changing the copy does not change the job.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """Handle of a job that runs in the background; `Flow.start` returns one.
+    """Controls a job that runs in the background; `Flow.start` returns a `Run`.
 
     >>> from routilux import Flow, Routine
     >>> class Hello(Routine):
@@ -85,7 +85,7 @@ class Run:
         self._drive.request("cancel", reason)
 
     def checkpoint(self, path: str | Path, *, key: bytes | None = None) -> None:
-        """Save the job and its flow, as they are now, to a file; see `SavedState.write`."""
+        """Save the present state of the job and its flow to a file; see `SavedState.write`."""
         try:
             self._save(self._drive.snapshot(), path, key)
         finally:

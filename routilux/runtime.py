@@ -9,16 +9,14 @@ Invariants:
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from secrets import token_hex
-from typing import TYPE_CHECKING, Final, Self, Unpack
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Self, Unpack
 
 from routilux.clocks.clock import Clock, SystemClock
+from routilux.clocks.forks import begin_in_children
 from routilux.core.machine import Machine
 from routilux.core.state import JobState
 from routilux.engine.drive import Drive
@@ -90,7 +88,8 @@ class Runtime:
         self.executor = executor
         self.environment = Environment(self.clock, store, observers, max_steps)
         self.threads = Threads(self.environment, executor)
-        _all.add(self)
+        begin_in_children(self.environment.begin_process)
+        begin_in_children(self.threads.begin_process)
 
     @property
     def owner(self) -> str:
@@ -171,7 +170,7 @@ class Runtime:
         execution_strategy: ExecutionStrategy | None = None,
         acquired: Acquired | None = None,
     ) -> Drive:
-        """Add a commit that this host resumes `job`; return a `Drive`, which the caller must run.
+        """Commit the resumption of `job` by this host; return a `Drive`, which the caller must run.
 
         A job that was `acquired` is resumed under its lease and is not claimed. If its lease was
         lost meanwhile, a claim would hold the job without one, and no host could take it over.
@@ -200,7 +199,7 @@ class Runtime:
         return drive
 
     def load(self, job_id: str, *, history: bool = False) -> JobState:
-        """Load a job in its last stored state, with the commits since its latest snapshot.
+        """Load a job's last stored state, with the commits after the job's latest snapshot.
 
         With `history` it has every commit, whatever the runtime's `history_limit`. Raises
         `KeyError` if the store does not hold it, `SavedStateError` for damaged rows.
@@ -279,12 +278,12 @@ class Runtime:
         )
         what = f"still has steps in flight ({flying})" if flying else "is already running"
         raise NotResumableError(
-            f"in this runtime, {machine.job.status.value} job {job_id} {what};"
-            " call wait() on its Run, then resume the job that wait() returns"
+            f"job {job_id} ({machine.job.status.value}) {what} in this runtime;"
+            " call wait() on the job's Run, then resume the job that wait() returns"
         )
 
     def drive_of(self, plan: Plan, job: JobState) -> Drive:
-        """Return a `Drive`: the object that runs `job` in this runtime by `plan`."""
+        """Return a `Drive` that runs `job` with `plan` in this runtime."""
         return Drive(self.environment, Machine(plan, job))
 
 
@@ -295,28 +294,17 @@ def _hand_over(run: Run, done: Future[JobState]) -> None:
         done.set_exception(error)
 
 
-def _begin_all() -> None:
-    for runtime in _all:
-        runtime.environment.begin_process()
-        runtime.threads.begin_process()
-
-
-_all: Final[WeakSet[Runtime]] = WeakSet()
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_begin_all)
-_lock = threading.Lock()
-_in_use: list[Runtime] = []
+_in_use: dict[object, Runtime] = {}  # by block, in order; without a lock, which a fork could keep
 _default: list[Runtime] = []
 
 
 def default_runtime() -> Runtime:
-    """Return the runtime that `use_runtime` set, or else one with the system's clock."""
-    with _lock:
-        if _in_use:
-            return _in_use[-1]
-        if not _default:
-            _default.append(Runtime())
-        return _default[0]
+    """Return the runtime that `use_runtime` set; if none is set, one with the system's clock."""
+    for runtime in list(_in_use.values())[-1:]:
+        return runtime
+    if not _default:
+        _default.append(Runtime())
+    return _default[0]
 
 
 set_default_runner(default_runtime)
@@ -330,10 +318,9 @@ def use_runtime(runtime: Runtime) -> Iterator[Runtime]:
     ...     default_runtime() is runtime
     True
     """
-    with _lock:
-        _in_use.append(runtime)
+    block = object()
     try:
+        _in_use[block] = runtime
         yield runtime
     finally:
-        with _lock:
-            _in_use.remove(runtime)
+        _in_use.pop(block, None)

@@ -179,9 +179,7 @@ class SavedState:
         finally:
             del key
         if len(data) > codec.MAX_BYTES + DIGEST_BYTES:
-            raise CorruptStateError(
-                "$", f"is longer than {codec.MAX_BYTES:,} bytes; a document must be shorter"
-            )
+            raise CorruptStateError("$", f"must have at most {codec.MAX_BYTES:,} bytes")
         if not data.strip():
             raise CorruptStateError("$", "is empty: no state was written to it")
         text = without_digest(data, mac, verify=verify)
@@ -227,7 +225,7 @@ def _texts(flow: Flow, job: JobState) -> tuple[str, str]:
 def _handler_retries(
     flow: dict[str, Any], job: JobState
 ) -> Iterator[tuple[str, dict[str, Any], int]]:
-    """For each error handler of a flow, yield its path, its saved data and its used retries.
+    """For each error handler of a flow, yield the path, saved data and number of used retries.
 
     The handler of the flow has the most retries of the routines without a handler of their own.
     """

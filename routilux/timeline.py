@@ -49,7 +49,7 @@ STATUS_STYLES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of a timeline; a line with empty `mark` and `clock` continues the line before.
+    """A line of a timeline; a line with empty `mark` and `clock` continues the previous line.
 
     A line with `cut` is cut to the width of the terminal, not wrapped.
     """

@@ -11,25 +11,25 @@ Invariants:
   and delays no other job. The log gives the reason once, and again when it changes.
 - A store that fails is retried for as long as a lease: no other host can take over meanwhile. A job
   whose commit it did not accept is given back, and resumes after the commit before.
+- A signal interrupts no bookkeeping. If another exception does, every lease is given back anyway: a
+  job is removed from one list only after it was added to the next, so each step can be repeated.
 """
 
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 from collections import deque
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from routilux.clocks.clock import SystemClock
 from routilux.clocks.durations import SECOND, seconds_text, to_ns
 from routilux.core.commits import JobStatus
+from routilux.engine.stop_signals import StopSignals
 from routilux.errors import FlowDefinitionError, LeaseLostError, RoutiluxError
 from routilux.runtime import Runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from datetime import timedelta
 
     from routilux.engine.drive import Drive
@@ -110,6 +110,8 @@ class Worker:
         self._to_release: dict[str, tuple[int, bool]] = {}
         self._outage: int | None = None  # the instant at which the store began to fail
         self._next_wait = _FIRST_WAIT
+        self._signals = StopSignals(self._signal.set)
+        self._broke_off = False  # by an exception, so the store may hold leases that are not known
 
     def stop(self) -> None:
         """Make `run` return once the running steps have committed; any thread may call this."""
@@ -117,27 +119,47 @@ class Worker:
         self._signal.set()
 
     def run(self, *, until_idle: bool = False) -> None:
-        """Take and run jobs until `stop` is called or, in the main thread, SIGTERM arrives.
+        """Take and run jobs until `stop` is called or, in the main thread, a signal arrives.
 
-        Steps in flight end and commit, then the jobs are given back. With `until_idle` it also
-        ends when every job of its flows has stopped, here and on other hosts, and the error of a
-        job that can't be resumed is raised. Raises the errors of the store; an `OSError` only if
-        the store has failed for as long as a lease.
+        After `stop`, SIGTERM or SIGINT (Ctrl-C), steps in flight end and commit, and the jobs are
+        given back. Then `run` returns; after a SIGINT it raises `KeyboardInterrupt`. A second
+        signal does not wait for the steps: their jobs are free at once, as after a crash, and the
+        steps run again with the same idempotency keys. A third acts as without a worker. A SIGINT
+        that the program ignores or handles itself is left to the program.
+
+        With `until_idle` it also ends when every job of its flows has stopped, here and on other
+        hosts, and the error of a job that can't be resumed is raised. Raises the errors of the
+        store; an `OSError` only if the store has failed for as long as a lease.
         """
+        signals = self._signals = StopSignals(self._signal.set)
         party = self._clock.party("a worker", result=True)
-        party.start()
         try:
-            with self._stopped_by_sigterm():
-                try:
-                    self._run(until_idle)
-                finally:
-                    self._leave()
-        finally:
+            try:
+                signals.install()
+                party.start()
+                self._run_and_leave(until_idle)
+            finally:
+                party.stop()
+                signals.remove()
+        except BaseException:  # it may have interrupted the two lines above
             party.stop()
+            signals.remove()
+            raise
+        if signals.interrupted:
+            raise KeyboardInterrupt
+
+    def _run_and_leave(self, until_idle: bool) -> None:
+        try:
+            self._run(until_idle)
+            self._leave()
+        except BaseException:
+            self._broke_off = True
+            self._leave()
+            raise
 
     def _run(self, until_idle: bool) -> None:
         more = True
-        while more:
+        while more and not self._stopping and not self._signals:
             try:
                 more = self._turn(until_idle)
             except OSError as error:
@@ -150,8 +172,6 @@ class Worker:
 
     def _turn(self, until_idle: bool) -> bool:
         self._maintain()
-        if self._stopping:
-            return False
         room = self._has_room()
         if room and self._take(until_idle):
             return True
@@ -162,15 +182,38 @@ class Worker:
         return True
 
     def _leave(self) -> None:
+        self._find_lost()
         for drive in self._drives.values():
             drive.leave()
-        while self._drives or self._to_release:
+        while self._drives or self._to_release or self._broke_off:
             try:
                 self._maintain()
+                if self._signals.repeated:
+                    self._give_up_steps()
                 if self._drives:
                     self._wait(None)
             except OSError as error:
+                if self._signals.repeated:
+                    raise
                 self._wait_out(error)
+
+    def _find_lost(self) -> None:
+        """Find the jobs that an exception left between two lists."""
+        with self._environment.lock:
+            for drive in self._drives.values():
+                if drive.loop is None and drive not in self._stopped_jobs:
+                    self._stopped_jobs.append(drive)
+        with self._environment.lease_lock:
+            for job_id, lost in self._environment.leases.items():
+                known = job_id in self._drives or job_id in self._to_release
+                if lost == self._lose and not known:
+                    self._release_later(job_id, 0, clean=False)
+
+    def _give_up_steps(self) -> None:
+        with self._environment.lock:
+            for drive in self._drives.values():
+                if drive.loop is not None and drive.machine.in_flight:
+                    drive.loop.fail(drive, _SecondSignal("a second signal"))
 
     def _wait_out(self, error: OSError) -> None:
         """Wait before the next try; raise `error` if the store fails for as long as a lease."""
@@ -188,10 +231,12 @@ class Worker:
     def _maintain(self) -> None:
         self._signal.clear()
         while self._stopped_jobs:
-            self._finish(self._stopped_jobs.popleft())
+            self._finish(self._stopped_jobs[0])
+            self._stopped_jobs.popleft()
         self._release()
-        if self._drives and self._renew_at <= self._clock.monotonic_ns():
+        if self._broke_off or (self._drives and self._renew_at <= self._clock.monotonic_ns()):
             self._renew()
+            self._broke_off = False
 
     def _wait(self, free_in: int | None) -> None:
         now = self._clock.monotonic_ns()
@@ -221,9 +266,10 @@ class Worker:
         if not self._drives:
             self._renew_at = now + self._lease_ns // _RENEWALS
         with environment.lease_lock:
-            acquired = store.acquire(environment.owner, self._flows, self._lease_ns)
-            if acquired is None:
+            found = store.acquire(environment.owner, self._flows, self._lease_ns)
+            if not found:
                 return False
+            [acquired] = found
             job_id = acquired.job_id
             lost_by = environment.leases.get(job_id)
             environment.leases[job_id] = self._lose
@@ -248,7 +294,7 @@ class Worker:
             self._release_later(job_id, self._lease_ns, clean=acquired.clean)
             if raises:
                 raise
-        except OSError:
+        except BaseException:
             self._release_later(job_id, 0, clean=acquired.clean)
             raise
         else:
@@ -275,20 +321,21 @@ class Worker:
 
     def _finish(self, drive: Drive) -> None:
         job, error = drive.machine.job, drive.error
+        self._active.discard(drive)
         if isinstance(error, LeaseLostError):
             _log.info("%s", error)
         elif isinstance(error, OSError):
             _log.warning(
                 "the worker releases job %s after an error on this host: %s", job.job_id, error
             )
+        elif isinstance(error, _SecondSignal):
+            _log.warning("the worker releases job %s with steps in flight", job.job_id)
         elif error is not None:
             _log.error(
                 "the worker releases job %s after an error on this host", job.job_id, exc_info=error
             )
-        self._active.discard(drive)
         if self._drives.get(job.job_id) is not drive:
             return  # this worker has taken the job again meanwhile
-        del self._drives[job.job_id]
         if error is None and job.status is JobStatus.RUNNING:
             task = drive.machine.next_task()
             wait = 0 if task is None else max(0, task.due_ns - drive.now_ns())
@@ -301,6 +348,7 @@ class Worker:
         else:
             with self._environment.lease_lock:
                 self._forget(job.job_id)
+        del self._drives[job.job_id]
 
     def _release_later(self, job_id: str, after_ns: int, *, clean: bool) -> None:
         self._to_release[job_id] = self._clock.monotonic_ns() + after_ns, clean
@@ -348,21 +396,9 @@ class Worker:
                 )
                 drive.loop.fail(drive, lost)
 
-    @contextmanager
-    def _stopped_by_sigterm(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
 
-        def stops(*_: object) -> None:
-            # Not stop(): the main thread may hold the lock of `_signal` now.
-            self._stopping = True
-
-        before = signal.signal(signal.SIGTERM, stops)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
+class _SecondSignal(BaseException):
+    pass
 
 
 def _checked_lease(lease: float | timedelta) -> int:

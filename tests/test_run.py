@@ -121,7 +121,7 @@ def test_a_paused_job_is_not_resumed_before_its_steps_in_flight_have_ended(durab
         gate.until_reached()
         run.pause()
         paused = run.job
-        message = r"in this runtime, paused job j still has steps in flight \(a \(0\)\); call wait"
+        message = r"job j \(paused\) still has steps in flight \(a \(0\)\) in this runtime; call"
         with pytest.raises(NotResumableError, match=message):
             flow.resume(paused, runtime=runtime)
         gate.open()

@@ -47,13 +47,13 @@ class Refuses(MemoryStore):
         super().__init__()
         self.n, self.for_ever, self.writes = n, for_ever, 0
 
-    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
+    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, status: str) -> None:
         self._count()
-        super().create(job_id, row, owner, flow_id=flow_id, queued=queued)
+        super().create(job_id, row, owner, flow_id=flow_id, status=status)
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         self._count()
-        super().append(job_id, seq, row, owner, stopped=stopped)
+        super().append(job_id, seq, row, owner, status=status)
 
     def _count(self) -> None:
         self.writes += 1

@@ -225,8 +225,8 @@ def test_a_class_that_is_not_imported_is_named_and_importing_it_helps(tmp_path):
     *_, error, status = python(tmp_path, read).splitlines()
     assert (
         "routilux.UnknownRoutineError: $.flow.routines[0].routine: no routine class 'shop:Charge'"
-        " is defined in this program; import the module that defines it before loading (a class"
-        " that another program's __main__ or a function defines needs a routine_name)"
+        " is defined in this program; import the module that defines it before loading; if a"
+        " function or another program's __main__ defines the class, give the class a routine_name"
         " (in j.json)"
     ) == error
     assert "exit 1" == status

@@ -25,8 +25,7 @@ if TYPE_CHECKING:
     from routilux import Clock, Commit, Flow, Runtime, StepInput
 
 NEVER_STRUCK: Final = (
-    "{} never struck, since no attempt or write of the test matched; name an attempt or a write"
-    " that happens"
+    "{} was never injected, since the test made no such attempt or write; name one that happens"
 )
 
 
@@ -40,13 +39,13 @@ class Fault:
     used: bool = False
 
     def begin(self, writes: int) -> None:
-        """Prepare for a new run; the store of that run already holds `writes` commits."""
+        """Prepare for a new run, whose store already holds `writes` commits."""
 
     def check(self, flow: Flow) -> None:
         """Raise `FlowDefinitionError` if `flow` does not have the routine that this fault names."""
 
     def unfit(self, runtime: Runtime) -> str | None:
-        """Return the reason and the remedy if this fault can't strike on `runtime`, else None."""
+        """Return why this fault can't work on `runtime`, and what to do; None if it works."""
         return None
 
     def affect(self, step: StepInput, slot: Slot, clock: Clock) -> Slot:
@@ -54,14 +53,14 @@ class Fault:
         return slot
 
     def before_write(self, commit: Commit) -> None:
-        """Raise `OSError` if the store must refuse this write; the commit is then not durable."""
+        """Raise `OSError` if this fault fails the write; the store does not keep the commit."""
 
     def after_write(self, commit: Commit) -> None:
-        """Raise `OSError` if the store must not acknowledge this write; the commit is durable."""
+        """Raise `OSError` if this fault fails the write, although the store has kept the commit."""
 
 
 class OfRoutine(Fault):
-    """A fault of one routine; it strikes the given `attempts`, or all if `attempts=None`."""
+    """A fault in `attempts` of one routine; `attempts=None` means all attempts of the routine."""
 
     def __init__(self, routine: str, attempts: Iterable[int] | None) -> None:
         self.routine = routine
@@ -242,13 +241,13 @@ class StoreFails(Fault):
         self._writes += 1
         if self._writes == self.write and not self.durable:
             self.struck += 1
-            raise OSError(f"write {self.write} of the store failed (injected by store_fails)")
+            raise OSError(f"write {self.write} to the store failed (injected by store_fails)")
 
     def after_write(self, commit: Commit) -> None:
         if self._writes == self.write and self.durable:
             self.struck += 1
             raise OSError(
-                f"write {self.write} of the store was not acknowledged (injected by store_fails)"
+                f"write {self.write} to the store was kept, but failed (injected by store_fails)"
             )
 
     def __repr__(self) -> str:

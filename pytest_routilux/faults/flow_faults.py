@@ -30,7 +30,7 @@ from pytest_routilux.faults.faults import (
 )
 from routilux import Commit, FlowDefinitionError, codec
 from routilux.persist.journal import Journal
-from routilux.persist.rows import without_checksum
+from routilux.persist.rows import row_place, without_checksum
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -103,8 +103,8 @@ class FlowFaults:
         executor = runtime.executor
         if executor is not None and not isinstance(executor, ThreadPoolExecutor):
             raise FlowDefinitionError(
-                "faults can't strike in other processes: the runtime's executor is a"
-                f" {type(executor).__name__}; leave executor=None in this test"
+                "faults can't be injected in other processes: the runtime's executor is a"
+                f" {type(executor).__name__}; make the runtime without executor= in this test"
             )
         if runtime not in self._runtimes:
             self._runtimes.append(runtime)
@@ -127,7 +127,7 @@ class FlowFaults:
         return [fault for fault in self._made if not fault.used]
 
     def problems(self, *, after_failure: bool = False) -> list[str]:
-        """Return messages about the faults that never struck; misspelt routines come first.
+        """Return messages about the faults that were never injected, misspelt routines first.
 
         With `after_failure` there are no messages about other faults, since the failed test may
         have ended before these faults could strike.
@@ -190,8 +190,9 @@ class _FailingJournal(Journal):
         # One at a time, so that each one counts and a failed one delays no other.
         refusals: list[Exception | None] = []
         for row in added:
+            place = row_place(row.job_id, row.seq)
             try:
-                commit = Commit.load(codec.loads(without_checksum(row.row, "$")), "$")
+                commit = Commit.load(codec.loads(without_checksum(row.row, place)), place)
                 with failing_write(self._faults.live, commit):
                     [refusal] = super().append_all([row])
             except Exception as error:

@@ -49,7 +49,7 @@ Request = dict[str, Any]
 
 
 class _RequestError(Exception):
-    """The error of a host that can't do what the test requested."""
+    """Raised if this host can't do what the test requested."""
 
 
 class _Host:
@@ -139,7 +139,7 @@ def _read(request: Request) -> SavedState:
     except SavedStateError as error:
         raise _RequestError(
             f"the document can't be loaded on the host: {error}; the host imported"
-            f" {_imported(request)}; pass other modules that the document needs as imports=[...]"
+            f" {_imported(request)}; add the missing modules to imports=[...]"
         ) from None
 
 
@@ -164,8 +164,8 @@ def _roundtrip(folder: Path, request: Request) -> None:
         raise _RequestError(
             f"a fresh interpreter can't load the object: {error}; the interpreter"
             f" imported {_imported(request)}; define"
-            " and register each class at the top level of a module, and pass other modules that"
-            " the object needs as imports=[...]"
+            " and register each class at the top level of a module, and add the missing modules"
+            " to imports=[...]"
         ) from None
     try:
         data = saved(found)
@@ -210,8 +210,8 @@ def _import(name: str, file: str | None) -> None:
         if file is None:
             places = "".join(f"\n  {place}" for place in sys.path)
             raise _RequestError(
-                f"module {name!r} can't be imported on the host ({error}); make it importable, or"
-                f" extend sys.path, which the host got from the test:{places}"
+                f"module {name!r} can't be imported on the host ({error}); install the module, or"
+                f" add its folder to sys.path in the test; sys.path on the host is:{places}"
             ) from None
         # pytest has imported this test module from its file, outside of sys.path.
         spec = importlib.util.spec_from_file_location(name, file)

@@ -1,4 +1,4 @@
-"""A child process that dies with its parent and has limits on output and on real time.
+"""A child process that ends when its parent ends; its output and its real time have limits.
 
 Invariants:
 - The whole process group of a child is killed before the child is reaped. Until then no other
@@ -70,7 +70,7 @@ class Child:
 
     @property
     def status(self) -> int:
-        """The child's exit status; a negative status is minus the signal that killed the child."""
+        """The child's exit status; for example, -9 means that signal 9 killed the child."""
         status = self._process.returncode
         assert status is not None
         return status
@@ -96,7 +96,7 @@ class Child:
             os.close(self._held)
 
     def close(self) -> None:
-        """Close the process handle; call once after `kill`, when no thread is in `ends_within`."""
+        """Close the process handle; call this once, after `kill` and all calls of `ends_within`."""
         if self._end is not None:
             os.close(self._end)
 
@@ -122,7 +122,7 @@ def quoted(output: str) -> str:
 
 
 def end_text(status: int) -> str:
-    """Return how a process ended, as text; a negative `status` is minus the number of a signal.
+    """Return how a process ended, as text; `status=-9` means that signal 9 killed the process.
 
     >>> end_text(3), end_text(-9)
     ('exit status 3', 'SIGKILL')
@@ -136,7 +136,7 @@ def end_text(status: int) -> str:
 
 
 def die_with_parent(lifeline: int) -> None:
-    """Start a thread that kills this process group when the parent's end of `lifeline` closes."""
+    """Start a thread that kills this process group when the parent closes the pipe `lifeline`."""
     os.set_inheritable(lifeline, False)
 
     def watch() -> None:

@@ -48,12 +48,12 @@ Named = str | Callable[..., object]
 
 
 class HostError(Exception):
-    """The error of a host that can't do what the test requested; includes the host's output."""
+    """Raised if a host can't do what the test requested; the message has the host's output."""
 
 
 @dataclass(frozen=True, slots=True)
 class At:
-    """A condition on commits; a commit matches if it has all the given values.
+    """Selects the commits that have all the given values.
 
     `kind` is one of `CommitKind`; every commit matches `At()`. An unknown kind raises `ValueError`.
 
@@ -75,7 +75,7 @@ class At:
             )
 
     def fields(self) -> dict[str, object]:
-        """Return the given values by name; a commit that matches has all of these values."""
+        """Return the values that were given to `At(...)`, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def __repr__(self) -> str:
@@ -109,8 +109,8 @@ class HostResult:
             return self.end
         if not self.saved:
             raise HostError(
-                f"the host (pid {self.pid}) was killed at commit {self.killed_at} before it saved"
-                " a document; make the host save one with save_at=At(...)"
+                f"the host (pid {self.pid}) was killed at commit {self.killed_at} and saved no"
+                " document; add save_at=At(...) to save a document at an earlier commit"
             )
         return self.saved[max(self.saved)]
 
@@ -132,7 +132,7 @@ class HostResult:
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A host that has finished its task, with the folder, the report and the output of the host."""
+    """A host that has ended: its folder, its report and its output."""
 
     name: str
     pid: int
@@ -290,7 +290,7 @@ class FlowHosts:
         for point, action in actions:
             if point is not None and point.fields() in report["missed"]:
                 raise HostError(
-                    f"no commit of {host.name} matches {point}, at which the host was {action}; the"
+                    f"{host.name} was {action} at {point}, but made no such commit; the"
                     " commits were" + "".join(f"\n  {line}" for line in report["commits"])
                 )
         return HostResult(
@@ -340,7 +340,7 @@ class FlowHosts:
             raise HostError(f"{name} was killed: the test that started it has ended")
         printed = f"; its output:\n{quoted(output)}" if output.strip() else "; it printed nothing"
         if not ended:
-            raise HostError(f"{name} was killed: it still ran after {self._timeout:g} s{printed}")
+            raise HostError(f"{name} was killed after {self._timeout:g} s of real time{printed}")
         path = folder / "report.json"
         report: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
         if "error" in report:
@@ -362,8 +362,8 @@ def _name_of(function: Named) -> str:
     name = f"{function.__module__}:{function.__qualname__}"
     if "<" in name:
         raise HostError(
-            f"{name} can't be found by its name on another host; define the function with def at"
-            " the top level of a module"
+            f"another host can't import {name}; define the function with def at the top level of"
+            " a module"
         )
     return name
 

@@ -151,7 +151,7 @@ def _serve(subject: object, requests: Connection, replies: Connection, timeout: 
 def _in_child(
     subject: object, request: bytes, requests: Connection, replies: Connection, timeout: float
 ) -> tuple[bytes, str, bool]:
-    """Run `request` in a new child; return what it sent, how it ended, and whether it timed out."""
+    """Run `request` in a new child; return the child's data, its end, and whether it timed out."""
     out, into = os.pipe()
     pid = _fork()
     if pid == 0:

@@ -101,7 +101,7 @@ class FlowMonitor(ExecutionMonitor):
         __tracebackhide__ = True
         if not self._jobs:
             raise AssertionError(
-                "flow_monitor recorded no job: run the job while flow_runtime is in use, or with"
+                "flow_monitor recorded no job: run the job in flow_runtime, or in"
                 " Runtime(observers=[flow_monitor])"
             )
         if job is None:
@@ -173,7 +173,7 @@ class FlowMonitor(ExecutionMonitor):
                 continue
             connections = listed(known.connections_to(routine))
             raise assertion_error(
-                f"{routine}: expected never to run, started {count(len(attempts), 'attempt')}",
+                f"{routine}: expected no attempt, but {count(len(attempts), 'attempt')} started",
                 [(True, f"task {task}", f"attempt {attempt}") for task, attempt in attempts],
                 jobs,
                 (known, ends[0] if ends else known.commits[-1]),
@@ -232,7 +232,7 @@ class FlowMonitor(ExecutionMonitor):
         delays: Sequence[float | timedelta] | None = None,
         job: JobState | str | None = None,
     ) -> None:
-        """Assert how often (`times`) and after which waits (`delays`) a routine was retried.
+        """Assert the number (`times`) of a routine's retries and the waits (`delays`) before them.
 
         `delays` are in seconds, and must equal the planned and the real waits exactly; a wait that
         has not ended has no real one. Without `times` and `delays`: at least once. If several tasks
@@ -242,8 +242,8 @@ class FlowMonitor(ExecutionMonitor):
         jobs = jobs_with(self._known(job), routine)
         if delays is not None and times not in (None, len(delays)):
             raise FlowDefinitionError(
-                f"assert_retried({routine!r}): times={times} contradicts the"
-                f" {count(len(delays), 'delay')}; leave out times"
+                f"assert_retried({routine!r}): times={times} does not fit the"
+                f" {count(len(delays), 'delay')}; give only delays"
             )
         wanted = None if delays is None else [to_ns(delay) for delay in delays]
         times = times if wanted is None else len(wanted)
@@ -255,7 +255,7 @@ class FlowMonitor(ExecutionMonitor):
         if not tasks and times != 0:
             at = last_commit(jobs, routine)
             raise assertion_error(
-                f"{routine}: expected {retries_text(times)}, made none",
+                f"{routine}: expected {retries_text(times)}, but none was made",
                 [],
                 jobs,
                 at,
@@ -339,7 +339,7 @@ class FlowMonitor(ExecutionMonitor):
             culprit = expected if i < len(wanted) else found
             after = f"after {wanted[i - 1]}" if i else "first"
             raise assertion_error(
-                f"order: {after} expected {expected}, found {found}",
+                f"order: expected {expected} {after}, found {found}",
                 [
                     (False, "expected", " -> ".join(wanted)),
                     (True, "ended", " -> ".join(actual) or "none of them"),

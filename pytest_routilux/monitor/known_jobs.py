@@ -65,7 +65,7 @@ def known_name(name: str, names: Iterable[str], what: str) -> str:
     if name in names:
         return name
     raise FlowDefinitionError(
-        f"{name!r} is no {what}; known: {', '.join(map(repr, names)) or 'none'}"
+        f"unknown {what}: {name!r}; known: {', '.join(map(repr, names)) or 'none'}"
         f"{nearest(name, names)}"
     )
 
@@ -111,7 +111,7 @@ def last_commit(jobs: Sequence[KnownJob], routine: str) -> tuple[KnownJob, Commi
 
 
 def reason_of_silence(known: KnownJob, routine: str) -> str:
-    """Return advice on where to look if a routine emitted nothing or retried nothing."""
+    """Return advice on where to look if a routine emitted no event or made no retry."""
     if known.ended(routine):
         return f"the error of {routine}: only an attempt that succeeds emits"
     connections = listed(known.connections_to(routine)) or "none"

@@ -72,7 +72,7 @@ def assertion_error(
 
 
 def look_at(look: str) -> list[str]:
-    """Return the advice `look` as wrapped lines after the label `look at`."""
+    """Return lines that begin with the label `look at` and contain the advice `look`."""
     return _labelled("look at", look)
 
 
@@ -114,7 +114,7 @@ def commit_table(rows: Sequence[tuple[str, str, str, str]], gap: str = "  ") -> 
 
 
 def commit_words(commit: Commit) -> str:
-    """Describe a commit in words, after the name of its routine if the commit has one."""
+    """Return a commit as text: the name of its routine, if any, and a description."""
     routine = "" if commit.routine_id is None else f"{commit.routine_id} "
     return f"{routine}{describe(commit)}"
 
@@ -123,7 +123,7 @@ def commit_words(commit: Commit) -> str:
 
 
 class Emitted(NamedTuple):
-    """An emission with its job and commit, and how the payload differs from the expected data."""
+    """An emission, its job and commit, and how its payload differs from the expected data."""
 
     known: KnownJob
     commit: Commit
@@ -162,7 +162,7 @@ def payload_difference(expected: object, actual: object, path: str = "data") -> 
 def first_wrong_retry(
     task: str, retries: Sequence[Retry], times: int | None, wanted: Sequence[int] | None
 ) -> tuple[str, int, str] | None:
-    """Return problem, index and advice for the first wrong retry; None if no retry is wrong.
+    """Return the problem, index and advice of the first wrong retry; None if all are right.
 
     The advice has `{}` in place of the routine's name.
     """
@@ -187,7 +187,7 @@ def first_wrong_retry(
 
 
 def retry_text(retries: Sequence[Retry], wanted: Sequence[int] | None, at: int) -> str:
-    """Describe one retry: the expected wait, the planned wait and the real wait before it."""
+    """Return the waits before one retry as text: the expected, the planned and the real wait."""
     parts = []
     if wanted is not None:
         parts.append(f"expected {seconds(wanted[at])} s" if at < len(wanted) else "not expected")

@@ -40,7 +40,7 @@ class FlowReport:
         self._width, self._colour = report_look(config)
 
     def add(self, *renderables: RenderableType, title: str | None = None) -> None:
-        """Add objects that rich can render; a `str` appears unchanged, without markup."""
+        """Add objects that rich can render; text such as `[bold]` in a `str` is shown unchanged."""
         from rich.console import Console
         from rich.padding import Padding
         from rich.rule import Rule
@@ -99,7 +99,7 @@ class FlowReport:
         *,
         title: str | None = None,
     ) -> None:
-        """Add what a saved state contains, and the name and size of its file at `path`."""
+        """Add the contents of a saved state, and the name and the size of the file `path`."""
         from pytest_routilux.report.tables import saved_state
 
         self.add(saved_state(saved, path), title=title)
@@ -161,7 +161,7 @@ class Verification:
                 )
             return
         if not self._rows:
-            raise AssertionError(f"{self._title}: no check was made; call verify() in the `with`")
+            raise AssertionError(f"{self._title}: no check was made; call verify() inside `with`")
         if failed:
             head = f"{len(failed)} of {len(self._rows)} checks failed"
             raise AssertionError("\n".join([f"{self._title}: {head}", *lines]))

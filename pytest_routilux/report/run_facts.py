@@ -91,7 +91,7 @@ class RunFacts:
         item.user_properties[:] = kept + (_properties(self._counts) if properties else [])
 
     def attach_to(self, report: pytest.TestReport, *, passing: bool, failing: bool) -> None:
-        """Attach to `report` the facts that no earlier report has; xdist transmits the report."""
+        """Store in `report` the facts that are new since the run's previous report."""
         attributes = vars(report)
         if self.simulations:
             attributes["flow_simulations"] = self.simulations
@@ -104,7 +104,7 @@ class RunFacts:
             attributes["flow_facts"] = self._counts
 
     def counts(self) -> dict[str, int]:
-        """Return the run's counts and durations (nanoseconds) by name; no entry if all are zero."""
+        """Return the run's counts and durations (nanoseconds) by name; {} if all are zero."""
         if not (self._clocks or self._monitors or self._simulated or self._tried):
             return {}
         from routilux import ExecutionMonitor

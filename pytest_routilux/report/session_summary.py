@@ -29,7 +29,7 @@ _MEANT: Final = (
 
 
 class SessionSummary:
-    """Collects the facts that test reports carry; prints them during and after the session."""
+    """Collects the facts in pytest's test reports; prints them during and after the session."""
 
     def __init__(self, config: pytest.Config, mode: str) -> None:
         self._config = config
@@ -73,7 +73,7 @@ class SessionSummary:
 
     @property
     def reproduced(self) -> list[str]:
-        """One line for each simulation that ran the reproducer, with the result."""
+        """One line for each simulation that ran the reproducer: the test and the result."""
         return [f"{nodeid}: {s['repro']}" for nodeid, s in self._simulations if s["repro"]]
 
     def show(self) -> None:

@@ -34,7 +34,7 @@ _Step: TypeAlias = tuple[str | None, str | None, int]
 
 
 class _Instant(NamedTuple):
-    """An instant (UTC nanoseconds), with the numbers of commits and effect calls made by then."""
+    """An instant (UTC nanoseconds), and how many commits and effect calls were made before it."""
 
     commits: int
     calls: int

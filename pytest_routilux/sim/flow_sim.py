@@ -186,7 +186,7 @@ class FlowSim:
         self._report("  🔁 all runs wrote the same records", coverage.notes)
 
     def close(self) -> None:
-        """Fail the test if none of its simulations fits the reproducer of `--routilux-repro`."""
+        """Fail the test if no simulation in it fits the reproducer in `--routilux-repro`."""
         if self._repro is not None and not self._repeated:
             reasons = self._stale or ["the test runs no simulation"]
             pytest.fail(
@@ -197,7 +197,7 @@ class FlowSim:
 
     def _repeat(self, case: Case, checks: Checks, repro: Repro) -> tuple[Case, Exploration]:
         if repro.seed is not None:
-            raise StaleError("crash_everywhere uses FIFO order, but the reproducer names a seed")
+            raise StaleError("crash_everywhere uses FIFO order, but the reproducer has a seed")
         applied = repro.applied(case, case.build())
 
         def choose(points: list[CrashPoint]) -> list[CrashPoint]:

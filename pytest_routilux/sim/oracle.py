@@ -90,7 +90,7 @@ def view_of(job: JobState, world: World) -> View:
 
 
 def varying(view: View, others: Iterable[View], *, ordered: bool) -> Mask:
-    """Return the paths at which `view` and `others` differ; if `ordered`, list order counts."""
+    """Return the paths at which `view` and `others` differ; `ordered` also compares list order."""
     found: set[tuple[str, ...]] = set()
     base = view if ordered else unordered(view)
     for other in others:
@@ -211,7 +211,7 @@ class Expected:
         self._bytes = _bytes(self._plain)
 
     def compare(self, view: View) -> Finding | None:
-        """Return a finding if `view`, apart from effects, differs from the expected view."""
+        """Return a finding if `view` differs from the expected view; effects are not compared."""
         other = _without_effects(masked(view, self._trie))
         if self._bytes is None:
             if same_value(self._plain, other):
@@ -248,7 +248,7 @@ def _without_effects(view: View) -> View:
 
 
 def _where(path: str, a: View, b: View) -> tuple[str, str | None]:
-    """Return the name of the views' part at `path`, and the routine whose values differ there."""
+    """Return the first name in `path`, and the id of the routine that differs between the views."""
     part = path.partition(".")[0].partition("[")[0]
     if part == "routines" or part in _BAGS:
         for name in {**a[part], **b[part]}:

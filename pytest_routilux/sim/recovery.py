@@ -48,7 +48,7 @@ _REFUSALS: Final = ("store refuses", "store does not answer")
 
 
 def run_undisturbed(case: Case, start_ns: int) -> Undisturbed:
-    """Run a job without a simulated crash; if a handler kills its host, another resumes the job.
+    """Run a job without a simulated crash; a new host resumes the job if a handler kills a host.
 
     Raises the error of an entry or params that the flow does not accept.
     """
@@ -166,7 +166,7 @@ def _crash_on_resume(case: Case, world: World, job: JobState) -> tuple[JobState,
 
 
 def _stored(case: Case, world: World, job: JobState | None, host: Host) -> JobState | None:
-    """Return the job in the store after the death of `host`, which had loaded `job`."""
+    """Return the job in the store after `host` died; `job` is the job that this host loaded."""
     if world.files is not None:
         stored = world.files.stored_job(case.job_id, world)
         if not isinstance(stored, Finding):

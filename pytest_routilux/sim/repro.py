@@ -71,7 +71,7 @@ class Repro:
         seed: int | None = None,
         faults: Sequence[int] | None = None,
     ) -> Repro:
-        """Make a reproducer for `case` and its `flow`; `faults=None` means all its faults."""
+        """Make a reproducer for `case` and its `flow`; `faults=None` means all faults."""
         numbers = range(1, len(case.faults) + 1) if faults is None else faults
         place = None if point is None else _written(point.name)
         return cls(digest_of(case, flow), place, seed, tuple(numbers))
@@ -83,7 +83,7 @@ class Repro:
         faults = tuple(map(int, match[4].split("+f")[1:])) if match else ()
         if match is None or list(faults) != sorted(set(faults)):
             raise pytest.UsageError(
-                f"--routilux-repro={shown(text, 120)} is not a valid reproducer; the form is"
+                f"--routilux-repro={shown(text, 120)} is not a valid reproducer; write"
                 f" {_FORM}, with the numbers of the faults in ascending order"
             )
         digest, seed, place, _ = match.groups()
@@ -95,12 +95,12 @@ class Repro:
         return f"R1.{self.digest}.{self.place or order}{faults}"
 
     def applied(self, case: Case, flow: Flow) -> Case:
-        """Return `case` with only the reproducer's faults; raises `StaleError` for another flow."""
+        """Return `case` with this reproducer's faults; raises `StaleError` if `case` changed."""
         now = digest_of(case, flow)
         if now != self.digest:
             raise StaleError(
-                "the reproducer was made for another flow, entry, slot or list of faults: its"
-                f" digest is {self.digest}, but the test's digest is {now}"
+                "the flow, entry, slot, faults or store of the test have changed: the digest of the"
+                f" reproducer is {self.digest}, but the test's digest is {now}"
             )
         missing = [number for number in self.faults if number > len(case.faults)]
         if missing:
@@ -111,11 +111,11 @@ class Repro:
         return replace(case, faults=tuple(case.faults[number - 1] for number in self.faults))
 
     def point(self, points: Sequence[CrashPoint]) -> CrashPoint:
-        """Return the point that this reproducer names; raises `StaleError` if `points` lacks it."""
+        """Find this reproducer's crash point in `points`; raises `StaleError` if it is missing."""
         for point in points:
             if _written(point.name) == self.place:
                 return point
-        raise StaleError(f"the undisturbed run has no crash point {self.place}")
+        raise StaleError(f"the run without a crash has no crash point {self.place}")
 
 
 def digest_of(case: Case, flow: Flow) -> str:

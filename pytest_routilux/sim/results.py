@@ -38,7 +38,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """The test's own checks of each run, besides the comparison with the run without a crash.
+    """The checks that a test adds to the comparison of each run with the run without a crash.
 
     `isolated=False` runs nothing in forked processes, for resources that forks must not share.
     """

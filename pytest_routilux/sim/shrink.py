@@ -52,7 +52,7 @@ def shrink(
     checks: Checks,
     finding: Finding | None = None,
 ) -> Cause:
-    """Return the smallest cause of `finding`, by default of the first finding of `exploration`."""
+    """Return the smallest cause of `finding`; the default is the first finding of `exploration`."""
     reference = exploration.reference
     finding = finding or reference.finding or exploration.failures[0][1]
     signature = finding.signature

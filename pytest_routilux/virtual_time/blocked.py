@@ -1,4 +1,4 @@
-"""Report on a blocked thread: the step, the line of user code, the blocking call, the stack.
+"""Describes a blocked thread: its step, line of user code, blocking call and stack.
 
 Invariants:
 - The line is the innermost line of user code. The call is the function that it calls or awaits.

@@ -154,7 +154,7 @@ def _replacement(real: Callable[..., Any], virtual: Callable[..., Any]) -> Calla
 
 
 class _Replacement(type):
-    """Metaclass: isinstance, issubclass, == and hash treat a class as the one that it replaces."""
+    """Metaclass: isinstance, issubclass, == and hash give the results of the replaced class."""
 
     def __instancecheck__(cls, value: object) -> bool:
         return type.__instancecheck__(_real_class(cls), value)

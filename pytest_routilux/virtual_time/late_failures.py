@@ -1,4 +1,4 @@
-"""Failures that a test can miss: errors in threads or under a bare `except`, missing awaits.
+"""Fails a test that missed an error: in a thread, in a bare `except`, or a missing `await`.
 
 Invariants:
 - An error that reached the code that waits for the job is not reported again. Any other recorded
@@ -34,7 +34,7 @@ _HOOK: Final = "_warn_unawaited_coroutine"  # the function of `warnings` that Py
 
 
 def record_failure(error: BaseException) -> None:
-    """Record `error`; `fail_at_end` fails the test if no code that waits for a job received it."""
+    """Record `error`; `fail_at_end` fails the test unless a waiting caller received the error."""
     _recorded.append(error)
 
 

@@ -56,8 +56,8 @@ class SimClock(Clock):
             return True
         if until is None:
             raise ClockStalledError(
-                f"{who} waits for a signal without a timeout, but a simulation has one thread, so"
-                " nothing can send the signal"
+                f"{who} waits for a signal without a timeout, but in a simulation no other thread"
+                " can send the signal; give a timeout"
             )
         self.mono = max(self.mono, until)
         return False
@@ -68,7 +68,7 @@ class SimClock(Clock):
 
 
 class Flight:
-    """A step after its handler has run; outcome and effects are due at later virtual times."""
+    """A step whose handler has run; its outcome and its effects happen later in virtual time."""
 
     __slots__ = ("driven", "effects", "events", "step")
 

@@ -75,7 +75,7 @@ def fail_blocked_steps(clock: FakeClock | None, config: pytest.Config) -> Iterat
 
 
 class _Sight(NamedTuple):
-    """A look at the step that runs on a clock; `marks` change whenever the step makes progress."""
+    """The state of a clock's running step; `marks` change whenever the step makes progress."""
 
     thread: int
     frame: FrameType
@@ -101,7 +101,7 @@ class _Watch:
         self._sent_at = 0
 
     def check(self) -> None:
-        """Report the clock's running step, once, if the step is blocked."""
+        """Report the clock's running step if it is blocked; report each step only once."""
         sight = self._sight()
         if sight is None or not _same(sight.marks, self._marks):
             self._marks = () if sight is None else sight.marks

@@ -1,4 +1,4 @@
-"""The command `routilux`: lists, shows, retries, cancels and exports jobs of a store.
+"""The command `routilux` lists, shows, retries, cancels and exports the jobs of a store.
 
 It also copies a whole store, and checks it.
 
@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from routilux import codec
 from routilux.cli.check import check_store
-from routilux.cli.jobs import count_of_jobs, held, held_data, list_jobs, no_commits, show_jobs
+from routilux.cli.jobs import count_of_jobs, held, held_data, list_jobs, show_jobs
 from routilux.cli.open_store import change_store, is_server, read_store, without_password
 from routilux.cli.show import show_job
 from routilux.cli.terminal import Page
@@ -44,6 +44,7 @@ from routilux.errors import RoutiluxError, SavedStateError, UnsupportedVersionEr
 from routilux.persist import admin
 from routilux.persist.atomic_write import write_atomically
 from routilux.persist.journal import Journal
+from routilux.persist.store import BACKUP
 from routilux.persist.versions import FORMAT
 from routilux.timeline import plain
 
@@ -93,15 +94,15 @@ def main(argv: Sequence[str] | None = None, *, clock: Clock | None = None) -> in
 
 
 def _jobs(options: argparse.Namespace, page: Page, now: int) -> int:
-    total, found = read_store(
+    found = read_store(
         options.store,
-        lambda store: (len(store.job_ids()), list_jobs(store, options.status, options.flow)),
+        lambda store: list_jobs(store, options.status, options.flow, options.limit),
         options.clock,
     )
     if options.json:
-        _write_json(page, options, now, found.data(options.limit))
+        _write_json(page, options, now, found.data())
     else:
-        show_jobs(page, found, total, options.limit, now)
+        show_jobs(page, found, now)
     page.flush()
     for job_id, error in found.damaged.items():
         _complain(_damaged(options.shown, job_id, error))
@@ -196,7 +197,7 @@ def _read(store: JobStore, options: argparse.Namespace) -> JobState:
     except SavedStateError as error:
         raise RoutiluxError(_damaged(options.shown, job_id, error)) from None
     if job is None:
-        raise RoutiluxError(_damaged(options.shown, job_id, no_commits(job_id)))
+        raise RoutiluxError(_unknown_job(options.shown, job_id, known))
     return job
 
 
@@ -242,7 +243,8 @@ def _unknown_job(store: str, job_id: str, known: list[str]) -> str:
 def _damaged(store: str, job_id: str, error: SavedStateError) -> str:
     if isinstance(error, UnsupportedVersionError):
         return f"job {job_id} in {store} can't be read: {error}"
-    return f"job {job_id} in {store} is damaged: {error}; restore the store from a backup"
+    cure = "" if BACKUP in error.reason else f"; {BACKUP}"
+    return f"job {job_id} in {store} is damaged: {error}{cure}"
 
 
 def _line_of(error: Exception) -> str:
@@ -280,7 +282,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"only the jobs of this status: {', '.join(statuses)}",
     )
     jobs.add_argument("--flow", metavar="FLOW", help="only the jobs of this flow")
-    jobs.add_argument("--limit", metavar="N", type=_count, help="at most N jobs")
+    jobs.add_argument("--limit", metavar="N", type=_count, default=100, help="at most N jobs (100)")
     _command(commands, "show", _show, "show the commits and the pending tasks of a job")
     retry = _command(
         commands,
@@ -357,5 +359,5 @@ def _command(
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, not {text!r}")
     return int(text)

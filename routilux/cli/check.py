@@ -12,8 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from routilux.cli.jobs import no_commits
-from routilux.errors import SavedStateError
+from routilux.errors import CorruptStateError, SavedStateError
 from routilux.persist.journal import Journal
 from routilux.persist.sqlite import SqliteStore
 
@@ -39,13 +38,22 @@ def check_store(store: JobStore) -> Checked:
     """Read a whole store. Raises `OSError` and `SavedStateError` as the store does."""
     file = store.integrity() if isinstance(store, SqliteStore) else []
     journal = Journal(store)
-    job_ids = store.job_ids()
+    entries = store.entries()
     damaged: dict[str, SavedStateError] = {}
-    for job_id in job_ids:
+    for entry in entries:
+        job_id = entry.job_id
         try:
+            if entry.damage is not None:
+                raise entry.damage
             for history in (True, False):
-                if journal.read(job_id, history=history) is None:
-                    raise no_commits(job_id)
+                job = journal.read(job_id, history=history)
+                if job is None:
+                    raise CorruptStateError(f"$.{job_id}", "has no commits")
+                if (job.flow_id, job.status.value) != (entry.flow_id, entry.status):
+                    reason = (
+                        f"is {entry.status} in the store, and {job.status.value} by its commits"
+                    )
+                    raise CorruptStateError(f"$.{job_id}", reason)
         except SavedStateError as error:
             damaged[job_id] = error
-    return Checked(len(job_ids), file, damaged)
+    return Checked(len(entries), file, dict(sorted(damaged.items())))

@@ -10,7 +10,7 @@ _UNITS: Final = ((2 * 86_400, 86_400, "d"), (2 * 3_600, 3_600, "h"), (120, 60, "
 
 
 def length(ns: int) -> str:
-    """Return `ns` nanoseconds as text in days, hours, minutes or seconds, rounded down.
+    """Format `ns` nanoseconds as days, hours, minutes or seconds, and round down.
 
     >>> length(90 * SECOND), length(150 * SECOND), length(0)
     ('90 s', '2 min', '0 s')
@@ -41,7 +41,7 @@ def ago(instant: int, now: int) -> str:
 
 
 def due(instant: int, now: int) -> str:
-    """Return as text when a task is due: `in 5 s`, `now`, or `5 s ago` for an overdue task.
+    """Return a task's due time as text: `in 5 s`, `now`, or `5 s ago` for an overdue task.
 
     >>> due(5 * SECOND, 0), due(0, 5 * SECOND), due(0, 0)
     ('in 5 s', '5 s ago', 'now')

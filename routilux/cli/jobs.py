@@ -2,6 +2,7 @@
 
 Invariants:
 - A job that can't be read hides no other job: it is named at the end, and the command fails.
+- Only the rows of the jobs that are shown are read; all else is in the entries of the jobs.
 - Ids are never cut, because the other commands need the whole id.
 """
 
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from routilux.cli import humanize
 from routilux.cli.terminal import cells
 from routilux.core.commits import JobStatus
-from routilux.errors import CorruptStateError, SavedStateError
+from routilux.errors import SavedStateError
 from routilux.persist.journal import Journal
 from routilux.timeline import STATUS_STYLES, plain
 
@@ -35,24 +36,25 @@ _NUMBERS: Final = ("age", "commits", "retries")  # aligned at the right
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The result of `list_jobs`: the selected jobs, the damaged jobs and the ids of flows."""
+    """The selected jobs of a store that are shown, and facts about all jobs of the store.
+
+    `total` counts all jobs, `counts` the selected jobs of each status, and `damaged` holds the
+    error of each job that can't be read.
+    """
 
     jobs: list[Row]
+    total: int
+    counts: Mapping[str, int]
     damaged: dict[str, SavedStateError]
     flows: list[str]
 
-    def data(self, limit: int | None) -> dict[str, object]:
-        """Return the data that `routilux jobs --json` writes, with at most `limit` jobs."""
+    def data(self) -> dict[str, object]:
+        """Return the members that `routilux jobs --json` writes."""
         return {
-            "counts": _counts(self.jobs),
-            "jobs": [{**job, "held": held_data(job["held"])} for job in self.jobs[:limit]],
+            "counts": self.counts,
+            "jobs": [{**job, "held": held_data(job["held"])} for job in self.jobs],
             "damaged": [{"job_id": name, "reason": str(why)} for name, why in self.damaged.items()],
         }
-
-
-def no_commits(job_id: str) -> CorruptStateError:
-    """Return the error that job `job_id` is in a store but has no commits there."""
-    return CorruptStateError(f"$.{job_id}", "has no commits")
 
 
 def held(job: JobState, hold: Hold) -> Hold | None:
@@ -65,39 +67,46 @@ def held_data(hold: Hold | None) -> dict[str, object] | None:
     return None if hold is None else {"owner": hold.owner, "free_in_ns": hold.free_in_ns}
 
 
-def list_jobs(store: JobStore, status: str | None, flow: str | None) -> Listing:
-    """Read the jobs of a store; select by `status` and by `flow`, where None selects all."""
+def list_jobs(store: JobStore, status: str | None, flow: str | None, limit: int) -> Listing:
+    """Read the newest `limit` jobs of a store that have this status and flow, if they are given."""
     journal = Journal(store)
+    entries = store.entries()
+    damaged: dict[str, SavedStateError] = {
+        entry.job_id: entry.damage for entry in entries if entry.damage is not None
+    }
+    intact = [entry for entry in entries if entry.damage is None]
+    selected = [
+        entry
+        for entry in intact
+        if status in (None, entry.status) and flow in (None, entry.flow_id)
+    ]
     jobs: list[Row] = []
-    damaged: dict[str, SavedStateError] = {}
-    flows: set[str] = set()
-    for job_id, hold in sorted(store.holders().items()):
+    for entry in selected[:limit]:
         try:
-            job = journal.read(job_id, history=False)
+            job = journal.read(entry.job_id, history=False)
         except SavedStateError as error:
-            damaged[job_id] = error
+            damaged[entry.job_id] = error
             continue
-        if job is None:
-            damaged[job_id] = no_commits(job_id)
-            continue
-        flows.add(job.flow_id)
-        if status in (None, job.status.value) and flow in (None, job.flow_id):
-            jobs.append(_row(job, hold))
+        if job is not None:
+            jobs.append(_row(job, entry.hold))
     jobs.sort(key=lambda job: (-job["started_ns"], job["job_id"]))
-    return Listing(jobs, damaged, sorted(flows))
+    found = Counter(entry.status for entry in selected if entry.job_id not in damaged)
+    counts = {status.value: found[status.value] for status in JobStatus if found[status.value]}
+    flows = sorted({entry.flow_id for entry in intact})
+    return Listing(jobs, len(entries), counts, dict(sorted(damaged.items())), flows)
 
 
-def show_jobs(page: Page, found: Listing, total: int, limit: int | None, now: int) -> None:
-    """Write the table of jobs, then a line that counts the jobs of each status."""
-    shown = found.jobs[:limit]
-    if shown:
-        _table(page, shown, now)
+def show_jobs(page: Page, found: Listing, now: int) -> None:
+    """Write the table of jobs, then a line with the number of jobs of each status."""
+    if found.jobs:
+        _table(page, found.jobs, now)
         page.line()
-    counts = ", ".join(f"{count:,} {status}" for status, count in _counts(found.jobs).items())
-    count = len(found.jobs)
-    some = count < total - len(found.damaged)
-    what = f"{count:,} of {count_of_jobs(total)}" if some else count_of_jobs(count)
-    more = f"; the {len(shown):,} newest are shown" if len(shown) < count else ""
+    counts = ", ".join(f"{count:,} {status}" for status, count in found.counts.items())
+    count = sum(found.counts.values())
+    some = count < found.total - len(found.damaged)
+    what = f"{count:,} of {count_of_jobs(found.total)}" if some else count_of_jobs(count)
+    shown = len(found.jobs)
+    more = f"; the {shown:,} newest are shown, --limit shows more" if shown < count else ""
     flows = f"; flows: {', '.join(found.flows)}" if some and not count else ""
     page.line(what, f": {counts}" if counts else "", more, flows)
 
@@ -116,11 +125,6 @@ def _row(job: JobState, hold: Hold) -> Row:
         "error": None if job.error is None else str(job.error),
         "held": held(job, hold),
     }
-
-
-def _counts(jobs: Sequence[Row]) -> Mapping[str, int]:
-    found = Counter(job["status"] for job in jobs)
-    return {status.value: found[status.value] for status in JobStatus if found[status.value]}
 
 
 def count_of_jobs(count: int) -> str:

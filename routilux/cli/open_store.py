@@ -30,7 +30,7 @@ _PASSWORD: Final = re.compile(r"(?<=://)([^/@:]*):[^/?]*@|([?&](?:ssl)?password=
 
 
 def read_store(name: str, read: Callable[[JobStore], _T], clock: Clock) -> _T:
-    """Open the store `name`; return what `read(store)` returns; `read` may run repeatedly.
+    """Open the store `name`, and return `read(store)`; read again if the store has changed.
 
     `clock` gives the time for a store without its own clock. Raises `OSError` and `SavedStateError`
     as the store does.
@@ -59,7 +59,7 @@ def is_server(name: str) -> bool:
 
 
 def without_password(name: str) -> str:
-    """Return the store name `name` with its password, if any, replaced by `***`.
+    """Return the name of a store with `***` in place of a password.
 
     >>> without_password("postgresql://user:secret@host/jobs")
     'postgresql://user:***@host/jobs'
@@ -85,7 +85,7 @@ def _opened(name: str, clock: Clock, *, read_only: bool) -> SharedStore:
 def _path(name: str) -> Path:
     if _CONNECTION_STRING.match(name) and not Path(name).exists():
         raise OSError(
-            "the store's name has the form key=value; name a PostgreSQL database by its URL:"
+            "the store's name can't be a key=value string; give the URL of the database:"
             " postgresql://user@host/database"
         )
     path = Path(name)

@@ -49,12 +49,12 @@ class Page:
         self._stream.write(f"{text}\n")
 
     def line(self, *parts: Part, cut: bool = False) -> None:
-        """Write `parts` as one line; with `cut`, cut the line to the width of the page."""
+        """Write `parts` as one line; if `cut` is true, cut the line to the page's width."""
         row = [_styled(part) for part in parts]
         self.text(self._coloured(_cut(row, self.width) if cut and self.width else row))
 
     def lines(self, lines: Sequence[Line]) -> None:
-        """Write lines of a timeline so that the texts of all lines start in one column."""
+        """Write the lines of a timeline, and align their texts in one column."""
         head = max((cells(line.mark) + len(line.clock) + 2 for line in lines), default=0)
         for line in lines:
             mark = f"{line.mark} " if line.mark else ""

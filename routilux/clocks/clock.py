@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import Final, final
 
 from routilux.clocks.durations import SECOND
@@ -37,11 +38,11 @@ class Signal(ABC):
 
     @abstractmethod
     def is_set(self) -> bool:
-        """Return whether the signal is set: whether `set` was called after the last `clear`."""
+        """Return whether `set` was called after the last `clear`."""
 
 
 class Party:
-    """A thread that waits on a clock; the methods of this base class, for real time, do nothing.
+    """A thread that waits on a clock; this base class is for real time, and its methods do nothing.
 
     A party is created where the work is handed out, before its thread runs. The thread that does
     the work calls `start` and `stop`.
@@ -53,7 +54,10 @@ class Party:
         """Register the calling thread as the thread of this party."""
 
     def stop(self) -> None:
-        """Report that the thread of this party has finished its work."""
+        """Report that the thread of this party has finished its work; may be called twice."""
+
+    def cancel(self) -> None:
+        """Report that the thread of this party may never start."""
 
 
 _UNKNOWN_PARTY: Final = Party()
@@ -86,35 +90,32 @@ class Clock(ABC):
         """
 
     def party(self, who: str, key: Key = (), *, result: bool = False) -> Party:
-        """Return a party for a new thread; `result` says whether the thread waits for a job."""
+        """Return a party for a thread; `result` says whether the thread awaits a job's result."""
         return _UNKNOWN_PARTY
 
     def record_wait(self, who: str, length: int) -> None:  # noqa: B027 - optional
         """Record that `who` asked for a wait of `length` nanoseconds."""
 
 
-_making: Final = threading.Lock()  # of conditions
-
-
 class _SystemSignal(Signal):
-    """A signal like `threading.Event`, but without a condition until the first wait.
+    """A flag, and a gate for each thread that waits: a lock that `set` opens.
 
-    `set` raises the flag before it reads the condition; `wait` stores the condition before it reads
-    the flag. So either `set` finds the waiting thread, or that thread finds the flag.
+    `set` raises the flag before it reads the gates; `wait` adds its gate before it reads the flag.
+    So either `set` finds the gate, or that thread finds the flag. It has no lock of its own, so
+    that an exception such as Ctrl-C can leave none held, and a forked child needs no new one.
     """
 
-    __slots__ = ("_condition", "_raised")
+    __slots__ = ("_gates", "_raised")
 
     def __init__(self) -> None:
         self._raised = False
-        self._condition: threading.Condition | None = None
+        self._gates: list[threading.Lock] = []
 
     def set(self) -> None:
         self._raised = True
-        condition = self._condition
-        if condition is not None:
-            with condition:
-                condition.notify_all()
+        for gate in self._gates.copy():
+            with suppress(RuntimeError):  # another thread was faster
+                gate.release()
 
     def clear(self) -> None:
         self._raised = False
@@ -122,14 +123,15 @@ class _SystemSignal(Signal):
     def is_set(self) -> bool:
         return self._raised
 
-    def wait(self, seconds: float | None = None) -> bool:
-        """Wait at most `seconds` until the signal is set; return whether the signal is set."""
-        with _making:
-            condition = self._condition
-            if condition is None:
-                condition = self._condition = threading.Condition(threading.Lock())
-        with condition:
-            return self._raised or condition.wait(seconds)
+    def wait(self, seconds: float = -1) -> bool:
+        """Wait until the signal is set, at most `seconds`; return whether the signal is set."""
+        gate = threading.Lock()
+        gate.acquire()
+        self._gates.append(gate)
+        try:
+            return self._raised or gate.acquire(timeout=seconds)
+        finally:
+            self._gates.remove(gate)
 
 
 @final

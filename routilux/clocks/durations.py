@@ -69,7 +69,7 @@ def instant_ns(instant: datetime | str) -> int:
 
 
 def seconds_text(length: int, places: int = 3) -> str:
-    """Return `length` nanoseconds as text in seconds with `places` decimals, rounded half up.
+    """Format `length` nanoseconds as seconds, rounded half up to `places` decimals.
 
     >>> seconds_text(5_737_500_000), seconds_text(450_000_000, 4), seconds_text(-5_000_000)
     ('5.738', '0.4500', '-0.005')

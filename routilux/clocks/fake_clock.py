@@ -6,6 +6,8 @@ Invariants:
 - Time moves only when no thread can run: to the earliest instant that a thread waits for. It wakes
   one thread, the first by (instant, key). What that thread causes happens before the next wakes.
 - Time moves by itself only while a thread waits for a result; between two calls of a test it stays.
+- A change of who may run can be repeated. If an exception such as Ctrl-C interrupts the change, it
+  is repeated, so no thread waits for a turn that was lost.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from routilux.clocks.clock import Clock, Key, Party, Signal, thread_cpu_ns
 from routilux.clocks.durations import SECOND, from_ns, instant_ns, signed_ns, to_ns
+from routilux.clocks.forks import begin_in_children
 from routilux.errors import ClockStalledError
 
 if TYPE_CHECKING:
@@ -62,6 +65,8 @@ class _Party(Party):
     outside: bool = False
     thread: int = field(default_factory=threading.get_ident)
     gate: threading.Lock = field(default_factory=threading.Lock)  # opened when its turn comes
+    opened: bool = False  # the gate was opened since the party last waited
+    entered: bool = False  # its thread has come
     before: _Party | None = None  # the party of the same thread in whose turn it runs
     ticket: int = 0  # of its wait; 0 if it does not wait
     stalled: str | None = None  # why its wait can't end
@@ -75,6 +80,20 @@ class _Party(Party):
 
     def stop(self) -> None:
         self.clock._leave(self)
+
+    def cancel(self) -> None:
+        self.clock._cancel(self)
+
+    def open(self) -> None:
+        """Let its thread run; a second call before it waits again does nothing."""
+        if not self.opened:
+            self.opened = True  # no exception can come between this line and the next call
+            self.gate.release()
+
+    def shut(self) -> None:
+        """Let its thread stop at the gate again."""
+        self.gate.acquire(blocking=False)
+        self.opened = False
 
     def nesting(self) -> Iterator[_Party]:
         """Yield this party, then the party around this one, and so on to the outermost."""
@@ -124,7 +143,7 @@ class _Signal(Signal):
 
 @final
 class FakeClock(Clock):
-    """A clock for tests: when all threads wait, the time jumps to the earliest end of a wait.
+    """A clock for tests: when all threads wait, the time jumps until the first wait ends.
 
     `start` is the first instant (aware datetime or ISO text; naive means UTC). With `autojump`
     the time jumps by itself while a thread waits for a result. Without it only `advance` and
@@ -142,18 +161,29 @@ class FakeClock(Clock):
         self._wall = instant_ns(start)  # what the wall clock shows at monotonic instant 0
         self._now = 0
         self._waits: list[tuple[str, int, int]] = []
-        self._lock = threading.Lock()
-        self._all_wait = threading.Condition(self._lock)
+        self._movers: dict[int, threading.Lock] = {}  # of tests that move the time by hand
         self._current: _Party | None = None
         self._ready: deque[_Party] = deque()
         self._sleepers: list[tuple[int, Key, int, _Party]] = []
         self._waiting: dict[int, tuple[_Party, int | None]] = {}
         self._tickets = count(1)
-        self._results = 0  # threads that wait for a result: time may move by itself
-        self._moving = False  # a test moves the time by hand
+        self._results: set[_Party] = set()  # wait for a result, so time may move by itself
         self._refusal: BaseException | None = None  # why it can't move the time any further
         self._local = threading.local()
         self._owner = threading.get_ident()
+        self._lock = threading.Lock()
+        begin_in_children(self._begin_process)
+
+    def _begin_process(self) -> None:
+        """Forget all threads but the calling one, for which the time then moves by itself."""
+        self._lock = threading.Lock()
+        self._ready.clear()
+        self._waiting.clear()
+        self._sleepers.clear()
+        self._movers.clear()
+        self._current = here = self._here()
+        self._results = set() if here is None else {here}
+        self.autojump = True
 
     def now_ns(self) -> int:
         return self._wall + self._now
@@ -176,7 +206,7 @@ class FakeClock(Clock):
     # --- a test moves it ------------------------------------------------------------------------
 
     def advance(self, seconds: float | timedelta) -> None:
-        """Move time forward by `seconds`; return when each woken step has ended or waits again.
+        """Move time forward by `seconds`; wait until each step that wakes has ended or waits again.
 
         Inside a step, this call is a sleep of that step.
         """
@@ -193,7 +223,7 @@ class FakeClock(Clock):
         self._advance(length)
 
     def jump(self, seconds: float) -> None:
-        """Shift only the wall clock by `seconds`, which may be negative; this ends no waits."""
+        """Shift only the wall clock by `seconds`, which may be negative; waits are not affected."""
         step = signed_ns(seconds)
         with self._lock:
             self._wall += step
@@ -206,8 +236,13 @@ class FakeClock(Clock):
 
     def party(self, who: str, key: Key = (), *, result: bool = False) -> Party:
         party = _Party(self, who, key, result)
-        with self._lock:
-            self._ready.append(party)
+        if not result:  # such a party is that of the calling thread, which starts it at once
+            try:
+                with self._lock:
+                    self._ready.append(party)
+            except BaseException:
+                self._cancel(party)
+                raise
         return party
 
     def signal(self) -> Signal:
@@ -223,25 +258,40 @@ class FakeClock(Clock):
             self.record_wait("advance", length)
             self.wait(None, self._now + length, who="advance")
             return
-        with self._lock:
-            self._moving = True
+        mover, gate = threading.get_ident(), threading.Lock()
+        target = self._now + length
+        try:
             try:
-                target = self._now + length
-                while True:
-                    while self._current is not None or self._ready:
-                        self._all_wait.wait()
-                    if self._refusal is not None:
-                        raise self._refusal
-                    entry = self._first_sleeper()
-                    if entry is None or entry[0] > target:
-                        break
-                    self._wake_first(entry)
-                    self._pass_turn()
-                self._now = target
+                while not self._moved(mover, gate, target):
+                    gate.acquire()
             finally:
-                self._moving = False
-                self._refusal = None
+                self._stop_moving(mover)
+        except BaseException:
+            self._stop_moving(mover)
+            raise
+
+    def _moved(self, mover: int, gate: threading.Lock, target: int) -> bool:
+        """Move the time towards `target` while no thread can run; return whether it is reached."""
+        with self._lock:
+            self._movers[mover] = gate
+            while self._current is None and not self._ready:
+                if self._refusal is not None:
+                    raise self._refusal
+                entry = self._first_sleeper()
+                if entry is None or entry[0] > target:
+                    self._now = target
+                    return True
+                self._wake_first(entry)
                 self._pass_turn()
+            gate.acquire(blocking=False)
+            return False
+
+    def _stop_moving(self, mover: int) -> None:
+        with self._lock:
+            self._movers.pop(mover, None)
+            if not self._movers:
+                self._refusal = None
+            self._pass_turn()
 
     def turn(self) -> Turn | None:
         """Return the current turn; None if all threads wait. Any thread may call this."""
@@ -252,7 +302,7 @@ class FakeClock(Clock):
             return Turn(party, party.thread, self._now, thread_cpu_ns(party.thread))
 
     def revoke(self, turn: Turn, error: BaseException) -> bool:
-        """Take the turn from a thread that blocks; return whether `turn` was still current.
+        """Take the turn from a blocked thread; return whether `turn` was still the current turn.
 
         Other threads run on. A test that moves the time by hand gets `error`. When the thread
         returns, it gets `ClockStalledError` with the same text. The caller fails its job first.
@@ -263,7 +313,7 @@ class FakeClock(Clock):
             for party in turn.party.nesting():
                 party.lost = error
             self._current = None
-            if self._moving:
+            if self._movers:
                 self._refusal = error
             self._pass_turn()
         return True
@@ -271,12 +321,11 @@ class FakeClock(Clock):
     def _raise(self, signal: _Signal) -> None:
         """Set `signal`, and make each party that waits for `signal` ready to run."""
         with self._lock:
-            signal.raised = True
-            for party, ticket in signal.parties:
-                if party.ticket == ticket:
-                    self._wake(party)
-            signal.parties.clear()
-            self._pass_turn()
+            try:
+                self._wake_all(signal)
+            except BaseException:
+                self._wake_all(signal)
+                raise
 
     def wait(self, signal: Signal | None, until: int | None, key: Key = (), who: str = "") -> bool:
         if signal is not None and not isinstance(signal, _Signal):
@@ -284,7 +333,7 @@ class FakeClock(Clock):
         party = self._here()
         if party is not None and party.lost is not None:
             raise ClockStalledError(str(party.lost))
-        ticket = 0
+        ticket = next(self._tickets)
         try:
             with self._lock:
                 if signal is not None and signal.raised:
@@ -293,14 +342,15 @@ class FakeClock(Clock):
                     return False
                 if party is None:
                     party = _Party(self, who, _LAST_KEY, result=True, outside=True)
-                    self._results += 1
+                    self._results.add(party)
                 elif until is not None and self._wakes_first(until, key or party.key):
                     self._now = until
                     return False
                 else:
                     self._current = None
+                    party.opened = False
                 party.who = who or party.who
-                party.ticket = ticket = next(self._tickets)
+                party.ticket = ticket
                 self._waiting[ticket] = (party, until)
                 if until is not None:
                     self._add_sleeper(until, (not party.outside and key) or party.key, party)
@@ -311,7 +361,7 @@ class FakeClock(Clock):
             party.gate.acquire()
         except BaseException:
             if party is not None:
-                self._interrupt(party, ticket)
+                self._interrupt(party)
             raise
         if party.stalled is not None:
             reason, party.stalled = party.stalled, None
@@ -320,52 +370,66 @@ class FakeClock(Clock):
 
     def _enter(self, party: _Party) -> None:
         """Register the calling thread under `party`, and wait for its first turn."""
-        party.before = before = self._here()
-        party.thread = threading.get_ident()
-        self._local.party = party
         with self._lock:
+            party.entered = True
+            party.before = before = self._here()
+            party.thread = threading.get_ident()
+            self._local.party = party
             if party.result:
-                self._results += 1
+                self._results.add(party)
             if before is not None and self._current is before:
                 # A job inside a handler keeps the turn of that handler.
-                self._ready.remove(party)
-                self._current = party
-                return
-            self._pass_turn()
-        try:
-            party.gate.acquire()
-        except BaseException:  # Ctrl-C
-            with self._lock:
-                if self._current is party:
-                    self._current = None
-                else:
+                if party in self._ready:
                     self._ready.remove(party)
-                if party.result:
-                    self._results -= 1
-                self._local.party = before
-                self._pass_turn()
-            raise
+                self._current = party
+                party.opened = True
+                return
+            if self._current is not party and party not in self._ready:
+                self._ready.append(party)
+            self._pass_turn()
+        party.gate.acquire()
 
     def _leave(self, party: _Party) -> None:
-        """Unregister the calling thread from `party`, and pass the turn to the next party."""
+        """End the work of the calling thread as `party`, and give the turn to the next party."""
         with self._lock:
-            if party.result:
-                self._results -= 1
-            self._local.party = before = party.before
-            if party.lost is None:
+            self._results.discard(party)
+            if not party.entered:
+                return
+            before = party.before
+            if self._here() is party:
+                self._local.party = before
+            if party in self._ready:
+                self._ready.remove(party)
+            if self._current is party:
                 self._current = None if before is None or before.lost is not None else before
             self._pass_turn()
 
-    def _interrupt(self, party: _Party, ticket: int) -> None:
+    def _cancel(self, party: _Party) -> None:
+        """Forget a party whose thread may never come; if it does, the party has a turn anyway."""
+        with self._lock:
+            if party.entered:
+                return
+            if party in self._ready:
+                self._ready.remove(party)
+            if self._current is party:
+                party.shut()
+                self._current = None
+            self._pass_turn()
+
+    def _interrupt(self, party: _Party) -> None:
         # Ctrl-C in a wait or next to it: a party that takes turns cleans up in its own turn.
         with self._lock:
-            if ticket and party.ticket == ticket:
-                self._wake(party)
-                self._pass_turn()
             if party.outside:
+                self._waiting.pop(party.ticket, None)
+                party.ticket = 0
+                self._results.discard(party)
+                self._pass_turn()
                 return
-            if self._current is None and party not in self._ready:
-                self._current = party
+            if party.ticket in self._waiting:
+                self._wake(party)
+            elif self._current is not party and party not in self._ready:
+                self._ready.append(party)
+            self._pass_turn()
             if self._current is party:
                 party.gate.acquire(blocking=False)
                 return
@@ -375,7 +439,7 @@ class FakeClock(Clock):
 
     def _wakes_first(self, until: int, key: Key) -> bool:
         # A party that would wake at once need not wait; one that sleeps already wakes before it.
-        if self._ready or self._moving or not self._results or not self.autojump:
+        if self._ready or self._movers or not self._results or not self.autojump:
             return False
         first = self._first_sleeper()
         return first is None or (until, key) < first[:2]
@@ -393,33 +457,46 @@ class FakeClock(Clock):
         return sleepers[0] if sleepers else None
 
     def _wake_first(self, entry: tuple[int, Key, int, _Party]) -> None:
-        heapq.heappop(self._sleepers)
-        self._now = entry[0]
+        self._now = entry[0]  # its entry stays: the ended wait makes it void
         self._wake(entry[3])
 
+    def _wake_all(self, signal: _Signal) -> None:
+        signal.raised = True
+        for party, ticket in signal.parties:
+            if party.ticket == ticket:
+                self._wake(party)
+        signal.parties.clear()
+        self._pass_turn()
+
     def _wake(self, party: _Party) -> None:
+        # No exception can come between these lines and the next call.
         del self._waiting[party.ticket]
         party.ticket = 0
         if party.outside:
-            self._results -= 1
-            party.gate.release()
+            party.open()
+            self._results.discard(party)
         else:
             self._ready.append(party)
 
     def _pass_turn(self) -> None:
+        """Give the turn to the next party if none runs; a repeated call completes a broken one."""
         while self._current is None:
             if self._ready:
-                self._current = self._ready.popleft()
-                self._current.gate.release()
+                self._current = self._ready[0]
+            elif self._movers or not self._results:
+                for gate in self._movers.values():
+                    if gate.locked():
+                        gate.release()
                 return
-            if self._moving or not self._results:
-                self._all_wait.notify_all()
-                return
-            entry = self._first_sleeper() if self.autojump else None
-            if entry is None:
-                self._stall()
-                return
-            self._wake_first(entry)
+            else:
+                entry = self._first_sleeper() if self.autojump else None
+                if entry is None:
+                    self._stall()
+                    return
+                self._wake_first(entry)
+        if self._ready and self._ready[0] is self._current:
+            self._ready.popleft()
+        self._current.open()
 
     def _stall(self) -> None:
         # If the clock does not jump, another thread may still move it, unless the thread that made
@@ -445,7 +522,7 @@ class FakeClock(Clock):
         self._pass_turn()
 
     def _within(self, party: _Party) -> list[_Party]:
-        """Return `party` and all waiting parties inside the job of `party`, at any depth."""
+        """Return `party`, and the waiting parties of its job and of all jobs nested in that job."""
         found = [party]
         jobs = {party.key[:1]}
         rest = [p for p, _ in self._waiting.values() if p is not party and not p.outside]

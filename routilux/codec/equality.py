@@ -80,7 +80,7 @@ SCALARS: Final[frozenset[type]] = frozenset(_SAME)
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The place `path` where two values differ, with the values `expected` and `actual` there.
+    """A difference between two values: at `path`, one has `expected`, the other has `actual`.
 
     `what` is "type", "value", "missing" (`actual` is None) or "added" (`expected` is None).
 
@@ -205,7 +205,7 @@ def _compare_sets(a: Any, b: Any, level: int, open_pairs: _Pairs) -> Difference 
 def _partners(
     a: Iterable[Any], b: Iterable[Any], level: int, open_pairs: _Pairs
 ) -> tuple[dict[int, Any], list[Any]]:
-    """Pair the same keys: return {id(key of `a`): key of `b`}, and unpaired keys of `b`.
+    """Return {id(key of `a`): same key of `b`}, and the keys of `b` that `a` does not have.
 
     A lookup is not enough: 1 would find True, and NaN would not find NaN.
     """
@@ -258,7 +258,7 @@ def _compare_objects(a: Any, b: Any, level: int, open_pairs: _Pairs) -> Differen
 
 
 def _distinguishes(value: object) -> bool:
-    """Return whether the `__eq__` of `value` gives both answers: equal and not equal."""
+    """Return whether `value` equals itself but not a different object."""
     try:
         return bool(value == value) and not bool(value == _ABSENT)
     except Exception:
@@ -277,7 +277,7 @@ def _present(value: object, names: Iterable[str]) -> dict[str, object]:
 
 
 def _state(value: object) -> dict[str, object]:
-    """Return the state that `pickle` would save, by name; raise if `pickle` refuses `value`."""
+    """Return a dict of the state that `pickle` saves; raise if `pickle` refuses `value`."""
     reduced = value.__reduce_ex__(4)
     if isinstance(reduced, str):
         raise TypeError(f"pickle saves this value only by its name {reduced}, without a state")

@@ -23,7 +23,7 @@ _NONE: Final[Fields] = MappingProxyType({})
 
 
 def fits(data: Mapping[str, object], required: Fields, optional: Fields = _NONE) -> bool:
-    """Return True if a quick check accepts `data`; after False, `check_fields` must decide.
+    """Check `data` quickly: True means valid; False means that `check_fields` must decide.
 
     >>> fits({"seq": 1}, {"seq": int}), fits({"seq": True}, {"seq": int})
     (True, False)

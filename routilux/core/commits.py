@@ -112,7 +112,7 @@ class Commit:
 
     @property
     def finished_at(self) -> datetime:
-        """The UTC time at which the commit was made, such as the end of the attempt."""
+        """The UTC time of the commit; if the commit ends an attempt, the end of that attempt."""
         return from_ns(self.at_ns)
 
     def dumps(self, path: str = "$") -> str:
@@ -348,7 +348,7 @@ def _check_form(kind: CommitKind, found: Mapping[str, object]) -> None:
 def _check_tasks(kind: CommitKind, tasks: Sequence[Task]) -> None:
     first = kind is _START
     if first and len(tasks) != 1:
-        raise CorruptStateError(".tasks", f"holds {len(tasks)} tasks; a 'start' commit holds 1")
+        raise CorruptStateError(".tasks", f"must hold 1 task in a 'start' commit, not {len(tasks)}")
     for i, task in enumerate(tasks):
         if (task.emission < 0) is not first:
             reason = "must be -1 in the first task of a job, and 0 or more in any other task"

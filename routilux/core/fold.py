@@ -135,7 +135,7 @@ class FoldedJob:
     def _fold_start(self, commit: Commit) -> Sequence[PendingTask]:
         detail = commit.detail
         if self.seq or detail is None:
-            raise IllegalTransitionError("a 'start' must be a job's first commit and have a detail")
+            raise IllegalTransitionError("a 'start' commit must be the first and have a detail")
         self.flow_id = str(detail["flow_id"])
         self._take_shape(detail)
         self.started_ns = commit.at_ns
@@ -168,7 +168,7 @@ class FoldedJob:
         if kind is _RETRY:
             due = commit.due_ns
             if due is None:
-                raise IllegalTransitionError(f"commit {commit.seq} is a 'retry', but has no due_ns")
+                raise IllegalTransitionError(f"commit {commit.seq} of kind 'retry' has no due_ns")
             pending.due_ns = due
             pending.delay_ns = commit.delay_ns
             pending.attempt += 1
@@ -227,7 +227,7 @@ class FoldedJob:
         pending = self._pending.get(commit.task_id or "")
         if pending is None or commit.effect is None or commit.detail is None:
             raise IllegalTransitionError(
-                f"commit {commit.seq} must have an effect, the effect's name and a pending task"
+                f"commit {commit.seq} must hold an effect with a name, and belong to a pending task"
             )
         pending.effects = {**(pending.effects or {}), str(commit.detail["name"]): commit.effect}
         self.recoveries = 0

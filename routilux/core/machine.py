@@ -73,17 +73,17 @@ class Machine:
 
     @property
     def in_flight(self) -> int:
-        """The number of steps that have started and not yet ended."""
+        """The number of steps that have started but have not ended."""
         return len(self._flights)
 
     @property
     def flights(self) -> Sequence[StepInput]:
-        """The steps that have started and not yet ended, in the order of their starts."""
+        """The steps that have started but have not ended, in the order of their starts."""
         return list(self._flights.values())
 
     @property
     def stopped(self) -> bool:
-        """Whether the job's status is not `running` and no step is in flight."""
+        """Whether no step is in flight and the job's status is not `running`."""
         return not self._flights and self.job.status is not _RUNNING
 
     def next_task(self) -> PendingTask | None:
@@ -238,7 +238,7 @@ class Machine:
         )
 
     def fail(self, error: ErrorInfo, now: int) -> Commit:
-        """Return a commit that gives the job the status `failed` without failing a task."""
+        """Return the commit that marks the job as failed; no task is marked as failed."""
         return Commit(self.job.seq + 1, CommitKind.FAILED, now, JobStatus.FAILED, error=error)
 
     # --- changing the job -----------------------------------------------------------------------

@@ -6,7 +6,7 @@ Invariants:
   that this module could not have written.
 - Parts are written and read field by field: one table for both takes 40 % longer to write and 12 %
   longer to read.
-- `serialize` returns JSON-able data; `load` reads decoded data. Their errors name `path`.
+- `serialize` returns data for JSON; `load` reads decoded data. Their errors name `path`.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class RoutineState:
         ended = state.completed + state.skipped + state.error_continued + state.failed
         if state.attempts < max(ended, state.retry_count):
             raise CorruptStateError(
-                f"{path}.attempts", "is less than the number of ended tasks, or than retry_count"
+                f"{path}.attempts", "must be at least retry_count and the number of ended tasks"
             )
         if state.status != f["status"]:
             raise CorruptStateError(
@@ -196,7 +196,7 @@ class PendingTask:
         delay, first = f["delay_ns"], f["first_started_ns"]
         if f["retries"] >= f["attempt"]:
             raise CorruptStateError(
-                f"{path}.retries", "must be less than attempt, the number of the next attempt"
+                f"{path}.retries", "must be less than attempt (the number of the next attempt)"
             )
         if f["failed"] and delay is not None:
             raise CorruptStateError(f"{path}.delay_ns", "must be null in a failed task")

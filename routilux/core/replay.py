@@ -41,7 +41,7 @@ _REQUESTS: Final = (CommitKind.RESUMED, CommitKind.PAUSED, CommitKind.CANCELLED)
 
 
 def follow(job: FoldedJob, commit: Commit, path: str) -> None:
-    """Apply a loaded commit to a job; raise `CorruptStateError` if it does not fit the job."""
+    """Apply a loaded commit to a job; raise `CorruptStateError` if the commit does not fit."""
     reason = _wrong_time(job, commit) or _wrong_task(job, commit) or _wrong_status(job, commit)
     if reason is None:
         try:
@@ -51,7 +51,7 @@ def follow(job: FoldedJob, commit: Commit, path: str) -> None:
             reason = str(error)
         except CorruptStateError as error:
             reason = f"its {error.path.removeprefix('$.')} {error.reason}"
-    raise CorruptStateError(path, f"the commit can't follow the one before: {reason}")
+    raise CorruptStateError(path, f"this commit can't follow the previous commit: {reason}")
 
 
 def _wrong_time(job: FoldedJob, commit: Commit) -> str | None:

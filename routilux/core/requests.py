@@ -102,7 +102,7 @@ def ready_tasks(job: JobState, now: int) -> list[PendingTask]:
 
 
 def error_tasks(job: JobState, failed: Iterable[PendingTask]) -> list[str]:
-    """Return the ids of the pending tasks that the `error` events of `failed` tasks created.
+    """Return the ids of pending tasks that were created by `error` events of `failed` tasks.
 
     A retry of the failed tasks withdraws these pending tasks.
     """

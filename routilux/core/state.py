@@ -45,7 +45,7 @@ class JobState(FoldedJob):
         return self.status.is_final
 
     def retry_count(self, routine_id: str | None = None) -> int:
-        """Return the largest number of retries of one task, among all or those of `routine_id`."""
+        """Return the largest number of retries of any task, or of any task of `routine_id`."""
         if routine_id is not None:
             return self.routine_states[routine_id].retry_count
         return max((state.retry_count for state in self.routine_states.values()), default=0)
@@ -117,7 +117,7 @@ class JobState(FoldedJob):
     # --- saving it ------------------------------------------------------------------------------
 
     def serialize(self) -> dict[str, object]:
-        """Return the job as JSON-able data; `deserialize` turns the data into an equal job.
+        """Return the job as data for JSON; `deserialize` turns the data into an equal job.
 
         Raises `UnserializableError` with the path of a value that can't be saved.
         """
@@ -138,7 +138,7 @@ class JobState(FoldedJob):
 
     @classmethod
     def load(cls, data: object, path: str) -> JobState:
-        """Make a job from decoded data, which becomes part of the job.
+        """Make a job from decoded data; the job keeps the data itself, not a copy.
 
         `path` is the job's path in the document. Raises `CorruptStateError` with the path.
         """

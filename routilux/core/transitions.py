@@ -1,4 +1,4 @@
-"""Makes the commit that ends a step, of the kind `done`, `retry`, `dropped` or `failed`.
+"""Makes the commits that end a step; their kinds are `done`, `retry`, `dropped` and `failed`.
 
 Invariants:
 - The commit is a pure function of the plan, the job, the step, its outcome and the time.

@@ -295,9 +295,18 @@ class Drive:
                     f" ({type(self.error).__name__}: {self.error}); load and resume the job"
                 )
             now = max(self.now_ns(), self.machine.job.updated_ns)
-            self.commit(request(self.machine.job, kind, now, reason))
-            if self.loop is not None:
-                self.loop.look(self)
+            commit = request(self.machine.job, kind, now, reason)
+            try:
+                self.commit(commit)
+                if self.loop is not None:
+                    self.loop.look(self)
+            except Exception:
+                raise
+            except BaseException as error:
+                # An interrupt: whether the store has the commit is unknown.
+                if self.loop is not None:
+                    self.loop.fail(self, error)
+                raise
 
     def leave(self) -> None:
         """Start no more steps, and end the run when the steps in flight have committed."""

@@ -1,4 +1,4 @@
-"""`Driver`: the interface of objects that run steps; `InlineDriver`: uses the loop's thread.
+"""`Driver` is the interface of objects that run steps; `InlineDriver` uses the loop's thread.
 
 Invariants:
 - A driver knows nothing of retries, commits or order; it takes steps and hands back outcomes.
@@ -26,7 +26,7 @@ class Driven(Host, Protocol):
     ordinal: int
 
     def run(self, step: StepInput) -> StepOutcome:
-        """Run one attempt in this thread, and return its outcome; an error ends the job's run."""
+        """Run one attempt in this thread; return the outcome. An exception ends the job's run."""
 
 
 Ended = tuple[Any, "StepInput", "StepOutcome | BaseException"]
@@ -48,10 +48,10 @@ class Driver(Protocol):
         """Accept a step of job `driven`; the step runs later, or in another thread."""
 
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
-        """Wait for a step that has ended, and return it; None at time `until`, or after `poke`."""
+        """Wait until a step ends, and return it; return None at time `until` or after `poke`."""
 
     def others(self, than: Ended) -> list[Ended]:
-        """Return, without waiting, ended steps of jobs other than `than`'s, at most one per job."""
+        """Return more ended steps without waiting: at most one per job, none of `than`'s job."""
 
     def poke(self) -> None:
         """Make `next` return at once; any thread may call this."""

@@ -50,7 +50,7 @@ def checked_params(
         not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params)
     ):
         raise FlowDefinitionError(
-            f"params for {entry}.{slot} must be a mapping of parameters by name, not {params!r}"
+            f"params for {entry}.{slot} must map parameter names to values, not {params!r}"
         )
     given = dict(params or {})
     binding = slots[slot].binding
@@ -58,7 +58,7 @@ def checked_params(
     unknown = [] if binding.takes_rest else sorted(given.keys() - binding.names)
     if missing or unknown:
         takes = ", ".join(map(repr, sorted(binding.names))) or "nothing"
-        trouble = [f"misses {', '.join(map(repr, missing))}"] if missing else []
+        trouble = [f"lacks {', '.join(map(repr, missing))}"] if missing else []
         extra = f"has {', '.join(map(repr, unknown))}, which the handler does not take"
         trouble += [extra] * bool(unknown)
         meant = nearest(unknown[0], binding.names - given.keys()) if unknown else ""

@@ -58,7 +58,7 @@ class Environment:
         self.begin_process()
 
     def begin_process(self) -> None:
-        """Create new locks, and empty dicts of jobs and leases; a forked child calls this again."""
+        """Make new locks and new dicts of jobs and leases; a forked child calls this again."""
         self.lock = threading.RLock()
         self.driven: dict[str, Machine] = {}
         self.lease_lock = threading.Lock()

@@ -53,25 +53,28 @@ class Loop:
         self.drives: set[Drive] = set()
 
     def add(self, drive: Drive) -> None:
-        """Add a job; the caller holds the runtime's lock, and calls `look` if the loop runs."""
+        """Add a job; the caller must hold the runtime's lock, and call `look` if the loop runs."""
         self.drives.add(drive)
         self._environment.driven[drive.machine.job.job_id] = drive.machine
         drive.loop = self
         self._mark(drive)
 
     def look(self, drive: Drive) -> None:
-        """React to another thread's change of a job; the caller holds the runtime's lock."""
+        """Check a job that another thread changed; the caller must hold the runtime's lock."""
         self._mark(drive)
         self._driver.poke()
 
     def run(self) -> None:
-        """Run until all jobs have stopped; an error that ended a job is in its `Drive.error`."""
+        """Run until all jobs have stopped; `Drive.error` holds the error that ended a job."""
         try:
             self._run()
         except BaseException as error:
             with self._environment.lock:
-                for drive in list(self.drives):
+                failed = list(self.drives)
+                for drive in failed:
                     self.fail(drive, error)
+            if not failed:
+                raise  # an interrupt after the last job had stopped
 
     def _run(self) -> None:
         lock = self._environment.lock
@@ -142,7 +145,7 @@ class Loop:
         return True
 
     def _end(self, group: Sequence[Ended], now: int) -> None:
-        """Commit, with one write, the outcomes of one or more steps, each of a different job."""
+        """Commit the outcomes of steps of different jobs, all with one write."""
         endings: list[tuple[Drive, Commit]] = []
         rows: list[Append] = []
         journal = self._journal
@@ -190,17 +193,17 @@ class Loop:
         return [ending for ending in endings if ending[0].error is None]
 
     def fail(self, drive: Drive, error: BaseException) -> None:
-        """Stop a job because of an error from outside its flow; the caller holds the lock.
+        """Stop a job after an error outside the job's flow; the caller must hold the lock.
 
-        Only the first error of a job counts.
+        Only the first error of a job counts. A second call completes one that was interrupted.
         """
         if drive.error is None:
             drive.error = error
-            self.drop(drive)
+        self.drop(drive)
         self._driver.poke()
 
     def drop(self, drive: Drive) -> None:
-        """Remove a job that has stopped, or that was ended by an error from outside its flow."""
+        """Remove a job from the loop; the job has stopped, or an error has ended its run."""
         self.drives.discard(drive)
         job_id, driven = drive.machine.job.job_id, self._environment.driven
         if driven.get(job_id) is drive.machine:
@@ -221,8 +224,8 @@ class Loop:
         if machine.job.status is not _RUNNING and machine.stopped:
             self.drop(drive)  # at once: the driver may have no room for a long time
         elif not drive.ready:
-            drive.ready = True
             self._ready.append(drive)
+            drive.ready = True  # not before: an interrupt between them would stop the job for ever
 
     def _watch(self, drive: Drive, task: PendingTask) -> None:
         due = task.due_ns - drive.offset

@@ -51,7 +51,7 @@ class Observers:
         self._notifier = None
 
     def refuse(self, what: str) -> None:
-        """Raise `RoutiluxError` if an observer is the caller; `what` names the refused call."""
+        """Raise `RoutiluxError` if the caller is an observer; `what` names the refused call."""
         if self._notifier == threading.get_ident():
             raise RoutiluxError(
                 f"an observer can't {what}: all jobs wait until the observer returns;"
@@ -59,7 +59,7 @@ class Observers:
             )
 
     def notify(self, job: JobState, commit: Commit) -> None:
-        """Notify the observers of a commit, after they were notified of all earlier commits."""
+        """Notify all observers of a commit; the notices of earlier commits come first."""
         self._notices.append((job, commit))
         if self._notifier is not None:
             return  # an observer caused this commit; the loop below takes it next
@@ -76,7 +76,7 @@ class Observers:
             self._notifier = None
 
     def notify_step(self, job: JobState, step: StepInput) -> None:
-        """Call the method `on_step` of each observer that has one, because a step starts."""
+        """At the start of a step, call `on_step` of each observer that has this method."""
         for observer in self.of_steps:
             try:
                 observer.on_step(job, step)

@@ -17,6 +17,7 @@ import sys
 import threading
 from collections import deque
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
@@ -40,32 +41,42 @@ class _DaemonThreads:
     def __init__(self, size: int) -> None:
         self._size = size
         self._made = 0
-        self._idle = threading.Semaphore(0)
+        self._idle: deque[None] = deque()  # an entry for each idle thread
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
 
     def submit(self, work: Callable[[], None]) -> None:
-        if self._made < self._size and not self._idle.acquire(blocking=False):
-            threading.Thread(
+        if self._idle:
+            self._idle.pop()  # only this thread takes one away
+        elif self._made < self._size:
+            self._made += 1
+            thread = threading.Thread(
                 target=_serve,
                 args=(self._work, self._idle),
-                name=f"routilux-{self._made + 1}",
+                name=f"routilux-{self._made}",
                 daemon=True,
-            ).start()
-            self._made += 1  # not before: the system may have no thread left
+            )
+            try:
+                thread.start()
+            except RuntimeError:  # the system has no thread left
+                self._made -= 1
+                raise
         self._work.put(work)
 
     def close(self) -> None:
         for _ in range(self._made):
             self._work.put(None)
 
-    __del__ = close  # a runtime that was never closed leaves no threads behind
+    def __del__(self) -> None:
+        # A runtime that was never closed leaves no threads behind.
+        with suppress(AttributeError):  # an interrupt came before it was made
+            self.close()
 
 
-def _serve(queue: SimpleQueue[Callable[[], None] | None], idle: threading.Semaphore) -> None:
+def _serve(queue: SimpleQueue[Callable[[], None] | None], idle: deque[None]) -> None:
     while (work := queue.get()) is not None:
         work()
         del work  # else an idle thread keeps the last job alive
-        idle.release()
+        idle.append(None)
 
 
 class PoolDriver:
@@ -91,7 +102,7 @@ class PoolDriver:
 
     @property
     def idle(self) -> bool:
-        """Whether the pool runs no handler, not even one for which the engine no longer waits."""
+        """Whether no handler runs in this pool, not even one that the engine has given up."""
         return not self._flying
 
     def start(self, driven: Driven, step: StepInput) -> None:
@@ -100,11 +111,15 @@ class PoolDriver:
         executor = self._executor
         if executor is None or isinstance(executor, ThreadPoolExecutor):
             party = self._clock.party(step.who, (driven.ordinal, *step.order))
-            work = partial(self._work, party, driven, step)
-            if executor is None:
-                self._threads.submit(work)
-            else:
-                executor.submit(work).add_done_callback(partial(self._dropped, driven, step))
+            try:
+                work = partial(self._work, party, driven, step)
+                if executor is None:
+                    self._threads.submit(work)
+                else:
+                    executor.submit(work).add_done_callback(partial(self._dropped, driven, step))
+            except BaseException:
+                party.cancel()
+                raise
             self._add_flying(1)
             return
         driven.check(step)

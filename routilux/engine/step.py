@@ -121,7 +121,7 @@ def _run_coroutine(coroutine: Coroutine[object, object, object], slot: Slot) -> 
 
 
 class _RemoteHost:
-    """The engine's methods for a step in another process; the outcome carries effects back.
+    """The host of a step in another process; the step's outcome includes the step's effects.
 
     So an effect is recorded when the step ends; a crash of the process loses the effect.
     """
@@ -153,7 +153,7 @@ class _RemoteHost:
 
 
 def run_remote(step: StepInput, routine: Routine, slot: str, handler: ErrorHandler) -> StepOutcome:
-    """Run a step in a worker process of the executor; its arguments and outcome can be pickled."""
+    """Run a step in a worker process; the arguments and the outcome can be pickled."""
     host = _RemoteHost(step)
     outcome = run_step(step, routine, routine.slots[slot], handler, host)
     outcome.effects = host.effects or None

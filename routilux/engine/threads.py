@@ -38,7 +38,7 @@ class Threads:
         self.begin_process()
 
     def begin_process(self) -> None:
-        """Forget all threads; a forked child calls this again, because it has none of them."""
+        """Forget all threads; a forked child calls this again, because it has no other threads."""
         self._spare: list[PoolDriver] = []
         self.background: Loop | None = None
 
@@ -50,20 +50,27 @@ class Threads:
                 self._spare.pop().close()
 
     def drive(self, drive: Drive) -> JobState:
-        """Run a job in this thread and return it after it has stopped; raises `drive.error`."""
+        """Run a job in this thread until the job stops; return the job, or raise `drive.error`."""
         driver = self.driver_for(drive)
+        loop = Loop(self._environment, driver)
         who = f"job {drive.machine.job.job_id}"
         party = self._clock.party(who, (drive.ordinal,), result=True)
-        party.start()
         try:
-            loop = Loop(self._environment, driver)
+            try:
+                party.start()
+                with self._environment.lock:
+                    loop.add(drive)
+                loop.run()
+            finally:
+                party.stop()
+        except BaseException as error:  # an interrupt, perhaps of the line above
             with self._environment.lock:
-                loop.add(drive)
-            loop.run()
-        finally:
+                loop.fail(drive, error)
             party.stop()
+            raise
+        finally:
             if isinstance(driver, PoolDriver):
-                self._give_pool(driver)
+                self._give_pool(driver, broken=_is_interrupt(drive.error))
         if drive.error is not None:
             raise drive.error
         return drive.machine.job
@@ -75,40 +82,44 @@ class Threads:
             if loop is None:
                 pool = self._take_pool(_BACKGROUND_WORKERS)
                 loop = Loop(self._environment, pool)
-                loop.add(drive)
                 party = self._clock.party("the loop of background jobs")
-                thread = threading.Thread(
-                    target=self._run_background,
-                    args=(loop, pool, party),
-                    name="routilux-loop",
-                    daemon=True,
-                )
                 try:
+                    thread = threading.Thread(
+                        target=self._run_background,
+                        args=(loop, pool, party),
+                        name="routilux-loop",
+                        daemon=True,
+                    )
+                    loop.add(drive)
                     thread.start()
-                except RuntimeError as error:  # the system has no thread left
+                except BaseException as error:  # the system has no thread left, or an interrupt
                     loop.fail(drive, error)
+                    party.cancel()
                     raise
                 self.background = loop
             else:
-                loop.add(drive)
-                loop.look(drive)
+                try:
+                    loop.add(drive)
+                    loop.look(drive)
+                except BaseException as error:
+                    loop.fail(drive, error)
+                    raise
 
     def _run_background(self, loop: Loop, pool: PoolDriver, party: Party) -> None:
         party.start()
         try:
-            while True:
+            while self.background is loop or loop.drives:
                 loop.run()
                 with self._environment.lock:
                     # A job that was added meanwhile keeps the loop; a later one gets a new loop.
-                    if not loop.drives:
+                    if not loop.drives and self.background is loop:
                         self.background = None
-                        break
         finally:
             party.stop()
             self._give_pool(pool)
 
     def driver_for(self, drive: Drive) -> Driver:
-        """Return a driver for the steps of job `drive`, which runs in the caller's thread."""
+        """Return a driver for the steps of `drive`, a job that runs in the caller's thread."""
         if drive.plan.width > 1 or self._executor is not None:
             return self._take_pool(drive.plan.width)
         return InlineDriver(self._clock)
@@ -121,9 +132,13 @@ class Threads:
                     return pool
         return PoolDriver(self._clock, size, self._executor)
 
-    def _give_pool(self, pool: PoolDriver) -> None:
+    def _give_pool(self, pool: PoolDriver, *, broken: bool = False) -> None:
         with self._environment.lock:
-            if pool.idle and not self._closed:
+            if pool.idle and not self._closed and not broken:
                 self._spare.append(pool)
             else:
                 pool.close()
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    return error is not None and not isinstance(error, Exception)

@@ -49,7 +49,7 @@ def mismatch(problem: str, cure: str, before: Sequence[str], after: Sequence[str
 
 
 def tasks_without_slot(tasks: Mapping[str, Sequence[str]]) -> str:
-    """Return text that names the tasks that wait for each slot; `tasks` is {slot: task ids}.
+    """Return a text that lists, for each slot, the waiting tasks; `tasks` is {slot: task ids}.
 
     >>> tasks_without_slot({"a.old": ["0.0", "0.1"], "b.old": ["0.2"]})
     'tasks 0.0, 0.1 wait for a.old, task 0.2 waits for b.old'

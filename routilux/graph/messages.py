@@ -1,4 +1,4 @@
-"""Values between the engine and a step: a step gets `StepInput` and returns `StepOutcome`.
+"""Values that the engine and steps exchange: a step gets `StepInput`, returns `StepOutcome`.
 
 Invariants:
 - They are values: they can be pickled, delayed, dropped or delivered twice.
@@ -36,7 +36,7 @@ def _type_name(error_type: type[BaseException]) -> str:
 
 @dataclass(slots=True)
 class ErrorInfo:
-    """An exception as data: its type's name, its message, its place (file:line), its traceback.
+    """The data of an exception: type name, message, place (file:line) and traceback.
 
     Only the error of a failed or dropped task has a traceback.
 

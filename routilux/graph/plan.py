@@ -56,7 +56,7 @@ def checked_connection(
     end: tuple[str, Routine, object],
     param_mapping: object,
 ) -> Connection:
-    """Return the connection from an event to a slot, after checking that the two fit.
+    """Check that an event fits a slot, and return the connection from the event to the slot.
 
     `start` is (routine id, routine, event), and `end` is (routine id, routine, slot).
 
@@ -106,8 +106,8 @@ def checked_connection(
     if missing:
         raise FlowDefinitionError(
             f"{connection}: the handler needs {names_of(missing)}, but the event carries"
-            f" {names_of(delivered)}; add the field, map one to the parameter, or give"
-            " the parameter a default"
+            f" {names_of(delivered)}; add a field, map a field to the"
+            " parameter, or give the parameter a default"
         )
     return connection
 

@@ -56,8 +56,8 @@ class Binding:
             parameters = inspect.signature(handler).parameters
         except ValueError:
             raise FlowDefinitionError(
-                f"the parameters of handler {_name(handler)} can't be read, as with some built-in"
-                " functions; call the function from a method that has named parameters"
+                f"the parameters of handler {_name(handler)} are unknown, as for some built-in"
+                " functions; pass a method that has named parameters and calls this function"
             ) from None
         for parameter in parameters.values():
             if parameter.kind is Parameter.VAR_KEYWORD:
@@ -175,7 +175,7 @@ class Routine:
     # --- declaring ------------------------------------------------------------------------------
 
     def define_slot(self, name: str, handler: Callable[..., object]) -> Slot:
-        """Add a slot; `handler` gets each payload field that has the name of one of its parameters.
+        """Add a slot; each parameter of `handler` gets the payload field with the same name.
 
         Raises `FlowDefinitionError` for a name that is already defined, or a handler that can't be
         called with fields by name.
@@ -209,7 +209,7 @@ class Routine:
         if name == "error" and not set(names) <= set(ERROR_EVENT_FIELDS):
             unknown = sorted(set(names) - set(ERROR_EVENT_FIELDS))
             raise FlowDefinitionError(
-                f"{where} can't have {names_of(unknown)}; its fields must be among"
+                f"{where} can't have the fields {names_of(unknown)}; choose from"
                 f" {names_of(ERROR_EVENT_FIELDS)}"
             )
         event = self._events[name] = Event(name, names, frozenset(names))
@@ -324,7 +324,7 @@ def checked_handler(handler: object, whose: str) -> ErrorHandler | None:
 
 
 def names_of(names: Iterable[str], none: str = "none") -> str:
-    """Return names as text, such as `'a', 'b'`, for a message; without names return `none`."""
+    """Return names as text, such as `'a', 'b'`; if there are no names, return `none`."""
     return ", ".join(map(repr, names)) or none
 
 

@@ -31,7 +31,7 @@ _FIELDS: codec.Fields = {
 
 
 def saved_routine(routine_id: str, routine: Routine, path: str) -> dict[str, object]:
-    """Return a routine as JSON-able data; `path` is the routine's place in the document."""
+    """Return a routine as data for JSON; `path` is the routine's place in the document."""
     args, kwargs = routine.arguments
     return {
         "id": routine_id,
@@ -51,8 +51,8 @@ def load_routine(entry: object, path: str) -> tuple[str, Routine]:
         raise UnknownRoutineError(
             f"{path}.routine",
             f"no routine class {name!r} is defined in this program; import the module that"
-            " defines it before loading (a class that another program's __main__ or a"
-            " function defines needs a routine_name)",
+            " defines it before loading; if a function or another program's __main__"
+            " defines the class, give the class a routine_name",
         )
     handler = load_handler(data, path)
     try:

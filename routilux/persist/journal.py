@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, cast
 
 from routilux import codec
-from routilux.core.commits import Commit, JobStatus
+from routilux.core.commits import Commit
 from routilux.core.replay import follow
 from routilux.core.state import JobState
 from routilux.errors import CorruptStateError, SavedStateError, UnsupportedVersionError
@@ -45,43 +45,42 @@ class Journal:
         With `acquired` it is the first commit of an owner that has a lease on the job. Raises
         `UnserializableError` before anything is written, and the errors of the store.
         """
-        stopped = not commit.status.is_live
-        row = rows.dump(commit, first=claims or acquired or commit.seq == 1)
+        status = commit.status.value
+        row = rows.dump(job_id, commit, first=claims or acquired or commit.seq == 1)
         if claims:
-            self._store.claim(job_id, commit.seq, row, owner, stopped=stopped)
+            self._store.claim(job_id, commit.seq, row, owner, status=status)
         elif commit.seq > 1:
-            self._store.append(job_id, commit.seq, row, owner, stopped=stopped)
+            self._store.append(job_id, commit.seq, row, owner, status=status)
         else:
             flow_id = cast("dict[str, str]", commit.detail)["flow_id"]
-            queued = commit.status is JobStatus.PENDING
-            self._store.create(job_id, row, owner, flow_id=flow_id, queued=queued)
+            self._store.create(job_id, row, owner, flow_id=flow_id, status=status)
 
     def row(self, job_id: str, commit: Commit, owner: str) -> Append:
         """Return the row of a commit, in the form that `append_all` takes.
 
         Raises `UnserializableError` for a value that can't be saved.
         """
-        row = rows.dump(commit, first=False)
-        return Append(job_id, commit.seq, row, owner, not commit.status.is_live)
+        row = rows.dump(job_id, commit, first=False)
+        return Append(job_id, commit.seq, row, owner, commit.status.value)
 
     def append_all(self, added: Sequence[Append]) -> Sequence[Exception | None]:
         """Append rows of different jobs in one write; see `JobStore.append_all`."""
         if len(added) > 1:
             return self._store.append_all(added)
         for row in added:
-            self._store.append(*row[:4], stopped=row.stopped)
+            self._store.append(*row[:4], status=row.status)
         return (None,)
 
     def overrule(self, job_id: str, commit: Commit, operator: str) -> None:
         """Write an operator's commit, regardless of the job's owner; see `JobStore.overrule`."""
-        row = rows.dump(commit, first=True)
-        self._store.overrule(job_id, commit.seq, row, operator, free=commit.status.is_live)
+        row = rows.dump(job_id, commit, first=True)
+        self._store.overrule(job_id, commit.seq, row, operator, status=commit.status.value)
 
     def write_snapshot(self, job: JobState) -> int:
         """Write a snapshot of a job; return the commit number at which the next snapshot is due."""
         members = job.dumps(history=False)[1:]
         text = codec.bounded(f'{{"format":{codec.dumps(FORMAT)},{members}')
-        data = with_checksum(text.encode())
+        data = with_checksum(text.encode(), snapshot_place(job.job_id))
         self._store.keep_snapshot(job.job_id, job.seq, data)
         # A large job gets few snapshots, so that they cost no more than its rows.
         return job.seq + max(SNAPSHOT_EVERY, len(data) // _BYTES_PER_ROW)
@@ -105,8 +104,13 @@ class Journal:
         return job
 
 
+def snapshot_place(job_id: str) -> str:
+    """Return the path of a job's snapshot, for its checksum and for errors."""
+    return f"$.{job_id}.snapshot"
+
+
 def _snapshot(job_id: str, seq: int, data: bytes) -> JobState:
-    place = f"$.{job_id}.snapshot"
+    place = snapshot_place(job_id)
     try:
         job = JobState.load(loads_versioned(without_checksum(data, place), place), place)
         if (job.job_id, job.seq) != (job_id, seq):

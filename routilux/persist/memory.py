@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from routilux.clocks.clock import SystemClock
-from routilux.errors import LeaseLostError
+from routilux.clocks.forks import begin_in_children
+from routilux.core.commits import JobStatus
 from routilux.persist.store import (
     ABANDONED,
     FREE,
+    LIVE,
     Acquired,
     Append,
+    Entry,
     Hold,
     JobStore,
     duplicate,
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from routilux.clocks.clock import Clock
+    from routilux.errors import RoutiluxError
 
 
 @dataclass(slots=True)
@@ -35,6 +39,7 @@ class _StoredJob:
     flow_id: str
     owner: str
     free_at: int | None
+    status: str
     rows: list[bytes]
     writers: list[str]
     snapshot: tuple[int, bytes] | None = None
@@ -46,57 +51,56 @@ class MemoryStore(JobStore):
     `clock` gives the store's time, by default the system's.
 
     >>> store = MemoryStore()
-    >>> store.create("job-1", b"{}", "host-a", flow_id="orders", queued=True)
+    >>> store.create("job-1", b"{}", "host-a", flow_id="orders", status="pending")
     >>> store.acquire("host-b", ["orders"], lease_ns=10**9)
-    Acquired(job_id='job-1', clean=True)
+    [Acquired(job_id='job-1', clean=True)]
     """
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._now = (clock if clock is not None else SystemClock()).now_ns
-        self._lock = threading.Lock()
+        self._begin_process()
         self._jobs: dict[str, _StoredJob] = {}
+        begin_in_children(self._begin_process)
 
-    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
+    def _begin_process(self) -> None:
+        self._lock = threading.Lock()
+
+    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, status: str) -> None:
         with self._lock:
             job = self._jobs.get(job_id)
             if job is None:
+                queued = status == JobStatus.PENDING
                 holder, free_at = (FREE, self._now()) if queued else (owner, None)
-                self._jobs[job_id] = _StoredJob(flow_id, holder, free_at, [row], [owner])
+                self._jobs[job_id] = _StoredJob(flow_id, holder, free_at, status, [row], [owner])
             elif (job.rows, job.writers) != ([row], [owner]):
                 raise duplicate(job_id)
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         with self._lock:
             job = self._jobs.get(job_id)
-            if job is None or job.owner != owner or not self._put(job, seq, row, owner):
+            if job is None or job.owner != owner:
                 raise self._refusal(job_id, seq, owner)
-            if stopped:
-                job.free_at = None
+            self._put(job, Append(job_id, seq, row, owner, status), job.free_at)
 
-    def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
-        return refusals(appends, lambda row: self.append(*row[:4], stopped=row.stopped))
+    def append_all(self, appends: Sequence[Append]) -> list[RoutiluxError | None]:
+        return refusals(appends, lambda row: self.append(*row[:4], status=row.status))
 
-    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         with self._lock:
             job = self._jobs.get(job_id)
-            if (
-                job is None
-                or Hold.of(job.owner, job.free_at, now=self._now()).is_leased_to_other(owner)
-                or not self._put(job, seq, row, owner)
-            ):
+            if job is None or self._hold(job).is_leased_to_other(owner):
                 raise self._refusal(job_id, seq, owner, claims=True)
-            if stopped or job.owner != owner:
-                job.free_at = None
-            job.owner = owner
+            free_at = job.free_at if job.owner == owner else None
+            self._put(job, Append(job_id, seq, row, owner, status), free_at, claims=True)
 
-    def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, free: bool) -> None:
+    def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, status: str) -> None:
         with self._lock:
             job = self._jobs.get(job_id)
             count = 0 if job is None else len(job.rows)
             if job is not None and 1 < seq == count + 1:
-                job.rows.append(row)
-                job.writers.append(operator)
-                job.owner, job.free_at = (FREE, self._now()) if free else (operator, None)
+                self._put(job, Append(job_id, seq, row, operator, status), self._now())
+                if status in LIVE:
+                    job.owner = FREE
                 return
             last = (count, job.rows[-1], job.writers[-1]) if job is not None else None
             if seq < 2 or last != (seq, row, operator):
@@ -122,17 +126,19 @@ class MemoryStore(JobStore):
             job = self._jobs.get(job_id)
             return None if job is None else job.snapshot
 
-    def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
+    def acquire(
+        self, owner: str, flow_ids: Collection[str], lease_ns: int, limit: int = 1
+    ) -> list[Acquired]:
         with self._lock:
             now = self._now()
             free = self._free(flow_ids)
-            job_id = min(free, key=free.__getitem__, default=None)
-            if job_id is None or free[job_id] > now:
-                return None
-            job = self._jobs[job_id]
-            clean = job.owner == FREE
-            job.owner, job.free_at = owner, now + lease_ns
-            return Acquired(job_id, clean)
+            acquired = []
+            for job_id in sorted(free, key=free.__getitem__)[:limit]:
+                if free[job_id] <= now:
+                    job = self._jobs[job_id]
+                    acquired.append(Acquired(job_id, job.owner == FREE))
+                    job.owner, job.free_at = owner, now + lease_ns
+            return acquired
 
     def renew(self, owner: str, lease_ns: int) -> list[str]:
         with self._lock:
@@ -153,12 +159,17 @@ class MemoryStore(JobStore):
 
     def holders(self, job_id: str | None = None) -> dict[str, Hold]:
         with self._lock:
-            now = self._now()
             return {
-                name: Hold.of(job.owner, job.free_at, now=now)
-                for name, job in self._jobs.items()
-                if job_id in (None, name)
+                name: self._hold(job) for name, job in self._jobs.items() if job_id in (None, name)
             }
+
+    def entries(self, *, live: bool = False) -> list[Entry]:
+        with self._lock:
+            return [
+                Entry(name, job.flow_id, job.status, len(job.rows), self._hold(job))
+                for name, job in reversed(self._jobs.items())
+                if not live or job.status in LIVE
+            ]
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         with self._lock:
@@ -172,14 +183,24 @@ class MemoryStore(JobStore):
             if job.free_at is not None and job.flow_id in flow_ids
         }
 
-    def _put(self, job: _StoredJob, seq: int, row: bytes, owner: str) -> bool:
+    def _hold(self, job: _StoredJob) -> Hold:
+        return Hold.of(job.owner, job.free_at, now=self._now())
+
+    def _put(
+        self, job: _StoredJob, added: Append, free_at: int | None, *, claims: bool = False
+    ) -> None:
+        """Add a row; accept a row that the same owner has already written; refuse all others."""
+        job_id, seq, row, owner, status = added
         count = len(job.rows)
         if seq == count + 1:
             job.rows.append(row)
             job.writers.append(owner)
-            return True
-        exists = 1 <= seq <= count and (job.rows[seq - 1], job.writers[seq - 1]) == (row, owner)
-        return exists and job.owner == owner
+            job.owner, job.status = owner, status
+            job.free_at = free_at if status in LIVE else None
+            return
+        same = 1 <= seq <= count and (job.rows[seq - 1], job.writers[seq - 1]) == (row, owner)
+        if not same or job.owner != owner:
+            raise self._refusal(job_id, seq, owner, claims=claims)
 
     def _refusal(self, job_id: str, seq: int, owner: str, *, claims: bool = False) -> Exception:
         job = self._jobs.get(job_id)

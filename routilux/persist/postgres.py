@@ -2,7 +2,9 @@
 
 Invariants:
 - A write is one statement and one round trip, so a host that is suspended in the middle of it
-  locks no other host out. It locks the row of the job first: owner and rows change together.
+  locks no other host out. It locks the job's entry first: owner and rows change together.
+- Each entry is sealed by a hash, which the server computes. A statement that changes an entry
+  changes only an intact one, so that no damage gets a new seal.
 - A statement whose answer was lost with the connection is sent again. Each statement is written so
   that the second execution changes nothing and gives the same answer.
 - A job is found by an index, whatever plan the server would choose: no statement joins a table. A
@@ -17,15 +19,21 @@ from __future__ import annotations
 from secrets import randbits
 from typing import TYPE_CHECKING, Final
 
-from routilux.errors import LeaseLostError
-from routilux.persist.postgres_connection import Answer, Database
+from routilux.core.commits import JobStatus
+from routilux.persist.postgres_connection import INTACT, Answer, Database
 from routilux.persist.store import (
     ABANDONED,
     FREE,
+    LIVE,
+    STOPPED,
+    UNKNOWN,
     Acquired,
     Append,
+    Entry,
     Hold,
     SharedStore,
+    complete,
+    damaged,
     duplicate,
     refusal,
     refusals,
@@ -35,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from routilux.clocks.clock import Clock
+    from routilux.errors import RoutiluxError
 
 # Of the store's clock, if it was given one. Stable within a statement, so an index can be used.
 _NOW: Final = (
@@ -42,118 +51,116 @@ _NOW: Final = (
 )
 _CREATE: Final = f"""
 WITH made AS (
-    INSERT INTO routilux_jobs (job_id, flow_id, owner, free_at) VALUES (
+    INSERT INTO routilux_jobs (job_id, flow_id, owner, free_at, wait, status, seq) VALUES (
         %(job_id)s, %(flow_id)s, CASE WHEN %(queued)s THEN '{FREE}' ELSE %(owner)s END,
-        CASE WHEN %(queued)s THEN {_NOW} END)
+        CASE WHEN %(queued)s THEN {_NOW} END, CASE WHEN %(queued)s THEN 0 END, %(status)s, 1)
     ON CONFLICT DO NOTHING RETURNING job
 )
 INSERT INTO routilux_commits SELECT job, 1, %(owner)s, %(row)b FROM made RETURNING job
 """
-# Locks the job if the caller may write to it; adds a row if the row before it exists.
-_HELD: Final = """
-WITH held AS (
-    SELECT job FROM routilux_jobs WHERE job_id = %(job_id)s AND {} FOR NO KEY UPDATE
-)"""
-_ADD: Final = """
-INSERT INTO routilux_commits SELECT job, %(seq)s, %(owner)s, %(row)b FROM held
-WHERE (
-    SELECT true FROM routilux_commits AS before
-    WHERE before.job = held.job AND before.seq = %(seq)s - 1
-) ON CONFLICT DO NOTHING RETURNING job
+# Counts a row in the job's entry if the row before it is the last, and adds the row.
+_ADD: Final = f"""
+WITH counted AS (
+    UPDATE routilux_jobs SET seq = %(seq)s, status = %(status)s, {{}}
+    WHERE job_id = %(job_id)s AND seq = %(seq)s - 1 AND {INTACT} AND {{}} RETURNING job
+)
+INSERT INTO routilux_commits SELECT job, %(seq)s, %(owner)s, %(row)b FROM counted RETURNING job
 """
-_APPEND: Final = f"{_HELD.format('owner = %(owner)s')} {_ADD}"
+_ENDS: Final = "free_at = CASE WHEN {0} THEN free_at END, wait = CASE WHEN {0} THEN wait END"
+_APPEND: Final = _ADD.format(_ENDS.format("%(live)s"), "owner = %(owner)s")
 # Appends several rows. The caller sorts them, so that no two hosts wait for each other's locks.
-_APPEND_ALL: Final = """
+_APPEND_ALL: Final = f"""
 WITH held AS (
     SELECT job, asked.* FROM unnest(%(job_ids)b::text[], %(seqs)b::bigint[], %(owners)b::text[],
-        %(rows)b::bytea[], %(stopped)b::boolean[]) AS asked (job_id, seq, owner, data, stopped),
+        %(rows)b::bytea[], %(statuses)b::text[]) AS asked (job_id, number, holder, data, ends),
     LATERAL (
         SELECT job FROM routilux_jobs AS jobs
-        WHERE jobs.job_id = asked.job_id AND jobs.owner = asked.owner FOR NO KEY UPDATE
+        WHERE jobs.job_id = asked.job_id AND owner = asked.holder AND seq = asked.number - 1
+        AND {INTACT} FOR NO KEY UPDATE
     ) AS locked
-), added AS (
-    INSERT INTO routilux_commits SELECT job, seq, owner, data FROM held
-    WHERE (
-        SELECT true FROM routilux_commits AS before
-        WHERE before.job = held.job AND before.seq = held.seq - 1
-    ) ON CONFLICT DO NOTHING RETURNING job
-), stopped AS (
-    UPDATE routilux_jobs SET free_at = NULL
-    WHERE job = ANY(ARRAY(SELECT job FROM held JOIN added USING (job) WHERE stopped))
+), counted AS (
+    UPDATE routilux_jobs SET seq = seq + 1, status = {{0}},
+        {_ENDS.format("{0} = ANY(%(live)b::text[])")}
+    WHERE job = ANY(ARRAY(SELECT job FROM held))
 )
-SELECT job_id FROM held JOIN added USING (job)
-"""
+INSERT INTO routilux_commits SELECT job, number, holder, data FROM held
+RETURNING (SELECT job_id FROM held WHERE held.job = routilux_commits.job)
+""".format("(ARRAY(SELECT ends FROM held))[array_position(ARRAY(SELECT job FROM held), job)]")
 _UNLEASED: Final = f"""
 (owner IN ('{FREE}', '{ABANDONED}', %(owner)s) OR free_at IS NULL OR free_at <= {_NOW})
 """
-_CLAIM: Final = f"""{_HELD.format(_UNLEASED)}, added AS ({_ADD})
-UPDATE routilux_jobs SET owner = %(owner)s,
-    free_at = CASE WHEN %(stopped)s OR owner <> %(owner)s THEN NULL ELSE free_at END
-WHERE job = (SELECT job FROM added) RETURNING job
-"""
-_OVERRULE: Final = f"""{_HELD.format("true")}, added AS ({_ADD})
-UPDATE routilux_jobs SET owner = CASE WHEN %(stopped)s THEN %(owner)s ELSE '{FREE}' END,
-    free_at = CASE WHEN %(stopped)s THEN NULL ELSE {_NOW} END
-WHERE job = (SELECT job FROM added) RETURNING job
-"""
-_SAME_ROW: Final = """
-coalesce((
-    SELECT found.owner = %(owner)s AND data = %(row)b FROM routilux_commits AS found
-    WHERE found.job = jobs.job AND seq = %(seq)s
-), false)
-"""
-_REPEAT: Final = f"""
-UPDATE routilux_jobs AS jobs SET free_at = CASE WHEN %(stopped)s THEN NULL ELSE free_at END
-WHERE job_id = %(job_id)s AND owner = %(owner)s AND {_SAME_ROW} RETURNING job
-"""
+_CLAIM: Final = _ADD.format(
+    f"owner = %(owner)s, {_ENDS.format('%(live)s AND owner = %(owner)s')}", _UNLEASED
+)
+_OVERRULE: Final = _ADD.format(
+    f"""owner = CASE WHEN %(live)s THEN '{FREE}' ELSE %(owner)s END,
+    free_at = CASE WHEN %(live)s THEN {_NOW} END, wait = CASE WHEN %(live)s THEN 0 END""",
+    "true",
+)
 _STATE: Final = f"""
-SELECT owner, (SELECT count(*) FROM routilux_commits AS found WHERE found.job = jobs.job),
-    {_SAME_ROW}
-FROM routilux_jobs AS jobs WHERE job_id = %(job_id)s
+SELECT owner, seq, coalesce((
+    SELECT found.owner = %(owner)s AND data = %(row)b FROM routilux_commits AS found
+    WHERE found.job = jobs.job AND found.seq = %(seq)s
+), false), {INTACT} FROM routilux_jobs AS jobs WHERE job_id = %(job_id)s
 """
 # The job of each flow that has been free longest, so that jobs of other flows cost nothing.
 _FIRSTS: Final = """
 unnest(%(flow_ids)s::text[]) AS asked (flow_id), LATERAL (
     SELECT job, free_at FROM routilux_jobs AS jobs
-    WHERE jobs.flow_id = asked.flow_id AND {} ORDER BY free_at, job LIMIT 1 {}
+    WHERE jobs.flow_id = asked.flow_id AND {} AND INTACT ORDER BY free_at, job LIMIT {}
 ) AS firsts
-"""
+""".replace("INTACT", INTACT)
 _FREE: Final = _FIRSTS.format(
-    f"free_at <= {_NOW} AND NOT EXISTS (SELECT FROM given)", "FOR NO KEY UPDATE SKIP LOCKED"
+    f"free_at <= {_NOW} AND NOT EXISTS (SELECT FROM given)",
+    "%(limit)s FOR NO KEY UPDATE SKIP LOCKED",
 )
 # A lease has the random number of its call, so that a repeated call finds it; negative if the stop
 # was not clean.
 _ACQUIRE: Final = f"""
 WITH given AS (
-    SELECT job_id, lease FROM routilux_jobs
+    SELECT job, job_id, lease FROM routilux_jobs
     WHERE owner = %(owner)s AND free_at IS NOT NULL AND abs(lease) = %(lease)s
 ), free AS (
-    SELECT job FROM {_FREE} ORDER BY free_at, job LIMIT 1
+    SELECT job, free_at FROM {_FREE} ORDER BY free_at, job LIMIT %(limit)s
 ), taken AS (
     UPDATE routilux_jobs SET owner = %(owner)s, free_at = {_NOW} + %(lease_ns)s,
+        wait = %(lease_ns)s,
         lease = CASE WHEN owner = '{FREE}' THEN %(lease)s ELSE -%(lease)s END
-    WHERE job = (SELECT job FROM free) RETURNING job_id, lease
+    WHERE job = ANY(ARRAY(SELECT job FROM free)) RETURNING job, job_id, lease
 )
-SELECT job_id, lease > 0 FROM given UNION ALL SELECT job_id, lease > 0 FROM taken
+SELECT job_id, lease > 0 FROM (SELECT * FROM given UNION ALL SELECT * FROM taken) AS acquired
+ORDER BY (SELECT free_at FROM free WHERE free.job = acquired.job), job
 """
 _RENEW: Final = f"""
 WITH mine AS (
-    SELECT job FROM routilux_jobs WHERE owner = %(owner)s AND free_at IS NOT NULL
+    SELECT job FROM routilux_jobs WHERE owner = %(owner)s AND free_at IS NOT NULL AND {INTACT}
     ORDER BY job_id FOR NO KEY UPDATE
 )
-UPDATE routilux_jobs SET free_at = {_NOW} + %(lease_ns)s
+UPDATE routilux_jobs SET free_at = {_NOW} + %(lease_ns)s, wait = %(lease_ns)s
 WHERE job = ANY(ARRAY(SELECT job FROM mine)) RETURNING job_id
 """
 _FREE_IN: Final = f"""
-SELECT greatest(0, min(free_at) - {_NOW}) FROM {_FIRSTS.format("free_at IS NOT NULL", "")}
+SELECT greatest(0, min(free_at) - {_NOW}) FROM {_FIRSTS.format("free_at IS NOT NULL", "1")}
 HAVING min(free_at) IS NOT NULL
 """
 _OF_JOB: Final = "job = (SELECT job FROM routilux_jobs WHERE job_id = %(job_id)s)"
-_KEEP: Final = f"""
+_KEEP: Final = """
 INSERT INTO routilux_snapshots
-SELECT job, seq, %(data)b FROM routilux_commits WHERE {_OF_JOB} AND seq = %(seq)s
+SELECT job, %(seq)s, %(data)b FROM routilux_jobs WHERE job_id = %(job_id)s AND seq >= %(seq)s
 ON CONFLICT (job) DO UPDATE SET seq = excluded.seq, data = excluded.data
 WHERE excluded.seq > routilux_snapshots.seq RETURNING job
+"""
+_ROWS: Final = f"""
+SELECT entry.seq, intact, found.seq, data
+FROM (SELECT job, seq, {INTACT} AS intact FROM routilux_jobs WHERE job_id = %(job_id)s) AS entry
+LEFT JOIN LATERAL (
+    SELECT seq, data FROM routilux_commits AS commits
+    WHERE commits.job = entry.job AND commits.seq > %(after)s
+) AS found ON true ORDER BY found.seq
+"""
+_ENTRIES: Final = f"""
+SELECT job_id, flow_id, status, seq, owner, free_at, {_NOW}, {INTACT} FROM routilux_jobs
+WHERE {{}} ORDER BY job DESC
 """
 
 
@@ -175,27 +182,23 @@ class PostgresStore(SharedStore):
     def close(self) -> None:
         self._database.close()
 
-    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
-        made, repeated = self._do(
-            _CREATE, job_id=job_id, row=row, owner=owner, flow_id=flow_id, queued=queued
-        )
+    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, status: str) -> None:
+        added = Append(job_id, 1, row, owner, status)
+        queued = status == JobStatus.PENDING
+        made, repeated = self._do(_CREATE, **added._asdict(), flow_id=flow_id, queued=queued)
         if not made:
-            _, count, same = self._state(Append(job_id, 1, row, owner, stopped=False))
+            _, count, same = self._state(added)
             # If the answer was lost, another host may already have resumed the job.
             if not same or (count > 1 and not repeated):
                 raise duplicate(job_id)
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
-        added = Append(job_id, seq, row, owner, stopped)
-        if stopped:
-            [refused] = self.append_all([added])
-            if refused is not None:
-                raise refused
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         # Most commits come this way; with _APPEND_ALL they would take 1.7 x as long.
-        elif not self._do(_APPEND, **added._asdict()).rows:
+        added = Append(job_id, seq, row, owner, status)
+        if not self._add(_APPEND, added).rows:
             self._accept_same(added)
 
-    def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
+    def append_all(self, appends: Sequence[Append]) -> list[RoutiluxError | None]:
         asked = sorted(appends)
         added = self._do(
             _APPEND_ALL,
@@ -203,19 +206,20 @@ class PostgresStore(SharedStore):
             seqs=[row.seq for row in asked],
             owners=[row.owner for row in asked],
             rows=[row.row for row in asked],
-            stopped=[row.stopped for row in asked],
+            statuses=[row.status for row in asked],
+            live=list(LIVE),
         ).rows
         kept = {job_id for (job_id,) in added}
         return refusals(appends, lambda row: None if row.job_id in kept else self._accept_same(row))
 
-    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
-        added = Append(job_id, seq, row, owner, stopped)
-        if not self._do(_CLAIM, **added._asdict()).rows:
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
+        added = Append(job_id, seq, row, owner, status)
+        if not self._add(_CLAIM, added).rows:
             self._accept_same(added, claims=True)
 
-    def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, free: bool) -> None:
-        added = Append(job_id, seq, row, operator, stopped=not free)
-        made, repeated = self._do(_OVERRULE, **added._asdict())
+    def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, status: str) -> None:
+        added = Append(job_id, seq, row, operator, status)
+        made, repeated = self._add(_OVERRULE, added)
         if not made:
             _, count, same = self._state(added)
             if not same or seq < 2 or (count > seq and not repeated):
@@ -225,12 +229,13 @@ class PostgresStore(SharedStore):
         self._do(_KEEP, job_id=job_id, seq=seq, data=data)
 
     def rows(self, job_id: str, after: int = 0) -> list[bytes]:
-        found = self._do(
-            f"SELECT data FROM routilux_commits WHERE {_OF_JOB} AND seq > %(after)s ORDER BY seq",
-            job_id=job_id,
-            after=after,
-        ).rows
-        return [row for (row,) in found]
+        found = self._do(_ROWS, job_id=job_id, after=after).rows
+        if not found:
+            return []
+        last, intact = found[0][:2]
+        if not intact:
+            raise damaged(job_id)
+        return complete(job_id, after, last, [row[2:] for row in found if row[2] is not None])
 
     def job_ids(self) -> list[str]:
         found = self._do("SELECT job_id FROM routilux_jobs ORDER BY job_id").rows
@@ -242,15 +247,18 @@ class PostgresStore(SharedStore):
         ).rows
         return found[0] if found else None
 
-    def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
+    def acquire(
+        self, owner: str, flow_ids: Collection[str], lease_ns: int, limit: int = 1
+    ) -> list[Acquired]:
         given = self._do(
             _ACQUIRE,
             owner=owner,
             flow_ids=list(flow_ids),
             lease_ns=lease_ns,
             lease=randbits(62) + 1,
+            limit=limit,
         ).rows
-        return Acquired(*given[0]) if given else None
+        return [Acquired(*job) for job in given]
 
     def renew(self, owner: str, lease_ns: int) -> list[str]:
         renewed = self._do(_RENEW, owner=owner, lease_ns=lease_ns).rows
@@ -258,9 +266,9 @@ class PostgresStore(SharedStore):
 
     def release(self, job_id: str, owner: str, after_ns: int, *, clean: bool = True) -> None:
         self._do(
-            f"UPDATE routilux_jobs SET owner = %(nobody)s, free_at = {_NOW} + %(after_ns)s"
-            " WHERE job_id = %(job_id)s AND owner = %(owner)s AND free_at IS NOT NULL"
-            " RETURNING job",
+            f"UPDATE routilux_jobs SET owner = %(nobody)s, free_at = {_NOW} + %(after_ns)s,"
+            " wait = %(after_ns)s WHERE job_id = %(job_id)s AND owner = %(owner)s"
+            f" AND free_at IS NOT NULL AND {INTACT} RETURNING job",
             job_id=job_id,
             owner=owner,
             after_ns=after_ns,
@@ -268,28 +276,47 @@ class PostgresStore(SharedStore):
         )
 
     def holders(self, job_id: str | None = None) -> dict[str, Hold]:
-        found = self._do(
-            f"SELECT job_id, owner, free_at, {_NOW} FROM routilux_jobs"
-            f" WHERE {'true' if job_id is None else 'job_id = %(job_id)s'}",
-            job_id=job_id,
-        ).rows
-        return {name: Hold.of(owner, free_at, now=now) for name, owner, free_at, now in found}
+        entries = self._entries("true" if job_id is None else "job_id = %(job_id)s", job_id=job_id)
+        if job_id is not None and entries and entries[0].damage is not None:
+            raise entries[0].damage
+        return {entry.job_id: entry.hold for entry in entries if entry.damage is None}
+
+    def entries(self, *, live: bool = False) -> list[Entry]:
+        return self._entries("status <> ALL(%(stopped)s)" if live else "true", stopped=STOPPED)
+
+    def _entries(self, where: str, **values: object) -> list[Entry]:
+        return [
+            Entry(job_id, flow_id, status, seq, Hold.of(owner, free_at, now=now))
+            if intact
+            else Entry(job_id, flow_id, status, seq, UNKNOWN, damaged(job_id))
+            for job_id, flow_id, status, seq, owner, free_at, now, intact in self._do(
+                _ENTRIES.format(where), **values
+            ).rows
+        ]
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         found = self._do(_FREE_IN, flow_ids=list(flow_ids)).rows
         return found[0][0] if found else None
 
+    def _add(self, statement: str, added: Append) -> Answer:
+        return self._do(statement, **added._asdict(), live=added.status in LIVE)
+
     def _accept_same(self, added: Append, *, claims: bool = False) -> None:
         """Accept row `added` if its owner has already written it; otherwise raise the refusal."""
-        if not self._do(_REPEAT, **added._asdict()).rows:
-            job_id, seq, _, owner, _ = added
-            held_by, count, _ = self._state(added)
+        job_id, seq, _, owner, _ = added
+        held_by, count, same = self._state(added)
+        if held_by != owner or not same:
             raise refusal(job_id, seq, owner, count=count, held_by=held_by, claims=claims)
 
     def _state(self, added: Append) -> tuple[str, int, bool]:
         """Return the job's owner, the number of its rows, and whether row `added` is among them."""
         found = self._do(_STATE, **added._asdict()).rows
-        return found[0] if found else ("", 0, False)
+        if not found:
+            return "", 0, False
+        owner, count, same, intact = found[0]
+        if not intact:
+            raise damaged(added.job_id)
+        return owner, count, same
 
     def _do(self, statement: str, **values: object) -> Answer:
         now = None if self._clock is None else self._clock.now_ns()

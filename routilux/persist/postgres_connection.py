@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 _VERSION: Final = 1
 _CREATING: Final = 0x726F7574696C7578  # the lock of the host that creates the tables
 _CONNECTIONS: Final = 8  # of a process; what they commit at once, the server flushes together
+_SEALED: Final = ("job_id", "flow_id", "owner", "free_at", "wait", "lease", "status", "seq")
+_SEAL: Final = "hashtextextended({}, 0)".format(
+    " || chr(31) || ".join(f"coalesce({name}::text, '')" for name in _SEALED)
+)
+INTACT: Final = f"seal = {_SEAL}"
+"""SQL that is true for an entry that is as the server wrote it."""
 _SCHEMA: Final = f"""
 CREATE TABLE routilux_version (version int NOT NULL);
 INSERT INTO routilux_version VALUES ({_VERSION});
@@ -38,7 +44,11 @@ CREATE TABLE routilux_jobs (
     flow_id text COLLATE "C" NOT NULL,
     owner text COLLATE "C" NOT NULL,   -- '' or '?' for nobody
     free_at bigint,                    -- UTC nanoseconds; NULL for never
-    lease bigint                       -- the call of acquire that gave it
+    wait bigint,                       -- the nanoseconds of the wait that ends then
+    lease bigint,                      -- the call of acquire that gave it
+    status text COLLATE "C" NOT NULL,  -- of the last commit
+    seq bigint NOT NULL,               -- the number of the last commit
+    seal bigint NOT NULL GENERATED ALWAYS AS ({_SEAL}) STORED
 );
 CREATE INDEX routilux_free ON routilux_jobs (flow_id, free_at, job) WHERE free_at IS NOT NULL;
 CREATE INDEX routilux_leased ON routilux_jobs (owner, job_id) WHERE free_at IS NOT NULL;
@@ -63,7 +73,8 @@ SELECT set_config(name, setting, false) FROM (VALUES
     ('synchronous_commit',
         coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on')),
     ('plan_cache_mode', 'force_generic_plan'),
-    ('enable_seqscan', 'off')
+    ('enable_seqscan', 'off'),
+    ('enable_bitmapscan', 'off')
 ) AS settings (name, setting)
 """
 _BACKEND: Final = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"

@@ -2,8 +2,9 @@
 
 Invariants:
 - The first row that a host writes carries the version; it holds for the rows that follow.
-- A row or a snapshot ends with a checksum, the last member of its object. A disk may return other
-  bytes than were written: this is reported with the row's number, and never replayed.
+- A row or a snapshot ends with a checksum, the last member of its object. It covers the text and
+  its place: the job's id and the commit's number. A disk may return other bytes than were written,
+  or the bytes of another place: this is reported with the place, and never replayed.
 - Data of a newer version may have no checksum: it is refused by its version.
 - Rows are read in batches, which costs two thirds of reading them one by one. If a row of a batch
   is refused, each is read by itself, so that the error names its number.
@@ -30,14 +31,23 @@ _AT_ONCE: Final = 64
 _MOST_BYTES: Final = 1 << 20  # at once; large rows gain nothing
 
 
-def with_checksum(text: bytes) -> bytes:
+def row_place(job_id: str, seq: int) -> str:
+    """Return the path of a row, for its checksum and for errors."""
+    return f"$.{job_id}[{seq}]"
+
+
+def with_checksum(text: bytes, place: str) -> bytes:
     """Add a checksum to the text of a JSON object, as the object's last member.
 
-    >>> with_checksum(b'{"seq":8}')
-    b'{"seq":8,"crc":"f5bfced8"}'
+    >>> with_checksum(b'{"seq":8}', "$.job-1[8]")
+    b'{"seq":8,"crc":"a060ee9a"}'
     """
     body = text[:-1]
-    return b'%b%b%08x"}' % (body, _NAME, crc32(body))
+    return b'%b%b%08x"}' % (body, _NAME, _checksum(body, place))
+
+
+def _checksum(body: bytes, place: str) -> int:
+    return crc32(body, crc32(place.encode(errors="surrogatepass")))
 
 
 def without_checksum(data: object, place: str) -> bytes:
@@ -45,11 +55,12 @@ def without_checksum(data: object, place: str) -> bytes:
 
     Raises `SavedStateError` if the checksum is missing or does not match.
 
-    >>> without_checksum(with_checksum(b'{"seq":8}'), "$.job-1[8]")
+    >>> row = with_checksum(b'{"seq":8}', "$.job-1[8]")
+    >>> without_checksum(row, "$.job-1[8]")
     b'{"seq":8}'
-    >>> without_checksum(with_checksum(b'{"seq":8}').replace(b"8", b"9", 1), "$.job-1[8]")
+    >>> without_checksum(row, "$.job-1[9]")
     Traceback (most recent call last):
-    routilux.CorruptStateError: $.job-1[8]: was damaged: its checksum does not match
+    routilux.CorruptStateError: $.job-1[9]: was damaged: its checksum does not match
     """
     if not isinstance(data, bytes):  # a user's store may return anything
         raise CorruptStateError(place, f"is of type {type(data).__name__}, not bytes")
@@ -59,12 +70,12 @@ def without_checksum(data: object, place: str) -> bytes:
             place, "has no checksum at its end: it is cut off, or was not written by routilux"
         )
     body = data[:-CHECKSUM_BYTES]
-    if data != b'%b%b%08x"}' % (body, _NAME, crc32(body)):
+    if data != b'%b%b%08x"}' % (body, _NAME, _checksum(body, place)):
         raise CorruptStateError(place, "was damaged: its checksum does not match")
     return body + b"}"
 
 
-def dump(commit: Commit, *, first: bool) -> bytes:
+def dump(job_id: str, commit: Commit, *, first: bool) -> bytes:
     """Return the row of a commit; `first` adds the version, for the first row that a host writes.
 
     Raises `UnserializableError` with the path of a value that can't be saved.
@@ -72,7 +83,7 @@ def dump(commit: Commit, *, first: bool) -> bytes:
     text = commit.dumps()
     if first:
         text = codec.bounded(f'{{"format":{codec.quoted(FORMAT)},{text[1:]}')
-    return with_checksum(text.encode())
+    return with_checksum(text.encode(), row_place(job_id, commit.seq))
 
 
 def load(rows: Sequence[bytes], job_id: str, after: int) -> Iterator[tuple[str, object]]:
@@ -80,26 +91,31 @@ def load(rows: Sequence[bytes], job_id: str, after: int) -> Iterator[tuple[str, 
 
     Raises `SavedStateError` with the path of the row that is refused.
 
-    >>> rows = [with_checksum(b'{"seq":8}'), with_checksum(b'{"seq":9}')]
+    >>> rows = [with_checksum(b'{"seq":%d}' % seq, f"$.job-1[{seq}]") for seq in (8, 9)]
     >>> list(load(rows, "job-1", after=7))
     [('$.job-1[8]', {'seq': 8}), ('$.job-1[9]', {'seq': 9})]
     """
     for first in range(0, len(rows), _AT_ONCE):
         batch = rows[first : first + _AT_ONCE]
         start = after + first + 1
-        parts = _parts(batch, first=start == 1)
+        places = [row_place(job_id, start + number) for number in range(len(batch))]
+        parts = _parts(batch, places, first=start == 1)
         for number, row in enumerate(batch):
-            seq = start + number
-            place = f"$.{job_id}[{seq}]"
+            place = places[number]
             if parts is None:
-                yield place, loads_versioned(without_checksum(row, place), place, required=seq == 1)
+                yield (
+                    place,
+                    loads_versioned(
+                        without_checksum(row, place), place, required=start + number == 1
+                    ),
+                )
             else:
                 yield place, parts[number]
 
 
-def _parts(rows: Sequence[bytes], *, first: bool) -> list[object] | None:
+def _parts(rows: Sequence[bytes], places: Sequence[str], *, first: bool) -> list[object] | None:
     try:
-        texts = [without_checksum(row, "$") for row in rows]
+        texts = [*map(without_checksum, rows, places)]
         # A text that is no object by itself might become one when it is joined with others.
         if sum(map(len, texts)) > _MOST_BYTES or not all(text[:1] == b"{" for text in texts):
             return None

@@ -3,6 +3,8 @@
 Invariants:
 - When a write returns, it is on the disk: a write-ahead log, flushed at every commit.
 - A write is one transaction, and one statement if it only adds a row.
+- Each entry is sealed by a checksum. A statement that changes an entry changes only an intact one,
+  so that no damage gets a new seal.
 - The time is that of the machine, which all processes that share the file have in common.
 """
 
@@ -13,16 +15,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from routilux.clocks.clock import SystemClock
-from routilux.errors import LeaseLostError
+from routilux.core.commits import JobStatus
 from routilux.persist.sqlite_connection import SqliteFile
 from routilux.persist.sqlite_files import back_up
 from routilux.persist.store import (
     ABANDONED,
     FREE,
+    LIVE,
+    STOPPED,
+    UNKNOWN,
     Acquired,
     Append,
+    Entry,
     Hold,
     SharedStore,
+    complete,
+    damaged,
     duplicate,
     refusal,
     refusals,
@@ -33,23 +41,75 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from routilux.clocks.clock import Clock
+    from routilux.errors import RoutiluxError
 
-# Adds a row if the row before it exists; else the job is NULL, and the row is ignored. VALUES costs
-# less than a SELECT, which may return many rows and gets a journal of its own.
-_FENCED: Final = """
+
+def _seal(**new: str) -> str:
+    """Return SQL for the seal of an entry of which these columns get new values.
+
+    The number of commits is its upper half, so that a trigger can count a row without a checksum.
+    """
+    names = ("job_id", "flow_id", "owner", "free_at", "wait", "status")
+    parts = "||char(31)||".join(f"ifnull({new.get(name, name)}, '')" for name in names)
+    return f"({new.get('seq', 'seq')} << 32) + crc32(CAST({parts} AS BLOB))"
+
+
+def _update(**new: str) -> str:
+    """Return SQL that sets columns of an intact entry, and its seal, where `job_id` is ?1."""
+    columns = ", ".join(f"{name} = {value}" for name, value in new.items())
+    return f"UPDATE jobs SET {columns}, seal = {_seal(**new)} WHERE {_INTACT}"
+
+
+_INTACT: Final = f"seal = {_seal()}"
+# Adds a row if the row before it is the last; else the job is NULL, and the row is ignored. VALUES
+# costs less than a SELECT, which may return many rows and gets a journal of its own. A trigger
+# counts the row: at a quarter of the cost of a second statement.
+_ADD: Final = """
 INSERT OR IGNORE INTO commits VALUES ((
-    SELECT job FROM jobs WHERE job_id = ?1{}
-    AND EXISTS (SELECT 1 FROM commits WHERE commits.job = jobs.job AND seq = ?2 - 1)
+    SELECT job FROM jobs WHERE job_id = ?1 AND seq = ?2 - 1 AND {}
 ), ?2, ?4, ?3)
 """
-_FOLLOW: Final = _FENCED.format("")  # with any owner
-_APPEND: Final = _FENCED.format(" AND owner = ?4")
-_STATE: Final = """
-SELECT owner, free_at, (SELECT max(seq) FROM commits AS found WHERE found.job = jobs.job), EXISTS (
-    SELECT 1 FROM commits AS found
-    WHERE found.job = jobs.job AND seq = ?2 AND row = ?3 AND found.owner = ?4
-) FROM jobs WHERE job_id = ?1
+_FOLLOW: Final = _ADD.format(_INTACT)  # with any owner
+_APPEND: Final = _ADD.format(f"owner = ?4 AND {_INTACT}")
+# Most commits change no status. The trigger keeps a seal that does not match as it is.
+_STEP: Final = _ADD.format("owner = ?4 AND status = ?5")
+_CREATE: Final = f"""
+INSERT INTO jobs (job_id, flow_id, owner, free_at, wait, status, seq, seal)
+SELECT *, {_seal()} FROM (SELECT
+    ?1 AS job_id, ?2 AS flow_id, ?3 AS owner, ?4 AS free_at, ?5 AS wait, ?6 AS status, 1 AS seq
+) WHERE true ON CONFLICT DO NOTHING
 """
+_STATE: Final = f"""
+SELECT owner, free_at, seq, EXISTS (
+    SELECT 1 FROM commits AS found WHERE found.job = jobs.job AND found.seq = ?2
+    AND row = ?3 AND found.owner = ?4
+), {_INTACT} FROM jobs WHERE job_id = ?1
+"""
+_STATUS: Final = f"{_update(status='?2')} AND job_id = ?1"
+_HOLD: Final = f"{_update(owner='?2', free_at='?3', wait='?4', status='?5')} AND job_id = ?1"
+# An index may be damaged, so it only proposes the jobs.
+_FREE: Final = f"""
+SELECT free_at, job, job_id, owner FROM jobs
+WHERE flow_id = ? AND free_at <= ? AND {_INTACT} ORDER BY free_at, job LIMIT ?
+"""
+_LEASE: Final = f"{_update(owner='?2', free_at='?3', wait='?4')} AND job = ?1 AND free_at <= ?5"
+_LEASED: Final = f"owner = ?1 AND free_at IS NOT NULL AND {_INTACT}"
+_RENEW: Final = f"{_update(free_at='?2', wait='?3')} AND owner = ?1 AND free_at IS NOT NULL"
+_RELEASE: Final = f"""
+{_update(owner="?3", free_at="?4", wait="?5")}
+AND job_id = ?1 AND owner = ?2 AND free_at IS NOT NULL
+"""
+# A limit keeps SQLite from computing the seal for each row.
+_ROWS: Final = f"""
+SELECT entry.seq, intact, commits.seq, row
+FROM (SELECT job, seq, {_INTACT} AS intact FROM jobs WHERE job_id = ?1 LIMIT 1) AS entry
+LEFT JOIN commits ON commits.job = entry.job AND commits.seq > ?2 ORDER BY commits.seq
+"""
+_ENTRIES: Final = f"""
+SELECT job_id, flow_id, status, seq, owner, free_at, {_INTACT} FROM jobs
+WHERE {{}} ORDER BY job DESC
+"""
+_STOPPED: Final = "status IN ({})".format(", ".join(f"'{status}'" for status in STOPPED))
 
 
 class SqliteStore(SharedStore):
@@ -63,9 +123,9 @@ class SqliteStore(SharedStore):
     >>> import tempfile, pathlib
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     with SqliteStore(pathlib.Path(folder, "jobs.db")) as store:
-    ...         store.create("job-1", b"{}", "host-a", flow_id="orders", queued=True)
+    ...         store.create("job-1", b"{}", "host-a", flow_id="orders", status="pending")
     ...         store.acquire("host-b", ["orders"], lease_ns=10**9)
-    Acquired(job_id='job-1', clean=True)
+    [Acquired(job_id='job-1', clean=True)]
     """
 
     def __init__(
@@ -99,7 +159,7 @@ class SqliteStore(SharedStore):
         >>> import tempfile, pathlib
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with SqliteStore(pathlib.Path(folder, "jobs.db")) as store:
-        ...         store.create("job-1", b"{}", "host-a", flow_id="orders", queued=True)
+        ...         store.create("job-1", b"{}", "host-a", flow_id="orders", status="pending")
         ...         store.backup(pathlib.Path(folder, "copy.db"))
         ...     with SqliteStore(pathlib.Path(folder, "copy.db")) as copy:
         ...         copy.job_ids()
@@ -116,153 +176,164 @@ class SqliteStore(SharedStore):
         found = [text for (text,) in self._file.do("PRAGMA integrity_check")]
         return [] if found == ["ok"] else found
 
-    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
+    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, status: str) -> None:
         with self._file.writing() as db:
-            added = db.execute(
-                "INSERT INTO jobs (job_id, flow_id, owner, free_at) VALUES (?, ?, ?, ?)"
-                " ON CONFLICT DO NOTHING",
-                (job_id, flow_id, FREE if queued else owner, self._now() if queued else None),
-            )
+            queued = status == JobStatus.PENDING
+            hold = (FREE, self._now(), 0) if queued else (owner, None, None)
+            added = db.execute(_CREATE, (job_id, flow_id, *hold, status))
             if added.rowcount:
                 db.execute("INSERT INTO commits VALUES (?, 1, ?, ?)", (added.lastrowid, owner, row))
-            elif _state(db, Append(job_id, 1, row, owner, stopped=False))[2:] != (1, True):
+            elif _state(db, Append(job_id, 1, row, owner, status))[2:] != (1, True):
                 raise duplicate(job_id)
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
-        if not stopped and self._file.add(_APPEND, (job_id, seq, row, owner)):
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
+        if status in LIVE and self._file.add(_STEP, (job_id, seq, row, owner, status)):
             return
         with self._file.writing() as db:
-            _append(db, Append(job_id, seq, row, owner, stopped))
+            _append(db, Append(job_id, seq, row, owner, status))
 
-    def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
+    def append_all(self, appends: Sequence[Append]) -> list[RoutiluxError | None]:
         with self._file.writing() as db:
             return refusals(appends, lambda added: _append(db, added))
 
-    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
+        added = Append(job_id, seq, row, owner, status)
         with self._file.writing() as db:
-            added = Append(job_id, seq, row, owner, stopped)
             held_by, free_at, count, _ = _state(db, added)
             if Hold.of(held_by, free_at, now=self._now()).is_leased_to_other(owner):
                 raise refusal(job_id, seq, owner, count=count, held_by=held_by, claims=True)
-            _add(db, _FOLLOW, added, claims=True)
-            if stopped or held_by != owner:
-                free_at = None
-            _hold(db, job_id, owner, free_at)
-
-    def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, free: bool) -> None:
-        with self._file.writing() as db:
-            if db.execute(_FOLLOW, (job_id, seq, row, operator)).rowcount:
-                _hold(db, job_id, *((FREE, self._now()) if free else (operator, None)))
+            if not _add(db, _FOLLOW, added, claims=True):
                 return
-            _, _, count, same = _state(db, Append(job_id, seq, row, operator, stopped=not free))
-            if seq < 2 or count != seq or not same:
+            if held_by != owner or status not in LIVE:
+                db.execute(_HOLD, (job_id, owner, None, None, status))
+            else:
+                db.execute(_STATUS, (job_id, status))
+
+    def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, status: str) -> None:
+        added = Append(job_id, seq, row, operator, status)
+        with self._file.writing() as db:
+            _, _, count, same = _state(db, added)
+            if db.execute(_FOLLOW, added[:4]).rowcount:
+                hold = (FREE, self._now(), 0) if status in LIVE else (operator, None, None)
+                db.execute(_HOLD, (job_id, *hold, status))
+            elif seq < 2 or count != seq or not same:
                 raise refusal(job_id, seq, operator, count=count, held_by=operator, claims=True)
 
     def keep_snapshot(self, job_id: str, seq: int, data: bytes) -> None:
         with self._file.writing() as db:
             db.execute(
-                "INSERT INTO snapshots SELECT job, ?2, ?3 FROM jobs JOIN commits USING (job)"
-                " WHERE job_id = ?1 AND seq = ?2"
+                "INSERT INTO snapshots SELECT job, ?2, ?3 FROM jobs WHERE job_id = ?1 AND seq >= ?2"
                 " ON CONFLICT (job) DO UPDATE SET seq = excluded.seq, data = excluded.data"
                 " WHERE excluded.seq > snapshots.seq",
                 (job_id, seq, data),
             )
 
     def rows(self, job_id: str, after: int = 0) -> list[bytes]:
-        found = self._file.do(
-            "SELECT row FROM commits"
-            " WHERE job = (SELECT job FROM jobs WHERE job_id = ?) AND seq > ? ORDER BY seq",
-            (job_id, after),
-        )
-        return [row for (row,) in found]
+        found = self._file.do(_ROWS, (job_id, after))
+        if not found:
+            return []
+        last, intact = found[0][:2]
+        if not intact:
+            raise damaged(job_id)
+        return complete(job_id, after, last, [row[2:] for row in found if row[2] is not None])
 
     def job_ids(self) -> list[str]:
-        return [job_id for (job_id,) in self._file.do("SELECT job_id FROM jobs ORDER BY job_id")]
+        return sorted(str(job_id) for (job_id,) in self._file.do("SELECT job_id FROM jobs"))
 
     def snapshot(self, job_id: str) -> tuple[int, bytes] | None:
         found = self._file.do(
-            "SELECT seq, data FROM snapshots JOIN jobs USING (job) WHERE job_id = ?", (job_id,)
+            "SELECT snapshots.seq, data FROM snapshots JOIN jobs USING (job) WHERE job_id = ?",
+            (job_id,),
         )
         return found[0] if found else None
 
-    def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
+    def acquire(
+        self, owner: str, flow_ids: Collection[str], lease_ns: int, limit: int = 1
+    ) -> list[Acquired]:
         if self.free_in(flow_ids) != 0:
-            return None  # an idle host takes no lock
+            return []  # an idle host takes no lock
         with self._file.writing() as db:
             now = self._now()
-            found = db.execute(
-                f"SELECT job, job_id, owner FROM jobs WHERE job IN ({_firsts('job', flow_ids)})"
-                " AND free_at <= ? ORDER BY free_at, job LIMIT 1",
-                (*flow_ids, now),
-            ).fetchone()
-            if found is None:
-                return None
-            job, job_id, before = found
-            db.execute(
-                "UPDATE jobs SET owner = ?, free_at = ? WHERE job = ?", (owner, now + lease_ns, job)
+            free = sorted(
+                found for flow_id in flow_ids for found in db.execute(_FREE, (flow_id, now, limit))
             )
-        return Acquired(job_id, before == FREE)
+            return [
+                Acquired(job_id, before == FREE)
+                for _, job, job_id, before in free[:limit]
+                if db.execute(_LEASE, (job, owner, now + lease_ns, lease_ns, now)).rowcount
+            ]
 
     def renew(self, owner: str, lease_ns: int) -> list[str]:
-        leased = "owner = ? AND free_at IS NOT NULL"
         with self._file.writing() as db:
-            found = db.execute(f"SELECT job_id FROM jobs WHERE {leased}", (owner,)).fetchall()
+            found = db.execute(f"SELECT job_id FROM jobs WHERE {_LEASED}", (owner,)).fetchall()
             if found:
-                until = self._now() + lease_ns
-                db.execute(f"UPDATE jobs SET free_at = ? WHERE {leased}", (until, owner))
+                db.execute(_RENEW, (owner, self._now() + lease_ns, lease_ns))
         return [job_id for (job_id,) in found]
 
     def release(self, job_id: str, owner: str, after_ns: int, *, clean: bool = True) -> None:
+        nobody = FREE if clean else ABANDONED
         with self._file.writing() as db:
-            db.execute(
-                "UPDATE jobs SET owner = ?, free_at = ?"
-                " WHERE job_id = ? AND owner = ? AND free_at IS NOT NULL",
-                (FREE if clean else ABANDONED, self._now() + after_ns, job_id, owner),
-            )
+            db.execute(_RELEASE, (job_id, owner, nobody, self._now() + after_ns, after_ns))
 
     def holders(self, job_id: str | None = None) -> dict[str, Hold]:
-        # Without an OR in it, so that the index is used: this is asked before each effect.
-        one, values = ("", ()) if job_id is None else (" WHERE job_id = ?", (job_id,))
-        found = self._file.do(f"SELECT job_id, owner, free_at FROM jobs{one}", values)
+        # Without an OR, so that the index is used: a host asks this before each effect.
+        where, values = ("true", ()) if job_id is None else ("job_id = ?", (job_id,))
+        entries = self._entries(where, *values)
+        if job_id is not None and entries and entries[0].damage is not None:
+            raise entries[0].damage
+        return {entry.job_id: entry.hold for entry in entries if entry.damage is None}
+
+    def entries(self, *, live: bool = False) -> list[Entry]:
+        return self._entries(f"status IS NULL OR NOT {_STOPPED}" if live else "true")
+
+    def _entries(self, where: str, *values: object) -> list[Entry]:
+        found = self._file.do(_ENTRIES.format(where), values)
         now = self._now()
-        return {name: Hold.of(owner, free_at, now=now) for name, owner, free_at in found}
+        return [
+            Entry(job_id, flow_id, status, seq, Hold.of(owner, free_at, now=now))
+            if intact
+            else Entry(str(job_id), str(flow_id), "", 0, UNKNOWN, damaged(str(job_id)))
+            for job_id, flow_id, status, seq, owner, free_at, intact in found
+        ]
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
+        asked = ", ".join("(?)" for _ in flow_ids) or "(NULL)"
         [(soonest,)] = self._file.do(
-            f"SELECT min(free_at) FROM ({_firsts('free_at', flow_ids)})", tuple(flow_ids)
+            "SELECT min((SELECT free_at FROM jobs WHERE flow_id = column1 AND free_at IS NOT NULL"
+            f" AND {_INTACT} ORDER BY free_at LIMIT 1)) FROM (VALUES {asked})",
+            tuple(flow_ids),
         )
         return None if soonest is None else max(0, soonest - self._now())
 
 
 def _append(db: sqlite3.Connection, added: Append) -> None:
-    _add(db, _APPEND, added)
-    if added.stopped:
-        db.execute("UPDATE jobs SET free_at = NULL WHERE job_id = ?", (added.job_id,))
+    if _add(db, _APPEND, added):
+        if added.status in LIVE:
+            db.execute(_STATUS, (added.job_id, added.status))
+        else:
+            db.execute(_HOLD, (added.job_id, added.owner, None, None, added.status))
 
 
-def _add(db: sqlite3.Connection, statement: str, added: Append, *, claims: bool = False) -> None:
-    """Add row `added`, or accept it if its owner wrote it before; otherwise raise the refusal."""
+def _add(db: sqlite3.Connection, statement: str, added: Append, *, claims: bool = False) -> bool:
+    """Add row `added`, or accept it if its owner wrote it before; otherwise raise the refusal.
+
+    Returns whether the row was added.
+    """
     if db.execute(statement, added[:4]).rowcount:
-        return
+        return True
     job_id, seq, _, owner, _ = added
     held_by, _, count, same = _state(db, added)
     if held_by != owner or not same:
         raise refusal(job_id, seq, owner, count=count, held_by=held_by, claims=claims)
-
-
-def _hold(db: sqlite3.Connection, job_id: str, owner: str, free_at: int | None) -> None:
-    db.execute("UPDATE jobs SET owner = ?, free_at = ? WHERE job_id = ?", (owner, free_at, job_id))
+    return False
 
 
 def _state(db: sqlite3.Connection, added: Append) -> tuple[str, int | None, int, bool]:
     """Return the job's owner, free time and number of rows, and whether row `added` is stored."""
-    return db.execute(_STATE, added[:4]).fetchone() or ("", None, 0, False)
-
-
-def _firsts(column: str, flow_ids: Collection[str]) -> str:
-    """Return SQL that selects, for each of these flows, the job that becomes free first."""
-    asked = "".join(", (?)" for _ in flow_ids)
-    return (
-        f"SELECT (SELECT {column} FROM jobs WHERE flow_id = column1 AND free_at IS NOT NULL"
-        f" ORDER BY free_at, job LIMIT 1) AS {column} FROM (VALUES (NULL){asked})"
-    )
+    found = db.execute(_STATE, added[:4]).fetchone()
+    if found is None:
+        return "", None, 0, False
+    *state, intact = found
+    if not intact:
+        raise damaged(added.job_id)
+    return tuple(state)

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import sys
 import threading
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakSet, finalize
+from weakref import finalize
+from zlib import crc32
 
 from routilux.clocks.clock import SystemClock
 from routilux.clocks.durations import SECOND
+from routilux.clocks.forks import begin_in_children
 from routilux.errors import CorruptStateError, SavedStateError
 from routilux.persist.sqlite_files import (
     BEGINNING,
@@ -50,7 +51,11 @@ CREATE TABLE IF NOT EXISTS jobs (
     job_id TEXT NOT NULL UNIQUE,
     flow_id TEXT NOT NULL,
     owner TEXT NOT NULL,     -- '' or '?' for nobody
-    free_at INTEGER          -- UTC nanoseconds; NULL for never
+    free_at INTEGER,         -- UTC nanoseconds; NULL for never
+    wait INTEGER,            -- the nanoseconds of the wait that ends then
+    status TEXT NOT NULL,    -- of the last commit
+    seq INTEGER NOT NULL,    -- the number of the last commit
+    seal INTEGER NOT NULL    -- seq in the upper half, a checksum of the other columns in the lower
 );
 CREATE INDEX IF NOT EXISTS free ON jobs (flow_id, free_at) WHERE free_at IS NOT NULL;
 CREATE INDEX IF NOT EXISTS leased ON jobs (owner) WHERE free_at IS NOT NULL;
@@ -61,6 +66,8 @@ CREATE TABLE IF NOT EXISTS commits (
     row BLOB NOT NULL,
     PRIMARY KEY (job, seq)
 ) WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS counted AFTER INSERT ON commits WHEN NEW.seq > 1
+BEGIN UPDATE jobs SET seq = NEW.seq, seal = seal + (1 << 32) WHERE job = NEW.job; END;
 CREATE TABLE IF NOT EXISTS snapshots (
     job INTEGER PRIMARY KEY REFERENCES jobs,
     seq INTEGER NOT NULL,
@@ -92,7 +99,7 @@ class SqliteFile:
         self.path = path
         if str(path) == ":memory:":
             raise OSError("the store :memory: is not a file, so nothing is kept; use MemoryStore()")
-        self.lock = threading.Lock()
+        self._begin_process()
         self._place = path.absolute()  # also after the process changes its folder
         self._name = str(self._place)
         self._read_only = read_only
@@ -105,9 +112,12 @@ class SqliteFile:
         self._checked = 0  # the instant
         self._begun = False
         self._most = _LONGEST_LOG
-        _all.add(self)
+        begin_in_children(self._begin_process)
         with self.using():
             pass
+
+    def _begin_process(self) -> None:
+        self.lock = threading.Lock()
 
     def close(self) -> None:
         """Close the connection; the next use opens a new one."""
@@ -350,6 +360,8 @@ class SqliteFile:
             uri=True,
         )
         db.patience_ns = _READERS_PATIENCE if self._read_only else _PATIENCE
+        db.text_factory = _text
+        db.create_function("crc32", 1, crc32, deterministic=True)
         return db
 
     def _has_log(self) -> bool:
@@ -377,8 +389,8 @@ class SqliteFile:
 @contextmanager
 def _transaction(db: sqlite3.Connection) -> Iterator[None]:
     """Make a write transaction of the block."""
-    db.execute("BEGIN IMMEDIATE")
     try:
+        db.execute("BEGIN IMMEDIATE")
         yield
         db.execute("COMMIT")
     except BaseException:
@@ -396,14 +408,8 @@ def _abandon(process: int, guard: sqlite3.Connection, db: sqlite3.Connection) ->
         _inherited.extend((guard, db))
 
 
-def _unlock_all() -> None:
-    for file in _all:  # a thread that the child does not have may hold it
-        file.lock = threading.Lock()
-
-
-_all: Final[WeakSet[SqliteFile]] = WeakSet()
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_unlock_all)
+def _text(data: bytes) -> str:
+    return data.decode(errors="backslashreplace")  # a damaged text must not hide its row
 
 
 class _Connection(sqlite3.Connection):

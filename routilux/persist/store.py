@@ -6,9 +6,13 @@ Invariants:
   is refused with `LeaseLostError`. Writing the same row again changes nothing.
 - When a write returns, the row is as durable as this store can make it. Rows of several jobs may
   share one write, because making a row durable costs more than the row.
-- Besides its rows a job has an owner, and a time from which any host may acquire it. A job that
-  stopped and a job that is held without a lease have no such time. The host that acquires a job
-  learns whether the owner before it gave the job back: only that is a clean stop.
+- Besides its rows a job has an entry: its owner, a time from which any host may acquire it, and the
+  status and number of its last commit. A job that stopped and a job that is held without a lease
+  have no such time. The host that acquires a job learns whether the last owner gave it back: only
+  that is a clean stop.
+- A store that keeps jobs on a disk seals each entry with a checksum. A job whose entry is damaged,
+  or whose rows are not those that its entry counts, is never handed out, and raises
+  `CorruptStateError` when it is used by its name. No other job is affected.
 - Only the store's clock counts. A host passes a duration, never a time, so that the clocks of
   hosts need not agree.
 """
@@ -19,7 +23,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
 
 from routilux.clocks.durations import seconds_text
-from routilux.errors import DuplicateJobError, LeaseLostError, NotResumableError
+from routilux.core.commits import JobStatus
+from routilux.errors import (
+    CorruptStateError,
+    DuplicateJobError,
+    LeaseLostError,
+    NotResumableError,
+    RoutiluxError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -29,6 +40,11 @@ FREE: Final = ""
 ABANDONED: Final = "?"
 """The owner of a job that its host released after the run of the job broke off."""
 _NO_OWNER: Final = (FREE, ABANDONED)
+LIVE: Final = [status.value for status in JobStatus if status.is_live]
+"""The statuses of a job that a host runs, or that a worker may take."""
+STOPPED: Final = [status.value for status in JobStatus if not status.is_live]
+BACKUP: Final = "restore the store from a backup"
+"""The cure of a damaged job."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +102,25 @@ class Hold:
         return f"held by {self.owner}, whose lease ends {soon}"
 
 
+UNKNOWN: Final = Hold(None, None, clean=False)
+"""The hold of a job whose entry is damaged."""
+
+
+class Entry(NamedTuple):
+    """What a store knows of a job without reading its rows.
+
+    `status` and `seq` are those of the last commit. `damage` is the error of an entry that is
+    damaged: its other fields may be wrong.
+    """
+
+    job_id: str
+    flow_id: str
+    status: str
+    seq: int
+    hold: Hold
+    damage: CorruptStateError | None = None
+
+
 class Append(NamedTuple):
     """A row for `JobStore.append_all`; the fields are the arguments of `JobStore.append`."""
 
@@ -93,39 +128,41 @@ class Append(NamedTuple):
     seq: int
     row: bytes
     owner: str
-    stopped: bool
+    status: str
 
 
 class JobStore(Protocol):
     """A store of jobs' commits; many threads, processes and hosts can use it at the same time.
 
     Each method is atomic. `owner` is a text that no other host uses, and neither empty nor `"?"`.
-    Durations are nanoseconds. A method raises `OSError` if the store can't be used now; the call
-    may have taken effect or not, and the caller may repeat it.
+    `status` is the value of the `JobStatus` after the commit. Durations are nanoseconds. A method
+    raises `OSError` if the store can't be used now; the call may have taken effect or not, and the
+    caller may repeat it. A method that is given a job id raises `CorruptStateError` if the entry of
+    that job is damaged.
     """
 
-    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
+    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, status: str) -> None:
         """Store a new job with the row of its first commit.
 
-        If `queued`, any host may acquire the job; else `owner` holds it. The same call again does
-        nothing while this is the only row. Raises `DuplicateJobError` if the job exists.
+        If it is pending, any host may acquire the job; else `owner` holds it. The same call again
+        does nothing while this is the only row. Raises `DuplicateJobError` if the job exists.
         """
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
-        """Store the row of commit `seq`; `stopped` says whether this commit stops the job.
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
+        """Store the row of commit `seq`; a status that is not live ends the lease.
 
         The same row of the owner again does nothing. Raises `LeaseLostError` if `owner` does not
         own the job, another row has this number, or the row before is missing.
         """
 
-    def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
+    def append_all(self, appends: Sequence[Append]) -> list[RoutiluxError | None]:
         """Append rows of different jobs, one row per job, in one write.
 
         Returns for each row None if it is kept, or the error that `append` would raise; the other
         rows are kept anyway. If it raises, any of the rows may be kept.
         """
 
-    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         """Make `owner` the only owner of a job, and store the row of the commit that resumes it.
 
         A host that acquired the job keeps its lease. Any other host then holds it without a lease
@@ -134,16 +171,19 @@ class JobStore(Protocol):
         `NotResumableError` if there is no such job.
         """
 
-    def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, free: bool) -> None:
+    def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, status: str) -> None:
         """Store the row of an operator's commit, even if a host owns the job or has a lease on it.
 
-        The owner before can't write any more. Afterwards the job is `free`, or it has stopped. The
-        same call again does nothing while its row is the last. Raises `LeaseLostError` if another
-        host was faster, `NotResumableError` if there is no such job.
+        The owner before can't write any more. If the status is live, any host may acquire the job.
+        The same call again does nothing while its row is the last. Raises `LeaseLostError` if
+        another host was faster, `NotResumableError` if there is no such job.
         """
 
     def rows(self, job_id: str, after: int = 0) -> list[bytes]:
-        """Return, in order, the rows of the commits after commit `after`; [] for an unknown job."""
+        """Return, in order, the rows of the commits after commit `after`; [] for an unknown job.
+
+        Raises `CorruptStateError` if they are not exactly those that the job's entry counts.
+        """
 
     def job_ids(self) -> list[str]:
         """Return the ids of all jobs in this store, sorted."""
@@ -157,11 +197,13 @@ class JobStore(Protocol):
     def snapshot(self, job_id: str) -> tuple[int, bytes] | None:
         """Return (number of the last commit, snapshot) of a job; None if there is no snapshot."""
 
-    def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
-        """Give `owner` a lease on the job of these flows that has been free longest.
+    def acquire(
+        self, owner: str, flow_ids: Collection[str], lease_ns: int, limit: int = 1
+    ) -> list[Acquired]:
+        """Give `owner` a lease on the jobs of these flows that have been free longest.
 
-        Returns the job, and whether it was given back; None if no job is free. The owner before
-        can't write any more. The job is not free until the lease ends.
+        Returns at most `limit` jobs, and whether each was given back. The owners before can't
+        write any more. The jobs are not free until the lease ends.
         """
 
     def renew(self, owner: str, lease_ns: int) -> list[str]:
@@ -176,7 +218,16 @@ class JobStore(Protocol):
         """
 
     def holders(self, job_id: str | None = None) -> dict[str, Hold]:
-        """Return each job's hold, by job id; with `job_id`, only the hold of that job, if any."""
+        """Return each job's hold, by job id; with `job_id`, only the hold of that job, if any.
+
+        Without `job_id` it omits a job whose entry is damaged.
+        """
+
+    def entries(self, *, live: bool = False) -> list[Entry]:
+        """Return the entries of all jobs, the newest job first, and the damaged entries too.
+
+        With `live`, omit the jobs that have stopped.
+        """
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         """Return the nanoseconds until the first job of these flows becomes free.
@@ -229,6 +280,35 @@ def _whose(owner: str | None) -> str:
     return "is free to be taken by any host" if owner is None else f"belongs to {owner!r}"
 
 
+def damaged(job_id: str) -> CorruptStateError:
+    """Return the error for a job whose entry does not match its checksum."""
+    return CorruptStateError(
+        f"$.{job_id}", f"its entry in the store was damaged: its checksum does not match; {BACKUP}"
+    )
+
+
+def complete(job_id: str, after: int, last: int, found: Sequence[tuple[int, bytes]]) -> list[bytes]:
+    """Return the rows of a job, of which `last` is the number of the last.
+
+    Raises `CorruptStateError` unless the numbered rows `found` are all rows after row `after`.
+
+    >>> complete("job-1", 6, 8, [(7, b"seven"), (8, b"eight")])
+    [b'seven', b'eight']
+    >>> complete("job-1", 6, 8, [(7, b"seven")])
+    Traceback (most recent call last):
+    routilux.CorruptStateError: $.job-1: has 8 commits, but the store returns no commit 8; ...
+    """
+    if [seq for seq, _ in found] == [*range(after + 1, last + 1)] and after <= last:
+        return [row for _, row in found]
+    known = {seq for seq, _ in found}
+    lost = next((seq for seq in range(after + 1, last + 1) if seq not in known), None)
+    if lost is not None:
+        what = f"has {last} commits, but the store returns no commit {lost}"
+    else:
+        what = f"has {last} commits, but the store returns a commit {max([after, *known])}"
+    raise CorruptStateError(f"$.{job_id}", f"{what}; {BACKUP}")
+
+
 def duplicate(job_id: str) -> DuplicateJobError:
     """Return the error for a new job whose id is already in the store."""
     return DuplicateJobError(
@@ -238,13 +318,13 @@ def duplicate(job_id: str) -> DuplicateJobError:
 
 def refusals(
     appends: Iterable[Append], append: Callable[[Append], None]
-) -> list[LeaseLostError | None]:
-    """Call `append` for each row; return for each call None or the `LeaseLostError` it raised."""
-    refused: list[LeaseLostError | None] = []
+) -> list[RoutiluxError | None]:
+    """Call `append` for each row; return for each call None or the error it raised."""
+    refused: list[RoutiluxError | None] = []
     for added in appends:
         try:
             append(added)
             refused.append(None)
-        except LeaseLostError as error:
+        except (LeaseLostError, CorruptStateError) as error:
             refused.append(error)
     return refused

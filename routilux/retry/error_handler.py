@@ -240,7 +240,7 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
 
     @staticmethod
     def deserialize(data: object, path: str = "$") -> ErrorHandler:
-        """Build a handler from `data`, the result of `serialize`; both handlers are equal.
+        """Build a handler that equals the handler whose `serialize` returned `data`.
 
         Exception classes are looked up in modules that the program has imported; nothing is
         imported. Raises `CorruptStateError`, with a path below `path`, for anything that

@@ -1,4 +1,4 @@
-"""Checks the options of an error handler, given as arguments or loaded from saved data.
+"""Checks the options of an error handler, both from arguments and from saved data.
 
 Invariants:
 - A check returns the effective value, or raises with the option, the value and the cure.
@@ -93,7 +93,7 @@ def _final_strategy(name: str, value: object) -> ErrorStrategy:
     strategy = _strategy(name, value)
     if strategy is ErrorStrategy.RETRY:
         raise refusal(
-            name, value, "give STOP, CONTINUE or SKIP; for endless retries, max_retries=None"
+            name, value, "give STOP, CONTINUE or SKIP; for endless retries, set max_retries=None"
         )
     return strategy
 
@@ -198,7 +198,7 @@ def find_exception_class(name: str) -> type[Exception] | None:
 
 
 def load_option(name: str, value: object, path: str) -> Any:
-    """Check the saved option `name` like an argument of `ErrorHandler`; return its value."""
+    """Apply the checks of `ErrorHandler` to the saved option `name`; return the checked value."""
     place = f"{path}.{name}"
     if name in _CLASS_OPTIONS:
         if not isinstance(value, list):
@@ -221,7 +221,7 @@ def _loaded_class(name: object, place: str) -> type[Exception]:
     if cls is None:
         raise CorruptStateError(
             place,
-            f"{name!r} names no exception class of an imported module; "
+            f"{name!r} is not an exception class in an imported module; "
             "import the module that defines the class before loading",
         )
     return cls

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from routilux import ErrorHandler, FakeClock, Flow, Routine
-from routilux.persist.rows import with_checksum, without_checksum
+from routilux.persist.rows import row_place, with_checksum, without_checksum
 from tests.routines import PATIENCE, Works, retrying
 
 ROOT = Path(__file__).parents[2]
@@ -71,12 +71,15 @@ NOW = after(3600)
 def replace_in_rows(store: Path, old: str, new: str, where: str = "") -> None:
     """Replace a text in the rows of a store and update their checksums."""
 
-    def replaced(row: bytes) -> bytes:
-        return with_checksum(without_checksum(row, "$").replace(old.encode(), new.encode()))
+    def replaced(job_id: str, seq: int, row: bytes) -> bytes:
+        place = row_place(job_id, seq)
+        text = without_checksum(row, place).replace(old.encode(), new.encode())
+        return with_checksum(text, place)
 
     with sqlite3.connect(store) as db:
-        db.create_function("replaced", 1, replaced)
-        db.execute(f"UPDATE commits SET row = replaced(row) {where}")
+        db.create_function("replaced", 3, replaced)
+        job_id = "(SELECT job_id FROM jobs WHERE jobs.job = commits.job)"
+        db.execute(f"UPDATE commits SET row = replaced({job_id}, seq, row) {where}")
     db.close()
 
 

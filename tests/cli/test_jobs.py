@@ -19,7 +19,7 @@ def test_jobs_can_be_filtered_by_status_and_flow_and_limited_to_the_newest(store
     assert 5 == output("jobs", store, "--flow", "payment").count(" payment ")
     lines = output("jobs", store, "--limit", 2).splitlines()
     assert ["job", "queued", "paused", ""] == [line.split("  ")[0] for line in lines[:-1]]
-    assert lines[-1].endswith("1 failed; the 2 newest are shown")
+    assert lines[-1].endswith("1 failed; the 2 newest are shown, --limit shows more")
     assert "0 of 5 jobs; flows: payment\n" == output("jobs", store, "--flow", "refunds")
 
 

@@ -26,7 +26,7 @@ from tests.routines import PATIENCE
         (("jobs",), "required: STORE"),
         (("show", "jobs.db"), "required: JOB"),
         (("jobs", "jobs.db", "--status", "lost"), "invalid choice: 'lost'"),
-        (("jobs", "jobs.db", "--limit", "0"), "'0' is not a whole number of 1 or more"),
+        (("jobs", "jobs.db", "--limit", "0"), "must be a whole number, at least 1, not '0'"),
         (("export", "jobs.db", "done"), "required: FILE"),
     ],
 )
@@ -138,7 +138,7 @@ def test_a_name_is_shown_without_its_password(name, safe):
 @pytest.mark.parametrize("name", ["host=db password=secret", "password = secret dbname=jobs"])
 def test_a_connection_string_that_is_no_url_is_refused_without_its_password(name, refused):
     assert refused("jobs", name) == (
-        "the store's name has the form key=value; name a PostgreSQL database by its URL:"
+        "the store's name can't be a key=value string; give the URL of the database:"
         " postgresql://user@host/database"
     )
 

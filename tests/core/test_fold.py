@@ -24,12 +24,12 @@ from tests.core.stories import Stage, Story, failed, flow_of, text_of
             {"task_id": "0.9"},
             "commit 4 ends attempt 1 of task 0.9, but no such attempt is pending",
         ),
-        ({"kind": CommitKind.START}, "a 'start' must be a job's first commit"),
-        ({"kind": CommitKind.RETRY}, "commit 4 is a 'retry', but has no due_ns"),
+        ({"kind": CommitKind.START}, "a 'start' commit must be the first"),
+        ({"kind": CommitKind.RETRY}, "commit 4 of kind 'retry' has no due_ns"),
         ({"kind": CommitKind.DROPPED}, "commit 4 drops a task, so it must have an error and"),
         (
             {"kind": CommitKind.EFFECT},
-            "commit 4 must have an effect, the effect's name and a pending task",
+            "commit 4 must hold an effect with a name, and belong to a pending task",
         ),
         (
             {
@@ -69,7 +69,7 @@ def test_a_job_begins_with_a_start_that_has_details(kind):
     job = JobState("job")
     tasks = [Task("0", "a", "trigger", {}, True, -1)] if kind is CommitKind.START else []
     commit = Commit(1, kind, 0, JobStatus.CANCELLED, error=ErrorInfo("E", ""), tasks=tasks)
-    message = "a 'start' must be a job's first commit" if tasks else f"'start', not '{kind}'"
+    message = "a 'start' commit must be the first" if tasks else f"'start', not '{kind}'"
     with pytest.raises(IllegalTransitionError, match=message):
         job.fold(commit)
     assert job == JobState("job")

@@ -49,15 +49,15 @@ WRONG_STARTS = [
     ),
     (
         {"entry": "sink", "slot": "strict", "params": {"item": 1}},
-        "params for sink.strict: the handler takes 'item', 'price'; the mapping misses 'price'",
+        "params for sink.strict: the handler takes 'item', 'price'; the mapping lacks 'price'",
     ),
     (
         {"entry": "source", "params": ["A7"]},
-        "params for source.trigger must be a mapping of parameters by name, not ['A7']",
+        "params for source.trigger must map parameter names to values, not ['A7']",
     ),
     (
         {"entry": "sink", "slot": "rest", "params": {1: "A7"}},
-        "params for sink.rest must be a mapping of parameters by name, not {1: 'A7'}",
+        "params for sink.rest must map parameter names to values, not {1: 'A7'}",
     ),
     *[
         (

@@ -118,7 +118,7 @@ def test_a_refused_row_ends_the_run_of_its_job_only(together):
     class TakenStore(NotedStore):
         def append_all(self, appends):
             if not self.groups:
-                self.claim("5", 2, b"{}", "another host", stopped=False)
+                self.claim("5", 2, b"{}", "another host", status="running")
             return super().append_all(appends)
 
     runs: dict[str, Run] = {}

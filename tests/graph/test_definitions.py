@@ -59,11 +59,11 @@ def refused(error: type[Exception], message: str) -> Any:
 EDGE = "source.output -> sink.input"
 NOT_A_MAPPING = "must be a mapping of strings, {event field: handler parameter}, not"
 WRONG_CONNECTIONS: list[tuple[Any, ...]] = [
-    ("sauce.output -> sink.input", "flow 'shop' has no routine 'sauce'; it has 'source', 'sink'"),
-    ("source.output -> sing.input", "flow 'shop' has no routine 'sing'; it has 'source', 'sink'"),
+    ("no.output -> sink.input", "flow 'shop' has no routine 'no'; its routines: 'source', 'sink'"),
+    ("source.output -> x.input", "flow 'shop' has no routine 'x'; its routines: 'source', 'sink'"),
     (
         (["source"], "output", "sink", "input"),
-        "flow 'shop' has no routine ['source']; it has 'source', 'sink'",
+        "flow 'shop' has no routine ['source']; its routines: 'source', 'sink'",
     ),
     ("source.outs -> sink.input", "routine 'source' has no event 'outs'; its events: 'output'"),
     ("sink.output -> sink.input", "routine 'sink' has no event 'output'; its events: none"),
@@ -100,7 +100,7 @@ WRONG_CONNECTIONS: list[tuple[Any, ...]] = [
         "source.output -> sink.strict",
         (
             "source.output -> sink.strict: the handler needs 'price', but the event carries 'item',"
-            " 'count'; add the field, map one to the parameter, or give the parameter a default"
+            " 'count'; add a field, map a field to the parameter, or give the parameter a default"
         ),
     ),
     (EDGE, f"{EDGE} already exists; remove the second connect()"),
@@ -229,8 +229,8 @@ WRONG_DECLARATIONS = [
     (
         lambda r: r.define_slot("other", handler={}.update),
         (
-            "the parameters of handler dict.update can't be read, as with some built-in functions;"
-            " call the function from a method that has named parameters"
+            "the parameters of handler dict.update are unknown, as for some built-in functions;"
+            " pass a method that has named parameters and calls this function"
         ),
     ),
     (
@@ -252,7 +252,7 @@ WRONG_DECLARATIONS = [
     (
         lambda r: r.define_event("error", ["message", "order"]),
         (
-            "event 'error' of Source can't have 'order'; its fields must be among"
+            "event 'error' of Source can't have the fields 'order'; choose from"
             " 'error_type', 'message', 'task_id', 'slot', 'attempt', 'payload'"
         ),
     ),

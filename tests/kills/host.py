@@ -17,6 +17,7 @@ output, one JSON list a line. A worker is a fork, so that it starts within milli
     late             ids of jobs to which it tries to append a row at its end
     take_over        ids of jobs that an operator takes over
     left             a host acquires a job and dies, for half a lease
+    signalled        the worker runs until a signal ends it; its handlers take some milliseconds
     plant            a fault of `plants`
 """
 
@@ -43,6 +44,7 @@ from routilux import (
     Runtime,
     Worker,
 )
+from routilux.clocks.clock import real_sleep
 from routilux.persist import admin
 from tests.kills.places import BACKOFF, IDLE, Places, kill_in
 from tests.kills.plants import PLANTS
@@ -52,6 +54,7 @@ from tests.kills.story import around, asking, story
 Order = dict[str, Any]
 LEASE = 0.1
 LONGEST_LIFE_NS = 60 * 10**9
+INTERRUPTED = 130  # the exit code after a KeyboardInterrupt
 
 
 def tell(*what: object) -> None:
@@ -140,11 +143,28 @@ def live(order: Order, places: Places) -> None:
     reports.sigterm = order.get("sigterm", 0)
     worker = Worker(store, [flow], runtime=runtime, lease=lease)
     _watch_waits(runtime.clock, places, worker)
+    if order.get("signalled"):
+        around.lingers = partial(real_sleep, 0.01)
+        _reports_when_it_runs(worker)
+        worker.run()
+        return
     worker.run(until_idle=True)
     for job_id in order.get("late", ()):
         with _refusals():
-            store.append(job_id, len(store.rows(job_id)) + 1, b"late", runtime.owner, stopped=False)
+            store.append(
+                job_id, len(store.rows(job_id)) + 1, b"late", runtime.owner, status="running"
+            )
     tell("passed", places.passed)
+
+
+def _reports_when_it_runs(worker: Worker) -> None:
+    run = worker._run
+
+    def runs(until_idle: bool) -> None:
+        tell("runs", os.getpid())
+        run(until_idle)
+
+    vars(worker)["_run"] = runs
 
 
 @contextmanager
@@ -194,6 +214,8 @@ def serve() -> None:
             try:
                 live(order, places)
                 os._exit(0)
+            except KeyboardInterrupt:
+                os._exit(INTERRUPTED)
             except BaseException:
                 sys.excepthook(*sys.exc_info())
             finally:

@@ -10,7 +10,7 @@ from typing import Any
 
 from routilux import JobState, codec
 from routilux.persist.journal import Journal
-from routilux.persist.rows import with_checksum, without_checksum
+from routilux.persist.rows import row_place, with_checksum, without_checksum
 
 
 def _loses(store: Any) -> None:
@@ -19,12 +19,17 @@ def _loses(store: Any) -> None:
 
     def acquires(*arguments: Any) -> Any:
         acquired = acquire(*arguments)
-        if acquired is not None:
+        for job in acquired:
             with store._file.using() as db:
                 db.execute(
-                    "DELETE FROM commits WHERE seq > 1 AND (job, seq) = (SELECT job, max(seq)"
-                    " FROM commits JOIN jobs USING (job) WHERE job_id = ?)",
-                    (acquired.job_id,),
+                    "DELETE FROM commits WHERE seq > 1 AND (job, seq) = (SELECT job, seq FROM jobs"
+                    " WHERE job_id = ?)",
+                    (job.job_id,),
+                )
+                db.execute(
+                    "UPDATE jobs SET seq = seq - 1, seal = seal - (1 << 32)"
+                    " WHERE seq > 1 AND job_id = ?",
+                    (job.job_id,),
                 )
         return acquired
 
@@ -35,12 +40,13 @@ def _keeps_twice(store: Any) -> None:
     """The store keeps the commit of a step twice."""
     append = store.append
 
-    def appends(job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
-        append(job_id, seq, row, owner, stopped=stopped)
-        data: Any = codec.loads(without_checksum(row, "$"))
+    def appends(job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
+        append(job_id, seq, row, owner, status=status)
+        data: Any = codec.loads(without_checksum(row, row_place(job_id, seq)))
         if data["kind"] == "done":
             again = codec.dumps({**data, "seq": seq + 1})
-            append(job_id, seq + 1, with_checksum(again.encode()), owner, stopped=stopped)
+            second = with_checksum(again.encode(), row_place(job_id, seq + 1))
+            append(job_id, seq + 1, second, owner, status=status)
 
     store.append = appends
 

@@ -41,10 +41,11 @@ _FEW = 4  # jobs at a time, so that they end between the kills
 
 
 class Host:
-    """The process that forks workers; `events` is everything that they reported."""
+    """The process that forks workers; `events` is everything that they reported, `heard` when."""
 
     def __init__(self) -> None:
         self.events: list[list[Any]] = []
+        self.heard: list[float] = []
         self._process = subprocess.Popen(
             [sys.executable, "-c", "from tests.kills.host import serve; serve()"],
             cwd=ROOT,
@@ -73,6 +74,13 @@ class Host:
             assert event[0] != "end", f"the worker ended ({event[1]}) and reported no {kind}"
         return event[1:]
 
+    def listen(self, seconds: float) -> None:
+        """Hear the events of the next seconds."""
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            if b"\n" in self._rest or select.select([self._process.stdout], [], [], left)[0]:
+                self._hear()
+
     def _hear(self) -> list[Any]:
         while b"\n" not in self._rest:
             ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
@@ -82,6 +90,7 @@ class Host:
             self._rest += data
         line, self._rest = self._rest.split(b"\n", 1)
         self.events.append(json.loads(line))
+        self.heard.append(time.monotonic())
         return self.events[-1]
 
     def close(self) -> None:
@@ -176,7 +185,7 @@ class Soak:
     def _judge(self, store: str, effects: str) -> None:
         events = [event for host in self.pair for event in host.events]
         for host in self.pair:
-            host.events = []
+            host.events, host.heard = [], []
         found = evidence(store, Path(effects), events)
         self.jobs += len(found.jobs)
         self.commits += len(found.acknowledged)

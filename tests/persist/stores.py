@@ -55,7 +55,7 @@ def at(where: str) -> SqliteStore | PostgresStore:
 def acquire(store: JobStore, owner: str, flow_ids: Collection[str], lease_ns: int) -> str | None:
     """The id of the job that a host acquired; None if none was free."""
     acquired = store.acquire(owner, flow_ids, lease_ns)
-    return None if acquired is None else acquired.job_id
+    return acquired[0].job_id if acquired else None
 
 
 def counter(last: int, *, prints: bool = False, dies_at: int | None = None) -> Flow:
@@ -84,23 +84,25 @@ def driven(store: JobStore, flow: Flow, **options: int) -> JobState:
 def holding(rows: list[bytes], job_id: str = "j") -> MemoryStore:
     """A store with these rows of a job."""
     store = MemoryStore()
-    store.create(job_id, rows[0], "a", flow_id="f", queued=False)
+    store.create(job_id, rows[0], "a", flow_id="f", status="running")
     for seq, row in enumerate(rows[1:], 2):
-        store.append(job_id, seq, row, "a", stopped=False)
+        store.append(job_id, seq, row, "a", status="running")
     return store
 
 
 MINUTE = 60 * SECOND
 CALLS: dict[str, Callable[[JobStore], object]] = {
-    "create": lambda store: store.create("new", b"1", "a", flow_id="f", queued=False),
-    "create, queued": lambda store: store.create("new", b"1", "a", flow_id="f", queued=True),
-    "append": lambda store: store.append("leased", 2, b"2", "b", stopped=False),
-    "append the last": lambda store: store.append("leased", 2, b"2", "b", stopped=True),
-    "append_all": lambda store: store.append_all([Append("leased", 2, b"2", "b", True)]),
-    "claim": lambda store: store.claim("queued", 2, b"2", "c", stopped=False),
-    "claim what it acquired": lambda store: store.claim("leased", 2, b"2", "b", stopped=False),
-    "overrule": lambda store: store.overrule("leased", 2, b"2", "operator", free=False),
-    "overrule and set free": lambda store: store.overrule("leased", 2, b"2", "op", free=True),
+    "create": lambda store: store.create("new", b"1", "a", flow_id="f", status="running"),
+    "create, queued": lambda store: store.create("new", b"1", "a", flow_id="f", status="pending"),
+    "append": lambda store: store.append("leased", 2, b"2", "b", status="running"),
+    "append the last": lambda store: store.append("leased", 2, b"2", "b", status="completed"),
+    "append_all": lambda store: store.append_all([Append("leased", 2, b"2", "b", "completed")]),
+    "claim": lambda store: store.claim("queued", 2, b"2", "c", status="running"),
+    "claim what it acquired": lambda store: store.claim("leased", 2, b"2", "b", status="running"),
+    "overrule": lambda store: store.overrule("leased", 2, b"2", "operator", status="cancelled"),
+    "overrule and set free": lambda store: store.overrule(
+        "leased", 2, b"2", "op", status="pending"
+    ),
     "acquire": lambda store: store.acquire("b", ["f", "h"], MINUTE),
     "acquire what was abandoned": lambda store: store.acquire("b", ["g"], MINUTE),
     "renew": lambda store: store.renew("b", 50 * SECOND),
@@ -116,10 +118,10 @@ CALLS: dict[str, Callable[[JobStore], object]] = {
 def with_jobs(store: JobStore) -> JobStore:
     """The jobs of CALLS, each with a row."""
     for job_id, flow_id in {"leased": "f", "abandoned": "g"}.items():
-        store.create(job_id, b"1", "a", flow_id=flow_id, queued=True)
+        store.create(job_id, b"1", "a", flow_id=flow_id, status="pending")
         store.acquire("b", [flow_id], MINUTE)
     store.keep_snapshot("abandoned", 1, b"one")
     store.release("abandoned", "b", 0, clean=False)
     for job_id in ("queued", "queued too"):
-        store.create(job_id, b"1", "a", flow_id="f", queued=True)
+        store.create(job_id, b"1", "a", flow_id="f", status="pending")
     return store

@@ -53,11 +53,11 @@ def test_a_commit_is_flushed_whatever_the_defaults_of_the_server_are(dsn, asked,
 
 
 def test_rows_that_were_accepted_are_there_after_a_crash_of_the_server(postgres, server):
-    postgres.create("j", b"1", "a", flow_id="f", queued=False)
+    postgres.create("j", b"1", "a", flow_id="f", status="running")
     for seq in range(2, 10):
-        postgres.append("j", seq, b"%d" % seq, "a", stopped=False)
+        postgres.append("j", seq, b"%d" % seq, "a", status="running")
     server.restart(signal.SIGQUIT)
-    postgres.append("j", 10, b"10", "a", stopped=False)
+    postgres.append("j", 10, b"10", "a", status="running")
     assert [b"%d" % seq for seq in range(1, 11)] == postgres.rows("j")
 
 
@@ -77,10 +77,10 @@ def test_of_many_hosts_that_make_the_tables_at_once_all_succeed(server, rounds):
 
 
 def test_an_append_that_waited_while_another_host_took_the_job_is_refused(postgres, admin):
-    postgres.create("j", b"1", "a", flow_id="f", queued=False)
+    postgres.create("j", b"1", "a", flow_id="f", status="running")
     with admin.transaction():
         admin.execute("UPDATE routilux_jobs SET owner = 'b'")
-        late = Call(partial(postgres.append, "j", 2, b"2", "a", stopped=False))
+        late = Call(partial(postgres.append, "j", 2, b"2", "a", status="running"))
         until_one_waits(admin)
     refused = late.result()
     assert isinstance(refused, LeaseLostError)
@@ -93,10 +93,10 @@ def test_an_append_that_waited_while_another_host_took_the_job_is_refused(postgr
 def test_hosts_that_write_to_the_same_jobs_in_another_order_do_not_deadlock(
     dsn, admin, held_up, other
 ):
-    rows = {job_id: Append(job_id, 2, b"2", "a", False) for job_id in "jk"}
+    rows = {job_id: Append(job_id, 2, b"2", "a", "running") for job_id in "jk"}
     with PostgresStore(dsn) as one, PostgresStore(dsn) as two:
         for job_id in "kj":  # by number they stand in the other order
-            one.create(job_id, b"1", "a", flow_id="f", queued=True)
+            one.create(job_id, b"1", "a", flow_id="f", status="pending")
             one.acquire("a", ["f"], 60 * SECOND)
         calls = {
             "renew": partial(two.renew, "a", 60 * SECOND),
@@ -121,19 +121,19 @@ def test_each_row_has_one_writer_that_owned_the_job_under_concurrent_hosts(dsn):
             for _ in range(60):
                 seq = len(store.rows("j")) + 1
                 row = f"{owner} {seq}".encode()
-                stopped = chance.random() < 0.3
+                status = "paused" if chance.random() < 0.3 else "running"
                 store.acquire(owner, ["f"], SECOND // 1000)
                 try:
                     if chance.random() < 0.5:
-                        store.claim("j", seq, row, owner, stopped=stopped)
+                        store.claim("j", seq, row, owner, status=status)
                     else:
-                        store.append("j", seq, row, owner, stopped=stopped)
+                        store.append("j", seq, row, owner, status=status)
                     accepted.append((seq, owner))
                 except LeaseLostError:
                     store.release("j", owner, 0)
 
     with PostgresStore(dsn) as store:
-        store.create("j", b"1", "a", flow_id="f", queued=True)
+        store.create("j", b"1", "a", flow_id="f", status="pending")
         calls = [Call(host, owner) for owner in "bcde"]
         assert [None] * 4 == [call.result() for call in calls]
         rows = store.rows("j")
@@ -144,7 +144,7 @@ def test_each_row_has_one_writer_that_owned_the_job_under_concurrent_hosts(dsn):
 def test_the_time_is_the_servers(postgres, admin):
     at = "SELECT extract(epoch FROM clock_timestamp())"
     before = admin.execute(at).fetchone()[0]
-    postgres.create("j", b"1", "a", flow_id="f", queued=True)
+    postgres.create("j", b"1", "a", flow_id="f", status="pending")
     after = admin.execute(at).fetchone()[0]
     (free_at,) = admin.execute("SELECT free_at FROM routilux_jobs").fetchone()
     assert before * SECOND <= free_at <= after * SECOND
@@ -210,14 +210,14 @@ def test_a_forked_child_uses_connections_of_its_own(postgres):
     def uses_its_own():
         # Python reports a connection that is dropped while it is open.
         sys.unraisablehook = lambda _: os._exit(2)
-        postgres.append("j", 2, b"2", "a", stopped=False)
+        postgres.append("j", 2, b"2", "a", status="running")
         assert backend != backend_of(postgres)
         postgres.close()
 
-    postgres.create("j", b"1", "a", flow_id="f", queued=False)
+    postgres.create("j", b"1", "a", flow_id="f", status="running")
     backend = backend_of(postgres)
     in_a_child(uses_its_own)
-    postgres.append("j", 3, b"3", "a", stopped=False)
+    postgres.append("j", 3, b"3", "a", status="running")
     assert backend == backend_of(postgres)
     assert [b"1", b"2", b"3"] == postgres.rows("j")
 
@@ -225,12 +225,18 @@ def test_a_forked_child_uses_connections_of_its_own(postgres):
 # --- ids ------------------------------------------------------------------------------------------
 
 CALLS_WITH_IDS: dict[str, Callable[[PostgresStore, str], object]] = {
-    "create, job_id": lambda store, text: store.create(text, b"", "a", flow_id="f", queued=True),
-    "create, owner": lambda store, text: store.create("j", b"", text, flow_id="f", queued=True),
-    "create, flow_id": lambda store, text: store.create("j", b"", "a", flow_id=text, queued=True),
-    "append, job_id": lambda store, text: store.append(text, 2, b"", "a", stopped=False),
-    "claim, owner": lambda store, text: store.claim("j", 2, b"", text, stopped=False),
-    "overrule, owner": lambda store, text: store.overrule("j", 2, b"", text, free=True),
+    "create, job_id": lambda store, text: store.create(
+        text, b"", "a", flow_id="f", status="pending"
+    ),
+    "create, owner": lambda store, text: store.create(
+        "j", b"", text, flow_id="f", status="pending"
+    ),
+    "create, flow_id": lambda store, text: store.create(
+        "j", b"", "a", flow_id=text, status="pending"
+    ),
+    "append, job_id": lambda store, text: store.append(text, 2, b"", "a", status="running"),
+    "claim, owner": lambda store, text: store.claim("j", 2, b"", text, status="running"),
+    "overrule, owner": lambda store, text: store.overrule("j", 2, b"", text, status="pending"),
     "rows, job_id": lambda store, text: store.rows(text),
     "acquire, flow_id": lambda store, text: store.acquire("a", ["f", text], SECOND),
     "free_in, flow_id": lambda store, text: store.free_in([text]),
@@ -252,7 +258,7 @@ def test_an_id_that_postgresql_can_not_hold_is_refused(postgres, call):
 def test_an_id_of_any_other_characters_is_kept(postgres):
     names = ["", "jöb 🍵'\"\\", "\x01\x7f\ufffe", "%s %(job_id)s", "x" * 2_000]
     for name in names:
-        postgres.create(name, b"1", name, flow_id=name, queued=True)
+        postgres.create(name, b"1", name, flow_id=name, status="pending")
     assert sorted(names) == postgres.job_ids()
     taken = [acquire(postgres, name or "b", [name], SECOND) for name in names]
     assert names == taken
@@ -263,11 +269,11 @@ def test_an_id_that_the_databases_encoding_can_not_hold_is_refused(server, dsn, 
     try:
         narrow = dsn.replace("dbname=postgres", "dbname=narrow").split(" options")[0]
         with PostgresStore(narrow) as store:
-            store.create("jöb", b"1", "a", flow_id="f", queued=True)
+            store.create("jöb", b"1", "a", flow_id="f", status="pending")
             with pytest.raises(
                 SavedStateError, match=r"dbname=narrow: can't store this value: .*UTF8"
             ):
-                store.create("job 🍵", b"1", "a", flow_id="f", queued=True)
+                store.create("job 🍵", b"1", "a", flow_id="f", status="pending")
             assert ["jöb"] == store.job_ids()
     finally:
         admin.execute("DROP DATABASE narrow WITH (FORCE)")

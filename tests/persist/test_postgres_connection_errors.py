@@ -120,7 +120,7 @@ def test_a_user_without_the_right_to_create_tables_gets_an_error_with_the_cure(g
 
 
 def test_a_user_with_read_rights_can_read_a_store(postgres, guest, admin):
-    postgres.create("j", b"1", "a", flow_id="f", queued=True)
+    postgres.create("j", b"1", "a", flow_id="f", status="pending")
     admin.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA {schema_of(admin)} TO guest")
     with PostgresStore(guest, read_only=True) as store:
         assert ["j"] == store.job_ids()
@@ -140,7 +140,7 @@ def test_one_that_only_reads_makes_no_tables_and_writes_nothing(dsn, admin):
         with pytest.raises(
             OSError, match=r"read-only transaction; .* open the store without read_only"
         ):
-            store.create("j", b"1", "a", flow_id="f", queued=True)
+            store.create("j", b"1", "a", flow_id="f", status="pending")
         assert [] == store.job_ids()
 
 
@@ -148,18 +148,18 @@ def test_a_read_only_server_is_reported(postgres, dsn):
     with PostgresStore(with_option(dsn, "default_transaction_read_only=on")) as store:
         assert [] == store.job_ids()
         with pytest.raises(OSError, match=r"read-only transaction; .* the primary server"):
-            store.create("j", b"1", "a", flow_id="f", queued=True)
+            store.create("j", b"1", "a", flow_id="f", status="pending")
 
 
 def test_a_statement_that_the_server_cancels_raises_and_can_be_repeated(postgres, dsn, admin):
-    postgres.create("j", b"1", "a", flow_id="f", queued=False)
+    postgres.create("j", b"1", "a", flow_id="f", status="running")
     with locked(dsn):
-        append = Call(partial(postgres.append, "j", 2, b"2", "a", stopped=False))
+        append = Call(partial(postgres.append, "j", 2, b"2", "a", status="running"))
         admin.execute("SELECT pg_cancel_backend(%s)", (until_one_waits(admin),))
         error = append.result()
     assert isinstance(error, OSError)
     assert "canceling statement due to user request; statement_timeout or an" in str(error)
-    postgres.append("j", 2, b"2", "a", stopped=False)
+    postgres.append("j", 2, b"2", "a", status="running")
     assert [b"1", b"2"] == postgres.rows("j")
 
 

@@ -34,10 +34,10 @@ from tests.soak import also
 
 
 def test_a_backend_that_was_ended_is_not_noticed_by_the_caller(postgres, admin):
-    postgres.create("j", b"1", "a", flow_id="f", queued=False)
+    postgres.create("j", b"1", "a", flow_id="f", status="running")
     for seq in range(2, 5):
         assert 1 <= end_backends(admin)
-        postgres.append("j", seq, b"%d" % seq, "a", stopped=False)
+        postgres.append("j", seq, b"%d" % seq, "a", status="running")
     assert [b"1", b"2", b"3", b"4"] == postgres.rows("j")
 
 
@@ -45,9 +45,9 @@ def test_a_backend_that_was_ended_is_not_noticed_by_the_caller(postgres, admin):
 def test_a_backend_that_is_ended_in_the_middle_of_an_append_raises_the_second_time(
     postgres, admin, dsn, times
 ):
-    postgres.create("j", b"1", "a", flow_id="f", queued=False)
+    postgres.create("j", b"1", "a", flow_id="f", status="running")
     with locked(dsn):
-        append = Call(partial(postgres.append, "j", 2, b"2", "a", stopped=False))
+        append = Call(partial(postgres.append, "j", 2, b"2", "a", status="running"))
         for _ in range(times):
             admin.execute("SELECT pg_terminate_backend(%s, 10000)", (until_one_waits(admin),))
         if times == 1:
@@ -58,15 +58,15 @@ def test_a_backend_that_is_ended_in_the_middle_of_an_append_raises_the_second_ti
         error = append.result()
         assert isinstance(error, OSError)
         assert "terminating connection" in str(error)
-    postgres.append("j", 2, b"2", "a", stopped=False)
+    postgres.append("j", 2, b"2", "a", status="running")
     assert [b"1", b"2"] == postgres.rows("j")
 
 
 def test_a_restart_of_the_server_is_not_noticed_by_the_caller(postgres, server):
-    postgres.create("j", b"1", "a", flow_id="f", queued=True)
+    postgres.create("j", b"1", "a", flow_id="f", status="pending")
     server.restart()
     assert "j" == acquire(postgres, "b", ["f"], 60 * SECOND)
-    postgres.claim("j", 2, b"2", "b", stopped=False)
+    postgres.claim("j", 2, b"2", "b", status="running")
     server.restart()
     assert ["j"] == postgres.renew("b", SECOND)
 
@@ -145,7 +145,7 @@ def test_an_acquire_sent_again_while_the_server_executes_the_first_holds_one_job
     far, losses, admin, dsn
 ):
     for job_id in "jkl":
-        far.create(job_id, b"1", "a", flow_id="f", queued=True)
+        far.create(job_id, b"1", "a", flow_id="f", status="pending")
     admin.execute(
         "CREATE FUNCTION waits() RETURNS trigger LANGUAGE plpgsql AS"
         " 'BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END'"
@@ -166,7 +166,7 @@ def overtaken(far, losses, admin, monkeypatch):
     opened = far._database._opened
 
     def late(lost):
-        admin.execute("UPDATE routilux_jobs SET owner = 'b'")
+        admin.execute("UPDATE routilux_jobs SET owner = 'b', seq = seq + 1")
         admin.execute(
             "INSERT INTO routilux_commits SELECT job, max(seq) + 1, 'b', 'of b'"
             " FROM routilux_commits GROUP BY job"
@@ -184,28 +184,28 @@ def test_a_create_whose_answer_is_lost_is_no_duplicate_if_another_host_resumes_t
     far, overtaken
 ):
     overtaken()
-    far.create("j", b"1", "a", flow_id="f", queued=True)
+    far.create("j", b"1", "a", flow_id="f", status="pending")
     assert [b"1", b"of b"] == far.rows("j")
     with pytest.raises(DuplicateJobError):
-        far.create("j", b"1", "a", flow_id="f", queued=True)
+        far.create("j", b"1", "a", flow_id="f", status="pending")
 
 
 def test_an_overrule_whose_answer_is_lost_succeeds_if_another_host_resumes_the_job(far, overtaken):
-    far.create("j", b"1", "a", flow_id="f", queued=True)
+    far.create("j", b"1", "a", flow_id="f", status="pending")
     overtaken()
-    far.overrule("j", 2, b"2", "operator", free=True)
+    far.overrule("j", 2, b"2", "operator", status="pending")
     assert [b"1", b"2", b"of b"] == far.rows("j")
     with pytest.raises(LeaseLostError, match="has 3 commits"):
-        far.overrule("j", 2, b"2", "operator", free=True)
+        far.overrule("j", 2, b"2", "operator", status="pending")
 
 
 def test_an_append_whose_answer_is_lost_loses_the_lease_if_another_host_resumes_the_job(
     far, overtaken
 ):
-    far.create("j", b"1", "a", flow_id="f", queued=False)
+    far.create("j", b"1", "a", flow_id="f", status="running")
     overtaken()
     with pytest.raises(LeaseLostError, match="belongs to 'b' now"):
-        far.append("j", 2, b"2", "a", stopped=False)
+        far.append("j", 2, b"2", "a", status="running")
     assert [b"1", b"2", b"of b"] == far.rows("j")
 
 
@@ -221,16 +221,16 @@ def test_an_interrupt_in_the_middle_of_a_call_leaves_the_store_usable(postgres, 
         until_one_waits(admin)
         signal.pthread_kill(main, signal.SIGUSR1)
 
-    postgres.create("j", b"1", "a", flow_id="f", queued=False)
+    postgres.create("j", b"1", "a", flow_id="f", status="running")
     main = threading.get_ident()
     before = signal.signal(signal.SIGUSR1, handler)
     try:
         with locked(dsn):
             call = Call(interrupt)
             with pytest.raises(error):
-                postgres.append("j", 2, b"2", "a", stopped=False)
+                postgres.append("j", 2, b"2", "a", status="running")
             assert None is call.result()
     finally:
         signal.signal(signal.SIGUSR1, before)
-    postgres.append("j", 2, b"2", "a", stopped=False)
+    postgres.append("j", 2, b"2", "a", status="running")
     assert [b"1", b"2"] == postgres.rows("j")

@@ -16,7 +16,7 @@ from tests.routines import SECOND
 def test_a_job_that_somebody_is_just_taking_is_passed_over_and_not_waited_for(dsn, admin):
     with PostgresStore(with_option(dsn, "lock_timeout=5s")) as store:
         for job_id in "jk":
-            store.create(job_id, b"1", "a", flow_id="f", queued=True)
+            store.create(job_id, b"1", "a", flow_id="f", status="pending")
         with admin.transaction():
             admin.execute("SELECT FROM routilux_jobs WHERE job_id = 'j' FOR UPDATE")
             assert "k" == acquire(store, "b", ["f"], SECOND)
@@ -24,15 +24,15 @@ def test_a_job_that_somebody_is_just_taking_is_passed_over_and_not_waited_for(ds
         assert "j" == acquire(store, "b", ["f"], SECOND)
 
 
-LOOK = {"owner": "b", "flow_ids": ["f"], "lease_ns": SECOND, "lease": 1, "now": None}
+LOOK = {"owner": "b", "flow_ids": ["f"], "lease_ns": SECOND, "lease": 1, "limit": 1, "now": None}
 
 
 def test_a_look_where_nothing_is_free_locks_no_row_and_writes_nothing(postgres, admin):
-    postgres.create("held", b"1", "a", flow_id="f", queued=False)
-    postgres.create("leased", b"1", "a", flow_id="f", queued=True)
+    postgres.create("held", b"1", "a", flow_id="f", status="running")
+    postgres.create("leased", b"1", "a", flow_id="f", status="pending")
     postgres.acquire("a", ["f"], 60 * SECOND)
     assert (0, False) == touched(admin)
-    postgres.create("free", b"1", "a", flow_id="f", queued=True)
+    postgres.create("free", b"1", "a", flow_id="f", status="pending")
     assert (1, True) == touched(admin)
 
 
@@ -45,11 +45,11 @@ def touched(admin: Any) -> tuple[int, bool]:
 
 
 CROWD = """
-INSERT INTO routilux_jobs (job_id, flow_id, owner, free_at)
-SELECT 'stopped ' || n, 'f', 'a', NULL FROM generate_series(1, 2000) n UNION ALL
-SELECT 'leased ' || n, 'h', 'c', 4e18 + n FROM generate_series(1, 500) n UNION ALL
-SELECT 'of others ' || n, 'g', '', n FROM generate_series(1, 500) n UNION ALL
-SELECT 'free ' || n, 'f', '', 1000 + n FROM generate_series(1, 3) n
+INSERT INTO routilux_jobs (job_id, flow_id, owner, free_at, status, seq)
+SELECT 'stopped ' || n, 'f', 'a', NULL, 'completed', 1 FROM generate_series(1, 2000) n UNION ALL
+SELECT 'leased ' || n, 'h', 'c', 4e18 + n, 'running', 1 FROM generate_series(1, 500) n UNION ALL
+SELECT 'of others ' || n, 'g', '', n, 'pending', 1 FROM generate_series(1, 500) n UNION ALL
+SELECT 'free ' || n, 'f', '', 1000 + n, 'pending', 1 FROM generate_series(1, 3) n
 """
 
 

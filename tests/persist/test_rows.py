@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from routilux import FakeClock, MemoryStore, Runtime, SavedStateError, codec
-from routilux.persist.rows import CHECKSUM_BYTES, with_checksum, without_checksum
+from routilux.persist.rows import CHECKSUM_BYTES, row_place, with_checksum, without_checksum
 from tests.persist.stores import counter, driven
 from tests.routines import refused_at
 
 
-def ended(text: bytes) -> bytes:
-    """A row with the right checksum and this text, which ends with a brace."""
-    row = with_checksum(text)
-    assert text == without_checksum(row, "$")
+def ended(text: bytes) -> Callable[[str], bytes]:
+    """A row for any place, with the right checksum and this text, which ends with a brace."""
+
+    def row(place: str) -> bytes:
+        assert text == without_checksum(with_checksum(text, place), place)
+        return with_checksum(text, place)
+
     return row
 
 
@@ -49,7 +54,8 @@ def test_an_invalid_row_is_reported_by_its_job_and_number(row, reason):
         counter(300).execute("a", job_id=job_id, runtime=runtime)
     rows = store._jobs[job_id].rows
     for number in (1, 17, 300):
-        rows[number - 1], whole = row, rows[number - 1]
+        place = row_place(job_id, number)
+        rows[number - 1], whole = row(place) if callable(row) else row, rows[number - 1]
         with pytest.raises(SavedStateError, match=reason) as caught:
             runtime.load(job_id, history=True)
         assert caught.value.path.startswith(f"$.{job_id}[{number}]")
@@ -60,9 +66,12 @@ def test_rows_that_make_sense_only_together_are_refused():
     store = MemoryStore()
     driven(store, counter(10))
     rows = store._jobs["j"].rows
-    third, fourth, fifth = (without_checksum(row, "$") for row in rows[2:5])
+    third, fourth, fifth = (
+        without_checksum(row, row_place("j", seq)) for seq, row in enumerate(rows[2:5], 3)
+    )
     head, tail = fifth.split(b"},", 1)
-    rows[2:5] = [ended(third + b"," + fourth), ended(head + b"}"), ended(tail)]
+    texts = [third + b"," + fourth, head + b"}", tail]
+    rows[2:5] = [ended(text)(row_place("j", seq)) for seq, text in enumerate(texts, 3)]
     assert 11 == len(rows)
     with refused_at("$.j[3]", "is not JSON: Extra data"):
         Runtime(store=store).load("j")
@@ -79,11 +88,28 @@ def test_only_the_batch_of_a_damaged_row_is_read_row_by_row(monkeypatch):
     runtime = Runtime(store=store)
     assert job == runtime.load("j")
     assert 4 == len(calls)
-    store._jobs["j"].rows[70] = ended(b"no JSON}")
+    store._jobs["j"].rows[70] = ended(b"no JSON}")("$.j[71]")
     calls.clear()
     with refused_at("$.j[71]", "is not JSON"):
         runtime.load("j")
     assert 1 + 7 == len(calls)
+
+
+def test_a_row_of_another_commit_or_another_job_is_refused_by_its_place():
+    store = MemoryStore()
+    for job_id in "jk":
+        with Runtime(clock=FakeClock(), store=store) as runtime:
+            counter(70).execute("a", job_id=job_id, runtime=runtime)
+    rows, others = store._jobs["j"].rows, store._jobs["k"].rows
+    for number, moved in ((40, rows[38]), (40, others[39]), (71, others[70])):
+        whole, rows[number - 1] = rows[number - 1], moved
+        with refused_at(f"$.j[{number}]", "was damaged: its checksum does not match"):
+            Runtime(store=store).load("j")
+        rows[number - 1] = whole
+    kept = store._jobs["j"]
+    kept.snapshot = 5, with_checksum(b'{"format":"routilux/1"}', "$.k.snapshot")
+    with refused_at("$.j.snapshot", "was damaged: its checksum does not match"):
+        Runtime(store=store).load("j")
 
 
 def flipped(data: bytes, bit: int) -> bytes:

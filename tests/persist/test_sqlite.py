@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+from routilux.persist.sqlite import _CREATE
 from tests.persist.stores import acquire
 from tests.routines import SECOND
 
@@ -25,12 +26,12 @@ def test_a_look_for_a_job_costs_no_more_where_thousands_of_other_flows_are_free(
             db.set_progress_handler(None, 1)
         return next(count)
 
-    sqlite.create("leased", b"1", "a", flow_id="f", queued=True)
+    sqlite.create("leased", b"1", "a", flow_id="f", status="pending")
     sqlite.acquire("a", ["f"], 10**6 * SECOND)
     alone = instructions()
     with sqlite._file.writing() as db:
         db.executemany(
-            "INSERT INTO jobs (job_id, flow_id, owner, free_at) VALUES (?, ?, '', 1)",
-            [(f"{flow}-{n}", flow) for flow in ("a", "h") for n in range(1000)],
+            _CREATE,
+            [(f"{flow}-{n}", flow, "", 1, 0, "pending") for flow in "ah" for n in range(1000)],
         )
     assert 0 < instructions() <= alone + 10

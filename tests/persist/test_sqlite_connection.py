@@ -30,7 +30,7 @@ def test_a_write_waits_for_another_one_in_naps_as_short_as_a_write(sqlite, monke
                 context.__exit__(None, None, None)
 
         monkeypatch.setattr(SystemClock, "wait", nap)
-        other.create("j", b"1", "a", flow_id="f", queued=False)
+        other.create("j", b"1", "a", flow_id="f", status="running")
     assert 12 == len(naps)
     assert 100_000 >= naps[0]
     assert 5_000_000 >= max(naps)
@@ -56,7 +56,7 @@ def test_opening_a_file_that_another_process_is_creating_waits_for_it(tmp_path, 
     monkeypatch.setattr(SqliteFile, "_connected", watched)
     other.execute("BEGIN IMMEDIATE")
     with SqliteStore(path) as store:
-        store.create("j", b"1", "a", flow_id="f", queued=True)
+        store.create("j", b"1", "a", flow_id="f", status="pending")
         assert [b"1"] == store.rows("j")
     other.close()
     assert asked.index("PRAGMA journal_mode = WAL") > 2
@@ -72,13 +72,13 @@ def files(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def test_a_reader_writes_nothing_and_leaves_no_trace(sqlite):
-    sqlite.create("j", b"row 1", "a", flow_id="f", queued=True)
+    sqlite.create("j", b"row 1", "a", flow_id="f", status="pending")
     sqlite.close()
     before = files(sqlite.path.parent)
     with SqliteStore(sqlite.path, read_only=True) as reader:
         assert [b"row 1"] == reader.rows("j")
         with pytest.raises(OSError, match="attempt to write a readonly database"):
-            reader.append("j", 2, b"row 2", "a", stopped=False)
+            reader.append("j", 2, b"row 2", "a", status="running")
         assert before == files(sqlite.path.parent)
     assert ["jobs.db"] == list(before) == list(files(sqlite.path.parent))
 
@@ -87,8 +87,8 @@ APPENDS = """
 import sys
 from routilux import SqliteStore
 store = SqliteStore(sys.argv[1])
-store.create("j", b"row 1", "a", flow_id="f", queued=False)
-store.append("j", 2, b"row 2", "a", stopped=False)
+store.create("j", b"row 1", "a", flow_id="f", status="running")
+store.append("j", 2, b"row 2", "a", status="running")
 print(flush=True)
 sys.stdin.readline()
 """
@@ -108,7 +108,7 @@ def test_a_reader_sees_what_others_write_and_without_locks_notices_a_writer(sqli
     if closed:
         sqlite.close()  # without another process the reader takes no locks
     with SqliteStore(sqlite.path, read_only=True) as reader:
-        sqlite.create("j", b"row 1", "a", flow_id="f", queued=True)
+        sqlite.create("j", b"row 1", "a", flow_id="f", status="pending")
         assert closed is reader.overtaken
         if closed:
             reader.close()
@@ -158,7 +158,7 @@ def test_a_path_without_a_file_is_refused(path, message):
 
 
 def test_damaged_tables_and_a_damaged_schema_are_reported_when_they_are_read(sqlite):
-    sqlite.create("j", b"x" * 100_000, "a", flow_id="f", queued=False)
+    sqlite.create("j", b"x" * 100_000, "a", flow_id="f", status="running")
     sqlite.close()
     data = sqlite.path.read_bytes()
     schema = data.replace(b"job_id TEXT NOT NULL UNIQUE", b"kob_id TEXT NOT NULL UNIQUE")
@@ -182,20 +182,20 @@ def test_a_file_that_another_process_keeps_locked_is_named(sqlite, monkeypatch):
     monkeypatch.setattr("routilux.persist.sqlite_connection._PATIENCE", 10_000_000)
     refused = pytest.raises(OSError, match="database is locked; another process keeps the file")
     with SqliteStore(sqlite.path) as other, sqlite._file.writing(), refused:
-        other.create("j", b"", "a", flow_id="f", queued=False)
-    sqlite.create("j", b"", "a", flow_id="f", queued=False)
+        other.create("j", b"", "a", flow_id="f", status="running")
+    sqlite.create("j", b"", "a", flow_id="f", status="running")
 
 
 def test_a_full_disk_is_named_and_leaves_what_was_there(sqlite):
-    sqlite.create("j", b"1", "a", flow_id="f", queued=False)
+    sqlite.create("j", b"1", "a", flow_id="f", status="running")
     with sqlite._file.using() as db:
         db.execute("PRAGMA max_page_count = 1")  # as many as there are: no more can be added
     with pytest.raises(OSError, match="the disk is full; make room, then resume the jobs"):
-        sqlite.append("j", 2, b"x" * 100_000, "a", stopped=False)
+        sqlite.append("j", 2, b"x" * 100_000, "a", status="running")
     assert [b"1"] == sqlite.rows("j")
     with sqlite._file.using() as db:
         db.execute("PRAGMA max_page_count = 1000000")
-    sqlite.append("j", 2, b"2", "a", stopped=True)
+    sqlite.append("j", 2, b"2", "a", status="completed")
 
 
 # --- the file and the process ---------------------------------------------------------------------
@@ -205,15 +205,15 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(sqlite):
 def test_nothing_is_written_to_a_file_that_was_removed_or_replaced(replaced, tmp_path):
     path, kept = tmp_path / "jobs.db", tmp_path / "kept.db"
     with SqliteStore(path) as store:
-        store.create("j", b"1", "a", flow_id="f", queued=False)
+        store.create("j", b"1", "a", flow_id="f", status="running")
         SqliteStore(tmp_path / "other.db").close()
         path.rename(kept)
         if replaced:
             (tmp_path / "other.db").rename(path)
         for use in (
-            lambda: store.append("j", 2, b"2", "a", stopped=False),
-            lambda: store.append("j", 2, b"2", "a", stopped=True),
-            lambda: store.create("k", b"1", "a", flow_id="f", queued=True),
+            lambda: store.append("j", 2, b"2", "a", status="running"),
+            lambda: store.append("j", 2, b"2", "a", status="completed"),
+            lambda: store.create("k", b"1", "a", flow_id="f", status="pending"),
             lambda: store.job_ids(),
         ):
             with pytest.raises(
@@ -221,7 +221,7 @@ def test_nothing_is_written_to_a_file_that_was_removed_or_replaced(replaced, tmp
             ):
                 use()
         kept.replace(path)
-        store.append("j", 2, b"2", "a", stopped=False)
+        store.append("j", 2, b"2", "a", status="running")
         assert [b"1", b"2"] == store.rows("j")
 
 
@@ -230,7 +230,7 @@ def test_a_store_stays_where_it_was_opened_when_its_process_changes_its_folder(
 ):
     monkeypatch.chdir(tmp_path)
     with SqliteStore("jobs.db") as store:
-        store.create("j", b"1", "a", flow_id="f", queued=False)
+        store.create("j", b"1", "a", flow_id="f", status="running")
         store.close()
         (tmp_path / "elsewhere").mkdir()
         monkeypatch.chdir(tmp_path / "elsewhere")
@@ -251,26 +251,26 @@ def files_open(path: Path) -> Counter[str]:
 
 @pytest.mark.parametrize("used", [False, True], ids=["unused", "used"])
 def test_a_forked_child_uses_and_closes_a_connection_of_its_own(used, sqlite):
-    sqlite.create("j", b"1", "a", flow_id="f", queued=False)
+    sqlite.create("j", b"1", "a", flow_id="f", status="running")
     parents, open_before = sqlite._file.connection(), files_open(sqlite.path)
     assert open_before[str(sqlite.path)]
 
     def closes():
         if used:
-            sqlite.append("j", 2, b"2", "a", stopped=False)
+            sqlite.append("j", 2, b"2", "a", status="running")
             assert parents is not sqlite._file.connection()
         sqlite.close()
         gc.collect()  # a connection and its statements hold each other
         assert open_before <= files_open(sqlite.path)
 
     in_a_child(closes)
-    sqlite.append("j", 2 + used, b"last", "a", stopped=False)
+    sqlite.append("j", 2 + used, b"last", "a", status="running")
     assert [b"1", *[b"2"] * used, b"last"] == sqlite.rows("j")
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_a_forked_child_uses_a_store_that_a_thread_of_its_parent_was_just_using(sqlite):
-    sqlite.create("j", b"1", "a", flow_id="f", queued=False)
+    sqlite.create("j", b"1", "a", flow_id="f", status="running")
     holding, over = threading.Event(), threading.Event()
 
     def holds() -> None:
@@ -282,7 +282,7 @@ def test_a_forked_child_uses_a_store_that_a_thread_of_its_parent_was_just_using(
     thread.start()
     assert holding.wait(PATIENCE)
     try:
-        in_a_child(lambda: sqlite.append("j", 2, b"2", "a", stopped=False))
+        in_a_child(lambda: sqlite.append("j", 2, b"2", "a", status="running"))
     finally:
         over.set()
         thread.join(PATIENCE)

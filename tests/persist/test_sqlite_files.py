@@ -22,11 +22,11 @@ LOST = "has lost its last commits: its log jobs.db-wal was removed or emptied"
 
 
 def start(store: SqliteStore, job_id: str = "j") -> None:
-    store.create(job_id, b"row 1", "a", flow_id="f", queued=False)
+    store.create(job_id, b"row 1", "a", flow_id="f", status="running")
 
 
 def append(store: SqliteStore, seq: int, row: bytes = b"row", job_id: str = "j") -> None:
-    store.append(job_id, seq, row, "a", stopped=False)
+    store.append(job_id, seq, row, "a", status="running")
 
 
 def beside(path: Path, end: str) -> Path:
@@ -76,7 +76,7 @@ def test_no_commit_is_acknowledged_after_a_file_was_removed_or_replaced(how, end
             shutil.copy(beside(other, end), beside(path, end))
         for use in (
             lambda: append(store, 2),
-            lambda: store.append("j", 2, b"row", "a", stopped=True),
+            lambda: store.append("j", 2, b"row", "a", status="paused"),
             lambda: start(store, "k"),
             lambda: store.rows("j"),
             lambda: store.holders(),
@@ -155,12 +155,12 @@ WRITES = """
 import sys
 from routilux import SqliteStore
 store = SqliteStore(sys.argv[1])
-store.create("j", b"row 1", "a", flow_id="f", queued=False)
-store.append("j", 2, b"row 2", "a", stopped=False)
+store.create("j", b"row 1", "a", flow_id="f", status="running")
+store.append("j", 2, b"row 2", "a", status="running")
 print(flush=True)
 for line in sys.stdin:
     try:
-        store.append("j", 3, b"row 3", "a", stopped=False)
+        store.append("j", 3, b"row 3", "a", status="running")
         print("acknowledged", flush=True)
     except Exception as error:
         print(type(error).__name__, error, flush=True)
@@ -307,11 +307,11 @@ with store._file.using() as db:
     db.set_trace_callback(traced)
 for seq in range(1, 200):
     if seq == 1:
-        store.create(name, b"x" * 900, name, flow_id="f", queued=False)
+        store.create(name, b"x" * 900, name, flow_id="f", status="running")
     elif seq % 7:
-        store.append(name, seq, b"%d" % seq * 300, name, stopped=False)
+        store.append(name, seq, b"%d" % seq * 300, name, status="running")
     else:
-        store.append(name, seq, b"%d" % seq * 300, name, stopped=True)
+        store.append(name, seq, b"%d" % seq * 300, name, status="paused")
     print(seq, flush=True)
 print("done", len(seen), flush=True)
 """

@@ -30,17 +30,21 @@ from tests.routines import PATIENCE, SECOND
 from tests.soak import examples
 
 
-def filled(store: JobStore, count: int, *, queued: bool = False) -> JobStore:
+def filled(store: JobStore, count: int, *, status: str = "running") -> JobStore:
     """A job `j` of flow `f` with `count` rows of owner `a`."""
-    store.create("j", b"row 1", "a", flow_id="f", queued=queued)
+    store.create("j", b"row 1", "a", flow_id="f", status=status)
     for seq in range(2, count + 1):
-        store.append("j", seq, b"row %d" % seq, "a", stopped=False)
+        store.append("j", seq, b"row %d" % seq, "a", status="running")
     return store
+
+
+def status(stopped: bool) -> str:
+    return "completed" if stopped else "running"
 
 
 def queued(store: JobStore, *job_ids: str, flow_id: str = "f") -> JobStore:
     for job_id in job_ids:
-        store.create(job_id, b"row 1", "a", flow_id=flow_id, queued=True)
+        store.create(job_id, b"row 1", "a", flow_id=flow_id, status="pending")
     return store
 
 
@@ -60,7 +64,7 @@ def test_a_job_that_is_not_there_has_nothing_and_is_not_listed(store):
     assert [] == store.rows("nobody")
     assert [] == store.job_ids()
     assert None is store.snapshot("nobody")
-    assert None is store.acquire("x", ["f"], SECOND)
+    assert [] == store.acquire("x", ["f"], SECOND)
     assert None is store.free_in(["f"])
     assert [] == store.renew("x", SECOND)
     assert {} == store.holders() == store.holders("nobody")
@@ -72,7 +76,7 @@ def test_a_job_that_is_not_there_has_nothing_and_is_not_listed(store):
 
 @pytest.mark.parametrize("row", [b"", bytes(range(256)), b"x" * 1_000_000])
 def test_a_row_is_any_bytes(store, row):
-    filled(store, 1).append("j", 2, row, "a", stopped=False)
+    filled(store, 1).append("j", 2, row, "a", status="running")
     store.keep_snapshot("j", 2, row)
     assert [row] == store.rows("j", 1)
     assert (2, row) == store.snapshot("j")
@@ -80,9 +84,9 @@ def test_a_row_is_any_bytes(store, row):
 
 def test_writing_the_same_row_again_is_accepted_and_changes_nothing(store):
     filled(store, 1)
-    store.create("j", b"row 1", "a", flow_id="f", queued=False)
+    store.create("j", b"row 1", "a", flow_id="f", status="running")
     for seq in (2, 3, 2, 3):
-        store.append("j", seq, b"row %d" % seq, "a", stopped=False)
+        store.append("j", seq, b"row %d" % seq, "a", status="running")
     assert 3 == len(store.rows("j"))
 
 
@@ -91,21 +95,21 @@ def test_a_row_whose_number_is_taken_or_does_not_follow_is_refused(store, seq):
     filled(store, 2)
     for write in (store.append, store.claim):
         with pytest.raises(LeaseLostError, match="has 2 commits in the store"):
-            write("j", seq, b"another", "a", stopped=True)
+            write("j", seq, b"another", "a", status="completed")
     with pytest.raises(LeaseLostError, match="holds no job 'new'"):
-        store.append("new", 2, b"x", "a", stopped=False)
+        store.append("new", 2, b"x", "a", status="running")
     with pytest.raises(NotResumableError, match="holds no job 'new'"):
-        store.claim("new", 1, b"x", "a", stopped=False)
+        store.claim("new", 1, b"x", "a", status="running")
     assert [b"row 1", b"row 2"] == store.rows("j")
     assert ["j"] == store.job_ids()
-    store.append("j", 3, b"row 3", "a", stopped=False)
+    store.append("j", 3, b"row 3", "a", status="running")
 
 
 @pytest.mark.parametrize(("row", "owner"), [(b"other", "a"), (b"row 1", "b"), (b"row 1", "a")])
 def test_a_second_job_of_the_same_id_is_refused(store, row, owner):
     filled(store, 2)
     with pytest.raises(DuplicateJobError, match="already holds a job 'j'"):
-        store.create("j", row, owner, flow_id="f", queued=True)
+        store.create("j", row, owner, flow_id="f", status="pending")
     assert [b"row 1", b"row 2"] == store.rows("j")
     assert None is store.free_in(["f"])
 
@@ -122,7 +126,7 @@ def several(store: JobStore) -> JobStore:
 
 def test_rows_of_several_jobs_are_kept_by_one_write_and_end_their_leases(store):
     several(store)
-    added = [Append(job_id, 2, job_id.encode(), "a", job_id == "j") for job_id in "ljk"]
+    added = [Append(job_id, 2, job_id.encode(), "a", status(job_id == "j")) for job_id in "ljk"]
     for _ in range(2):  # the first answer was lost, and it is done again
         assert [None] * 3 == store.append_all(added)
     for job_id in "jkl":
@@ -135,10 +139,10 @@ def test_a_refused_row_delays_no_other_and_its_error_is_returned_in_its_place(st
     several(store)
     refusals = store.append_all(
         [
-            Append("j", 3, b"x", "a", False),
-            Append("k", 2, b"k", "a", False),
-            Append("new", 2, b"x", "a", False),
-            Append("l", 2, b"x", "b", False),
+            Append("j", 3, b"x", "a", "running"),
+            Append("k", 2, b"k", "a", "running"),
+            Append("new", 2, b"x", "a", "running"),
+            Append("l", 2, b"x", "b", "running"),
         ]
     )
     assert [True, False, True, True] == [isinstance(r, LeaseLostError) for r in refusals]
@@ -153,29 +157,29 @@ def test_a_refused_row_delays_no_other_and_its_error_is_returned_in_its_place(st
 
 def test_after_a_claim_only_its_owner_can_write(store):
     filled(store, 2)
-    store.claim("j", 3, b"resumed by b", "b", stopped=False)
+    store.claim("j", 3, b"resumed by b", "b", status="running")
     with pytest.raises(LeaseLostError, match="belongs to 'b' now; commit 4 of 'a' was refused"):
-        store.append("j", 4, b"row 4", "a", stopped=False)
+        store.append("j", 4, b"row 4", "a", status="running")
     for row in (b"resumed by b", b"row 3"):
         with pytest.raises(LeaseLostError):
-            store.append("j", 3, row, "a", stopped=False)  # not even what is there already
+            store.append("j", 3, row, "a", status="running")  # not even what is there already
     with pytest.raises(LeaseLostError, match="belongs to 'b' now; commit 2 of 'a' was refused"):
-        store.append("j", 2, b"row 2", "a", stopped=True)
-    [refused] = store.append_all([Append("j", 2, b"row 2", "a", True)])
+        store.append("j", 2, b"row 2", "a", status="completed")
+    [refused] = store.append_all([Append("j", 2, b"row 2", "a", "completed")])
     assert isinstance(refused, LeaseLostError)
     with pytest.raises(LeaseLostError):
-        store.append("j", 2, b"row 2", "b", stopped=False)  # a row of the owner before
-    store.append("j", 4, b"of b", "b", stopped=False)
+        store.append("j", 2, b"row 2", "b", status="running")  # a row of the owner before
+    store.append("j", 4, b"of b", "b", status="running")
     assert [b"row 1", b"row 2", b"resumed by b", b"of b"] == store.rows("j")
 
 
 def test_of_two_that_claim_one_is_too_late_even_with_the_same_row(store):
     filled(store, 2)
     for _ in range(2):  # its first answer may have been lost
-        store.claim("j", 3, b"resumed", "b", stopped=False)
+        store.claim("j", 3, b"resumed", "b", status="running")
     for row, owner in ((b"resumed", "c"), (b"resumed otherwise", "b")):
         with pytest.raises(LeaseLostError):
-            store.claim("j", 3, row, owner, stopped=False)
+            store.claim("j", 3, row, owner, status="running")
 
 
 def at_once(count, call):
@@ -195,10 +199,10 @@ def at_once(count, call):
 
 def test_of_many_that_claim_at_once_exactly_one_succeeds(store):
     filled(store, 1)
-    got = at_once(8, lambda owner: store.claim("j", 2, b"resumed", owner, stopped=False))
+    got = at_once(8, lambda owner: store.claim("j", 2, b"resumed", owner, status="running"))
     [winner] = [owner for owner, result in got.items() if result is None]
     assert 7 == list(got.values()).count(LeaseLostError)
-    store.append("j", 3, b"x", winner, stopped=False)
+    store.append("j", 3, b"x", winner, status="running")
 
 
 def test_of_many_that_acquire_at_once_each_gets_another_job(store):
@@ -209,9 +213,9 @@ def test_of_many_that_acquire_at_once_each_gets_another_job(store):
 
 def test_threads_share_one_store(store):
     def appends(name: str) -> None:
-        store.create(name, b"1", name, flow_id="f", queued=False)
+        store.create(name, b"1", name, flow_id="f", status="running")
         for seq in range(2, 10):
-            store.append(name, seq, b"%d" % seq, name, stopped=False)
+            store.append(name, seq, b"%d" % seq, name, status="running")
 
     together(*(partial(appends, f"job {number:02}") for number in range(32)))
     assert [f"job {number:02}" for number in range(32)] == store.job_ids()
@@ -229,9 +233,9 @@ print(flush=True)
 sys.stdin.readline()
 with at(sys.argv[1]) as store:
     for number in range(20):
-        store.create(f"{sys.argv[2]}-{number}", b"row", "a", flow_id="f", queued=True)
+        store.create(f"{sys.argv[2]}-{number}", b"row", "a", flow_id="f", status="pending")
     while acquired := store.acquire(sys.argv[2], ["f"], 10**12):
-        print(acquired.job_id)
+        print(acquired[0].job_id)
 """
 
 
@@ -247,7 +251,7 @@ def test_processes_that_make_a_store_at_once_share_it(where):
 
 def test_a_store_that_was_closed_is_opened_again_when_it_is_used(where):
     with at(where) as store:
-        store.create("j", b"1", "a", flow_id="f", queued=False)
+        store.create("j", b"1", "a", flow_id="f", status="running")
     assert ["j"] == store.job_ids()
     store.close()
     store.close()
@@ -266,43 +270,43 @@ def test_a_queued_job_is_free_at_once_and_the_one_that_waited_longest_comes_firs
 
 def test_a_host_is_given_only_jobs_of_its_own_flows(store):
     queued(store, "j", flow_id="other")
-    assert None is store.acquire("b", ["f", "g"], SECOND)
-    assert None is store.acquire("b", [], SECOND)
+    assert [] == store.acquire("b", ["f", "g"], SECOND)
+    assert [] == store.acquire("b", [], SECOND)
     assert None is store.free_in(["f"])
-    assert Acquired("j", clean=True) == store.acquire("b", ["f", "other"], SECOND)
+    assert [Acquired("j", clean=True)] == store.acquire("b", ["f", "other"], SECOND)
 
 
 @pytest.mark.parametrize("claimed", [False, True])
 def test_a_job_that_was_made_or_claimed_by_name_is_held_without_a_lease(store, clock, claimed):
-    filled(store, 1, queued=claimed)
+    filled(store, 1, status="pending" if claimed else "running")
     if claimed:
         store.acquire("b", ["f"], SECOND)
         clock.advance(1)
-        store.claim("j", 2, b"resumed", "a", stopped=False)
+        store.claim("j", 2, b"resumed", "a", status="running")
     clock.advance(10**6)
-    assert None is store.acquire("b", ["f"], SECOND)
+    assert [] == store.acquire("b", ["f"], SECOND)
     assert None is store.free_in(["f"])
     assert [] == store.renew("a", SECOND) == store.renew("b", SECOND)
 
 
 def test_a_lease_keeps_others_away_until_it_ends_by_the_stores_time(store, clock):
-    filled(store, 2, queued=False)
-    store.claim("j", 3, b"held", "a", stopped=False)
+    filled(store, 2, status="running")
+    store.claim("j", 3, b"held", "a", status="running")
     queued(store, "k")
     assert "k" == acquire(store, "b", ["f"], 3 * SECOND)
-    store.claim("k", 2, b"resumed", "b", stopped=False)
+    store.claim("k", 2, b"resumed", "b", status="running")
     clock.advance(2.999)
-    assert None is store.acquire("c", ["f"], SECOND)
+    assert [] == store.acquire("c", ["f"], SECOND)
     assert 1_000_000 == store.free_in(["f"])
     with pytest.raises(LeaseLostError, match="belongs to 'b'"):
-        store.claim("k", 3, b"resumed", "c", stopped=False)
+        store.claim("k", 3, b"resumed", "c", status="running")
     clock.advance(0.001)
     assert 0 == store.free_in(["f"])
-    store.append("k", 3, b"late, but no host has acquired it", "b", stopped=False)
+    store.append("k", 3, b"late, but no host has acquired it", "b", status="running")
     assert "k" == acquire(store, "c", ["f"], SECOND)
     with pytest.raises(LeaseLostError, match="belongs to 'c'"):
-        store.append("k", 4, b"too late", "b", stopped=False)
-    store.claim("k", 4, b"resumed", "c", stopped=False)
+        store.append("k", 4, b"too late", "b", status="running")
+    store.claim("k", 4, b"resumed", "c", status="running")
     assert SECOND == store.free_in(["f"])
 
 
@@ -321,16 +325,16 @@ def test_a_job_that_has_ended_or_is_paused_is_never_free_and_has_no_lease(store,
     queued(store, "j", "k")
     for job_id in ("j", "k"):
         store.acquire("b", ["f"], SECOND)
-        store.claim(job_id, 2, b"resumed", "b", stopped=job_id == "k")
+        store.claim(job_id, 2, b"resumed", "b", status=status(job_id == "k"))
     assert ["j"] == store.renew("b", SECOND)
-    store.append("j", 3, b"paused", "b", stopped=True)
-    store.append("j", 4, b"a step that was in flight", "b", stopped=True)
+    store.append("j", 3, b"paused", "b", status="completed")
+    store.append("j", 4, b"a step that was in flight", "b", status="completed")
     assert [] == store.renew("b", SECOND)
     clock.advance(10)
-    assert None is store.acquire("c", ["f"], SECOND)
+    assert [] == store.acquire("c", ["f"], SECOND)
     store.release("j", "b", 0)
     assert None is store.free_in(["f"])
-    store.claim("j", 5, b"resumed by name", "c", stopped=False)
+    store.claim("j", 5, b"resumed by name", "c", status="running")
 
 
 @pytest.mark.parametrize("clean", [True, False])
@@ -343,17 +347,16 @@ def test_a_job_that_was_given_back_is_free_when_its_time_comes(store, clock, cle
     assert 60 * SECOND == store.free_in(["f"])
     assert [] == store.renew("b", SECOND)
     with pytest.raises(LeaseLostError, match="'j' is free to be taken by any host now; commit 2"):
-        store.append("j", 2, b"x", "b", stopped=False)
+        store.append("j", 2, b"x", "b", status="running")
     clock.advance(59)
-    assert None is store.acquire("c", ["f"], SECOND)
-    store.claim("j", 2, b"by name, before its time", "c", stopped=False)
-    store.append("j", 3, b"x", "c", stopped=False)
+    assert [] == store.acquire("c", ["f"], SECOND)
+    store.claim("j", 2, b"by name, before its time", "c", status="running")
+    store.append("j", 3, b"x", "c", status="running")
 
 
 def test_an_acquired_job_says_whether_it_was_given_back(store, clock):
     def take(owner: str) -> bool:
-        acquired = store.acquire(owner, ["f"], SECOND)
-        assert acquired is not None
+        [acquired] = store.acquire(owner, ["f"], SECOND)
         assert "j" == acquired.job_id
         return acquired.clean
 
@@ -367,7 +370,7 @@ def test_an_acquired_job_says_whether_it_was_given_back(store, clock):
     assert not take("d"), "it was abandoned"
     store.release("j", "d", 0)
     assert take("e"), "it was given back by the last one who had it"
-    store.overrule("j", 2, b"row 2", "operator", free=True)
+    store.overrule("j", 2, b"row 2", "operator", status="pending")
     assert take("f"), "an operator has set it free"
 
 
@@ -378,7 +381,7 @@ def test_a_store_lists_the_owner_of_each_job_and_the_end_of_its_lease(store, clo
     store.release("queued", "a", 0)
     store.release("back", "a", 9 * SECOND)
     store.release("fallen", "a", 0, clean=False)
-    store.create("held", b"row 1", "b", flow_id="f", queued=False)
+    store.create("held", b"row 1", "b", flow_id="f", status="running")
     clock.advance(1)
     assert {
         "queued": Hold(None, 0, clean=True),
@@ -414,11 +417,11 @@ def test_the_latest_snapshot_is_kept_in_any_order_of_writing(store):
 def test_an_operator_ends_the_lease_of_an_owner_which_can_then_not_write(store, clock):
     queued(store, "j")
     store.acquire("a", ["f"], SECOND)
-    store.overrule("j", 2, b"the end", "operator", free=False)
+    store.overrule("j", 2, b"the end", "operator", status="cancelled")
     with pytest.raises(LeaseLostError, match="belongs to 'operator' now; commit 3 of 'a' was"):
-        store.append("j", 3, b"row 3", "a", stopped=False)
+        store.append("j", 3, b"row 3", "a", status="running")
     with pytest.raises(LeaseLostError):
-        store.append("j", 2, b"row 2", "a", stopped=False)
+        store.append("j", 2, b"row 2", "a", status="running")
     assert [] == store.renew("a", SECOND)
     clock.advance(2)
     assert None is store.free_in(["f"])
@@ -426,13 +429,15 @@ def test_an_operator_ends_the_lease_of_an_owner_which_can_then_not_write(store, 
 
 
 def test_a_job_that_an_operator_sets_free_is_free_at_once_for_anybody(store):
-    filled(store, 1).append("j", 2, b"row 2", "a", stopped=True)
+    filled(store, 1).append("j", 2, b"row 2", "a", status="completed")
     assert None is store.free_in(["f"])
-    store.overrule("j", 3, b"again", "operator", free=True)
+    store.overrule("j", 3, b"again", "operator", status="pending")
     assert 0 == store.free_in(["f"])
     assert "j" == acquire(store, "b", ["f"], SECOND)
-    store.overrule("j", 3, b"again", "operator", free=True)  # the answer was lost, and is no news
-    store.append("j", 4, b"row 4", "b", stopped=False)
+    store.overrule(
+        "j", 3, b"again", "operator", status="pending"
+    )  # the answer was lost, and is no news
+    store.append("j", 4, b"row 4", "b", status="running")
     assert 4 == len(store.rows("j"))
 
 
@@ -440,10 +445,10 @@ def test_an_operator_that_is_too_late_changes_nothing(store):
     filled(store, 2)
     for seq, row in ((1, b"row 1"), (2, b"row 2"), (2, b"late"), (4, b"early")):
         with pytest.raises(LeaseLostError, match=f"has 2 commits in the store.*commit {seq}"):
-            store.overrule("j", seq, row, "operator", free=True)
+            store.overrule("j", seq, row, "operator", status="pending")
     with pytest.raises(NotResumableError, match="the store holds no job 'nobody'"):
-        store.overrule("nobody", 2, b"row", "operator", free=True)
-    store.append("j", 3, b"row 3", "a", stopped=False)
+        store.overrule("nobody", 2, b"row", "operator", status="pending")
+    store.append("j", 3, b"row 3", "a", status="running")
 
 
 # --- any order ------------------------------------------------------------------------------------
@@ -452,11 +457,12 @@ _owners = st.sampled_from("abc")
 _rows = st.binary(max_size=1)
 _seqs = st.integers(1, 5)
 _flags = st.booleans()
+_statuses = st.sampled_from(["pending", "running", "completed"])
 _calls = st.lists(
     st.one_of(
-        st.tuples(st.just("create"), _rows, _owners, _flags),
-        st.tuples(st.sampled_from(["append", "claim"]), _seqs, _rows, _owners, _flags),
-        st.tuples(st.just("overrule"), _seqs, _rows, _owners, _flags),
+        st.tuples(st.just("create"), _rows, _owners, _statuses),
+        st.tuples(st.sampled_from(["append", "claim"]), _seqs, _rows, _owners, _statuses),
+        st.tuples(st.just("overrule"), _seqs, _rows, _owners, _statuses),
         st.tuples(st.just("acquire"), _owners),
         st.tuples(st.just("release"), _owners, st.integers(0, 2), _flags),
         st.tuples(st.just("renew"), _owners),
@@ -469,12 +475,12 @@ _calls = st.lists(
 def _called(store: JobStore, clock: FakeClock, call: tuple[Any, ...]) -> object:
     try:
         match call:
-            case ("create", row, owner, queued):
-                store.create("j", row, owner, flow_id="f", queued=queued)
-            case ("append" | "claim" as name, seq, row, owner, stopped):
-                getattr(store, name)("j", seq, row, owner, stopped=stopped)
-            case ("overrule", seq, row, owner, free):
-                store.overrule("j", seq, row, owner, free=free)
+            case ("create", row, owner, status):
+                store.create("j", row, owner, flow_id="f", status=status)
+            case ("append" | "claim" as name, seq, row, owner, status):
+                getattr(store, name)("j", seq, row, owner, status=status)
+            case ("overrule", seq, row, owner, status):
+                store.overrule("j", seq, row, owner, status=status)
             case ("acquire", owner):
                 return store.acquire(owner, ["f"], SECOND)
             case ("release", owner, seconds, clean):
@@ -506,6 +512,8 @@ def test_every_store_answers_as_the_one_in_memory_and_rows_are_only_ever_added(m
             assert model.rows("j") == after
             assert model.free_in(["f"]) == store.free_in(["f"])
             assert model.holders() == store.holders()
+            assert model.entries() == store.entries()
+            assert model.entries(live=True) == store.entries(live=True)
             if len(after) > len(before):
                 if call[0] == "append":
                     assert owner == call[3], "another than the owner has written"

@@ -169,11 +169,11 @@ def test_the_options_are_those_of_a_flow(flow_factory):
     [
         (
             {"n": 1, "m": 2},
-            "give returned 'm', but no next function has such a parameter; the next functions take",
+            "give returned the keys 'm', but no next function takes them; the next functions take",
         ),
         ({}, "give emitted 'output' without 'n', which double.input needs"),
-        ([1], "give returned [1]; return a dict with names as keys to emit the dict as 'output'"),
-        ({1: 2}, "give returned {1: 2}; return a dict with names as keys"),
+        ([1], "give returned [1]; return the fields of the event 'output' as a dict"),
+        ({1: 2}, "give returned {1: 2}; return the fields of the event 'output'"),
     ],
     ids=["a field that nobody takes", "a field that is missing", "a list", "a key that is no name"],
 )

@@ -51,13 +51,13 @@ MISTAKES: Final = {
     "order": ("flow_monitor.assert_not_run('pay')", "AssertionError: *recorded no job*"),
     "retries": (
         'shop().execute("pay", {"order": 7}); flow_monitor.assert_retried("pay", times=2)',
-        "AssertionError: pay: expected 2 retries, made none",
+        "AssertionError: pay: expected 2 retries, but none was made",
     ),
     "routine": (
         'shop().execute("pay", {"order": 7}); flow_monitor.assert_not_run("pya")',
-        "FlowDefinitionError: 'pya' is no routine*",
+        "FlowDefinitionError: unknown routine of the flow: 'pya'*",
     ),
-    "host": ('flow_hosts.start(lambda: 1, "pay")', "HostError: *can't be found by its name*"),
+    "host": ('flow_hosts.start(lambda: 1, "pay")', "HostError: *another host can't import*"),
     "simulated": ('flow_sim.run(shop, "pya")', "FlowDefinitionError: flow 'tale' has no*"),
     "explored": (
         'flow_sim.crash_everywhere(shop, "pay", {"ordre": 7})',

@@ -21,11 +21,11 @@ FAULTS = FlowFaults()
         (lambda sim: sim.run(BUILD, "fetch", slot="triger"), "did you mean 'trigger'?"),
         (
             lambda sim: sim.crash_everywhere(BUILD, "store", {"totl": 1}, slot="input"),
-            "misses 'total' and has 'totl', which the handler does not take; did you mean 'total'?",
+            "lacks 'total' and has 'totl', which the handler does not take; did you mean 'total'?",
         ),
         (
             lambda sim: sim.check_determinism(BUILD, "price", {"ordr": {}}, slot="input"),
-            "misses 'order' and has 'ordr', which the handler does not take; did you mean 'order'?",
+            "lacks 'order' and has 'ordr', which the handler does not take; did you mean 'order'?",
         ),
         (lambda sim: sim.run(Flow("made"), "fetch"), "give the function that makes the flow"),
         (

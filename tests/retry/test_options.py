@@ -84,7 +84,7 @@ NAN, INF = math.nan, math.inf
         *[("jitter", bad, SHARE) for bad in (-0.1, 1.1, NAN, INF, None, True)],
         *[(n, bad, BOUND) for n in ("timeout", "deadline") for bad in (0, -1, NAN, INF, 1e-10)],
         *[("strategy", bad, STRATEGY) for bad in ("RETRY", "again", "", None, 1, [])],
-        ("on_exhausted", "retry", "give STOP, CONTINUE or SKIP; for endless retries, max"),
+        ("on_exhausted", "retry", "give STOP, CONTINUE or SKIP; for endless retries, set"),
         ("on_exhausted", "Stop", STRATEGY),
         *[("retryable_exceptions", bad, CLASSES) for bad in (KeyboardInterrupt, ValueError())],
         *[("retryable_exceptions", bad, CLASSES) for bad in ([OSError], (OSError, "x"), None)],
@@ -181,7 +181,7 @@ def test_a_name_of_no_imported_exception_class_is_corrupt_and_imports_nothing(na
         ErrorHandler.deserialize({**SAVED, "non_retryable_exceptions": ["builtins:OSError", name]})
     assert "$.non_retryable_exceptions[1]" == caught.value.path
     assert (
-        f"{name!r} names no exception class of an imported module; "
+        f"{name!r} is not an exception class in an imported module; "
         "import the module that defines the class before loading"
     ) == caught.value.reason
     assert loaded == set(sys.modules)
@@ -212,7 +212,7 @@ def test_looking_up_a_class_runs_no_code_of_the_module(monkeypatch, name):
     # The module is gone again before pytest or Hypothesis look through sys.modules.
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "lazy", module)
-        with pytest.raises(CorruptStateError, match="names no exception class") as caught:
+        with pytest.raises(CorruptStateError, match="is not an exception class") as caught:
             ErrorHandler.deserialize({**SAVED, "retryable_exceptions": [f"lazy:{name}"]})
     assert "$.retryable_exceptions[0]" == caught.value.path
     assert [] == asked

@@ -155,13 +155,13 @@ watch: Observer = Watch()
 monitor = ExecutionMonitor()
 store: JobStore = MemoryStore()
 assert_type(
-    store.append_all([Append("job-1", 2, b"{}", "host-a", stopped=False)]),
-    list[LeaseLostError | None],
+    store.append_all([Append("job-1", 2, b"{}", "host-a", status="running")]),
+    list[RoutiluxError | None],
 )
 durable: JobStore = SqliteStore("jobs.db", clock=FakeClock())
 hosted: JobStore = PostgresStore("postgresql://user@host/database")
 acquired = store.acquire("host-a", ["orders"], 30 * 10**9)
-assert_type(acquired, Acquired | None)
+assert_type(acquired, list[Acquired])
 store.release("job-1", "host-a", 0, clean=False)
 assert_type(store.holders(), dict[str, Hold])
 hold = store.holders("job-1")["job-1"]

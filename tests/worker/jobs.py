@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
+from typing import Any
 
 from routilux import Acquired, ErrorHandler, Flow, MemoryStore, Routine, Runtime, Worker
 from tests.routines import Body, Works, chain
@@ -58,8 +59,8 @@ def suspends(store: MemoryStore, meanwhile: Callable[[], None]) -> None:
     """Let the next host that acquires a job there be suspended before it gets the answer."""
     acquire = store.acquire
 
-    def acquires(owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
-        acquired = acquire(owner, flow_ids, lease_ns)
+    def acquires(*asked: Any) -> list[Acquired]:
+        acquired = acquire(*asked)
         store.acquire = acquire
         meanwhile()
         return acquired

@@ -89,7 +89,7 @@ def test_a_suspended_host_leaves_a_job_that_others_resumed(status, runtime, stor
         clock.advance(11)
         with Runtime(clock=clock, store=store) as other:
             if status == "paused":
-                mine = store.acquire(other.owner, [flow.flow_id], 10 * SECOND)
+                [mine] = store.acquire(other.owner, [flow.flow_id], 10 * SECOND)
                 drive = other.resumed(flow, other.load(job_id), acquired=mine)
                 drive.request("pause")
             else:
@@ -153,10 +153,10 @@ class Forgets(MemoryStore):
         super().__init__(clock)
         self.left = n
 
-    def acquire(self, *asked: Any) -> Acquired | None:
+    def acquire(self, *asked: Any) -> list[Acquired]:
         acquired = super().acquire(*asked)
-        self.left -= acquired is not None
-        if acquired is not None and self.left == 0:
+        self.left -= bool(acquired)
+        if acquired and self.left == 0:
             raise OSError("the connection broke")
         return acquired
 

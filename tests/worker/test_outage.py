@@ -153,10 +153,10 @@ def test_a_job_that_alone_can_not_be_saved_is_retried_and_never_poisoned(clock):
     ran: list[int] = []
 
     class Refuses(MemoryStore):
-        def append(self, job_id, seq, row, owner, *, stopped):
-            if stopped and len(ran) < 9:
+        def append(self, job_id, seq, row, owner, *, status):
+            if status == "completed" and len(ran) < 9:
                 raise OSError("no room for so much")
-            super().append(job_id, seq, row, owner, stopped=stopped)
+            super().append(job_id, seq, row, owner, status=status)
 
     store = Refuses(clock)
 

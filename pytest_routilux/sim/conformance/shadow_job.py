@@ -140,7 +140,7 @@ class ShadowJob:
             self.shared = _written(self.shared, shared)
 
     def resume(self, commit: Commit) -> None:
-        """Apply `commit`, with which another host resumed the job: no step is in flight now."""
+        """Apply `commit`, in which a new host resumes the job; forget all steps in flight."""
         at = commit.at_ns
         detail = commit.detail or {}
         self.in_flight.clear()

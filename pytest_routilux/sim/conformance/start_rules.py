@@ -154,7 +154,7 @@ def too_early(shadow: ShadowTask, at: int) -> NoReturn:
 
 
 def wrong_attempt(shadow: ShadowTask, attempt: int, verb: str, at: int) -> NoReturn:
-    """Raise `BrokenRuleError` for an attempt whose number is not the next number of its task."""
+    """Raise `BrokenRuleError` for a repeated or a skipped attempt of a task."""
     what = f"attempt {attempt} of {shadow} {verb}"
     if shadow.ended or shadow.failed:
         what += f" after the task {shadow.ended or 'has failed'}"

@@ -118,7 +118,7 @@ class _Runs:
         return _finding("nondeterminism", what, self.first.rows, other.rows, at, source, _shape)
 
     def in_one_process(self) -> Finding | None:
-        """Return a finding if one run changes a global, and this makes the next run differ."""
+        """Return a finding if a run differs because an earlier run has changed a global."""
         rows = self.first.rows
         variables, second = self._result(_run_twice, self._start_ns)
         at = _first_difference(rows, second.rows)
@@ -143,8 +143,8 @@ class _Runs:
         reply = self._hosts.ask(function, *args)
         if reply.ended is not None:
             raise RoutiluxError(
-                "the flow could not be checked for determinism: a run in another process ended by"
-                f" {reply.ended}"
+                f"the determinism check failed: a child process ended early ({reply.ended});"
+                " find out what ended the process"
             )
         return reply.result
 
@@ -155,7 +155,7 @@ class _Runs:
 
 
 def _in_fresh_interpreters(case: Case, start_ns: int) -> Finding | str | None:
-    """Return a finding if runs with two hash seeds differ, or why they can't be compared."""
+    """Return a finding if two hash seeds give different runs, or why this can't be checked."""
     found = rows_by_seed(case, start_ns, _SEEDS)
     if isinstance(found, str):
         return found
@@ -195,7 +195,7 @@ def _first_difference(
 
 
 def _source_of(sources: Iterable[Source], rows: Sequence[Row], at: int) -> Source | None:
-    """Return a `Source` call in the step of row `at`, or else the last one before that step."""
+    """Return a `Source` call in the step of row `at`; if there is none, the last earlier call."""
     steps = [(row.get("task_id"), row.get("attempt", 0)) for row in rows[: at + 1]]
     before = [source for source in sources if (source.task_id, source.attempt) in steps]
     here = [source for source in before if (source.task_id, source.attempt) == steps[-1]]
@@ -278,7 +278,7 @@ def _loaded(row: str) -> Row:
 def _run_twice(
     case: Case, send: object, start_ns: int, variable: Variable | None = None
 ) -> tuple[list[Variable], _Trace]:
-    """Run a case twice; before the second run, set `variable` back to its value before the first.
+    """Run a case twice; between the two runs, restore the value that `variable` had at the start.
 
     Returns the variables that the first run changed, and the second run.
     """

@@ -74,7 +74,7 @@ def _codes() -> dict[CodeType, str]:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A call whose result may differ between runs, with its line of user code and its step."""
+    """A call whose result may differ between runs; `where` is the line of user code that calls."""
 
     call: str
     where: str
@@ -95,7 +95,7 @@ class Source:
 
 @contextmanager
 def recorded_sources() -> Iterator[list[Source]]:
-    """Record the `Source` calls of handlers during the `with` block, in the yielded list."""
+    """Yield a list; each `Source` call of a handler in the `with` block is added to the list."""
     found: list[Source] = []
     built_in, codes = _built_in(), _codes()
 

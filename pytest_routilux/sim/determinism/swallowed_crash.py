@@ -95,7 +95,7 @@ class _Trap:
 
 
 class _Events(deque[Any]):
-    """A step's list of events; each call of an effect is added to the list and may end the host."""
+    """A step's list of events; `append` adds the call of an effect, and may end the host."""
 
     def __init__(self, trap: _Trap) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class _Events(deque[Any]):
 
 
 def _call(flow: Flow, step: StepInput, trap: _Trap) -> bool:
-    """Run a step on the dying host `trap`; return whether the handler returned without an error."""
+    """Run a step on the host `trap`, which dies; return whether the handler ended without error."""
     plan, routine_id = flow.plan(), step.task.routine_id
     outer = running.flight, running.clock
     flight = Flight(None, step)  # type: ignore[arg-type]  # a double needs no driver

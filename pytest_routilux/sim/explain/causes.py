@@ -34,7 +34,7 @@ _OF_USERS: Final = ("always", "payload-changed", "changed-by-saving", "unreadabl
 
 
 class Reason(NamedTuple):
-    """The cause and the fix of a finding; each line of these texts is a new line of the report."""
+    """The cause and the fix of a finding; the report keeps the line breaks of both texts."""
 
     why: str
     fix: str
@@ -77,7 +77,7 @@ class Failure:
         return self.at(handler_of(self.reference.run.host.flow, self.finding.routine))
 
     def at(self, where: str | None) -> str:
-        """Return the code line `where` as ` (file:line)`; "" for None or a line of this plugin."""
+        """Return the code line `where` as ` (file:line)`; "" if it is None or in this plugin."""
         line = where_text(where, self.root) if where else ""
         return f" ({line})" if line else ""
 
@@ -324,7 +324,7 @@ CAUSES: Final[dict[str, Reason]] = {
     ),
     "store-frees": Reason(
         f"a worker that asks for work gets a finished job and runs it again. {_STORE}",
-        "in the transaction of a write with stopped=True, make the job unavailable to workers",
+        "in the transaction of a write whose status is not live, hide the job from workers",
     ),
     "payload-changed": Reason(
         "handlers get copies of a payload. A change reaches the original if the copy shares"

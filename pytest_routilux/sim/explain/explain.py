@@ -234,7 +234,7 @@ def _tried(exploration: Exploration, finding: Finding) -> list[str]:
 
 
 def not_compared(reference: Reference) -> list[str]:
-    """Return a line on the parts that are not compared, since they vary without a crash."""
+    """Return a line that names the parts that differ between runs even without a crash."""
     places = dict.fromkeys(
         ".".join(step for step in path[1:] or path if step != "*")
         for path in sorted(reference.mask)

@@ -136,7 +136,7 @@ def _of_crash(note: Note, before: object, point: CrashPoint | None) -> str:
 
 
 def where_text(where: str, root: Path) -> str:
-    """Return `where` (`file:line`) relative to `root`, or its last two path parts if outside."""
+    """Shorten `where` (`file:line`): relative to `root`, or the last two parts of another path."""
     file, colon, line = where.rpartition(":")
     path = Path(file)
     if path.is_relative_to(_OURS):

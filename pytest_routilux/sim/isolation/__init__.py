@@ -1,1 +1,1 @@
-"""Runs simulated hosts in other processes than the test's."""
+"""Runs simulated hosts in child processes of the test's process."""

@@ -103,7 +103,7 @@ class _SendLog(Fault):
 
 
 def undisturbed_log(case: Case, send: Send, start_ns: int) -> HostLog:
-    """Run a case without a crash; send each log entry at once, as a handler may end the process."""
+    """Run a case without a crash; send each log entry at once: a handler may end the process."""
     before = globals_of(users_modules())
     run = run_undisturbed(replace(case, faults=(*case.faults, _SendLog(send))), start_ns)
     log = _log_of(run.world)
@@ -130,7 +130,7 @@ def recovery_log(
     point: CrashPoint,
     kept: tuple[Variable, bytes] | None,
 ) -> HostLog:
-    """Resume a job from its commits `rows` after a crash at `point`; restore `kept` first."""
+    """Resume a job from the commits in `rows`; first restore `kept`, a variable and its value."""
     if kept is not None:
         restore_value(*kept)
     durable = [

@@ -65,7 +65,7 @@ class Killed:
 
 
 class ForkedHosts:
-    """Runs hosts of one case in forked processes; create the instance before the case runs here."""
+    """Runs hosts of one case in forked processes; create this before the case runs in the test."""
 
     def __init__(
         self, case: Case, start_ns: int, coverage: Coverage, *, isolated: bool = True
@@ -89,7 +89,7 @@ class ForkedHosts:
             self._server.__exit__()
 
     def ask(self, function: Callable[..., object], *args: object) -> Reply:
-        """Call `function(case, send, *args)` in a forked process, or here if forks are off."""
+        """Call `function(case, send, *args)` in a forked process; without forks, in this one."""
         if self._server is None:
             return Reply(function(self._case, lambda value: None, *args))
         self._coverage.runs += 1
@@ -150,7 +150,7 @@ class ForkedHosts:
         points: Sequence[CrashPoint],
         failures: Sequence[tuple[CrashPoint, Finding]],
     ) -> tuple[Finding, Disturbed] | None:
-        """Resume the job after some crashes, in forked processes; return a finding that is new."""
+        """Resume the job in forked processes after some crashes; return the first new finding."""
         if self._server is None or not self._changed:
             return None
         known_at = {point: finding.signature for point, finding in failures}
@@ -185,7 +185,7 @@ class ForkedHosts:
     def _recovered(
         self, run: Undisturbed, point: CrashPoint, variable: Variable | None = None
     ) -> World | None:
-        """In a forked process, resume the job after a crash; `variable` keeps its value there."""
+        """Resume the job in a forked process after a crash; only `variable` survives there."""
         kept = None
         if variable is not None:
             data = self.ask(value_at_commit, self._start_ns, point.commits, variable).result

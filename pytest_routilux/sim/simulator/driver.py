@@ -44,7 +44,7 @@ TEST_OUTCOMES: Final = (KeyboardInterrupt, pytest.fail.Exception, pytest.skip.Ex
 
 @contextmanager
 def record_started_threads(clock: SimClock) -> Iterator[list[threading.Thread]]:
-    """Yield a list of all threads that handlers start, directly or through such a thread.
+    """Yield a list of all threads that handlers start, and of the threads that those start.
 
     Other threads do not count: a test may have a server that starts a thread for each call.
     """
@@ -64,7 +64,7 @@ def record_started_threads(clock: SimClock) -> Iterator[list[threading.Thread]]:
 
 
 class _StepHost:
-    """The functions behind `ctx` in one step: virtual time, sleeps, and the records of `once`."""
+    """Implements `ctx` for one step: virtual time, sleeps, and the results of `ctx.once`."""
 
     __slots__ = ("_clock", "_driven", "_flight", "_pace")
 
@@ -94,7 +94,7 @@ class _StepHost:
 
 
 class SimDriver:
-    """Runs the handlers of one simulated host; `next` returns steps in the order of their ends."""
+    """Runs the handlers of one simulated host; `next` returns the step that ends next."""
 
     room = True
 
@@ -162,7 +162,7 @@ class SimDriver:
             else:
                 raise ClockStalledError(
                     "no step is in flight and no task becomes due, but the job has not stopped:"
-                    " a wake-up was lost"
+                    " the engine lost a wake-up"
                 )
             if self._dropped:
                 self._dropped = False

@@ -99,7 +99,7 @@ class _WorldJournal:
             what = f"{this} was written when the store had {len(world.commits)} commits"
             runtime.report("written-twice", what, commit)
             raise LeaseLostError(
-                f"commit {commit.seq} does not follow commit {len(world.commits)} of the store"
+                f"commit {commit.seq} can't follow the store's last commit, {len(world.commits)}"
             )
         if self._checked:
             self._read_back(commit)
@@ -315,7 +315,7 @@ def run_host(
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """A harmless change of a run: another start, other durations, one worker, or another order."""
+    """A change that must not matter: another start, other durations, one worker, another order."""
 
     shift_ns: int = 0
     pace: Pace = NORMAL_PACE
@@ -324,7 +324,7 @@ class Variation:
 
 
 def variations(plan: Plan) -> list[Variation]:
-    """Return the variations to try for a flow with the plan `plan`."""
+    """Return the variations to try for the flow of `plan`."""
     found = [Variation(shift_ns=OTHER_START), Variation(pace=Pace(percent=125))]
     if all(handler.deadline is None for handler in plan.handlers.values()):
         # So slow that a retry is due before the steps in flight end, as after a long downtime.

@@ -188,7 +188,7 @@ class World:
         self.log.append((at_ns, self.host_number, Note(text)))
 
     def cut(self, commits: int, calls: int, at_ns: int) -> World:
-        """Return the world as it was after `commits` commits and `calls` calls, at `at_ns`."""
+        """Return the world at the instant `at_ns`, after `commits` commits and `calls` calls."""
         files = None if self.files is None else self.files.cut(commits)
         world = World(
             at_ns, self.commits[:commits], self.calls[:calls], [], self.host_number, files

@@ -16,7 +16,7 @@ class Scheduler(Protocol):
     """Chooses what happens next: a task starts, a step continues, or time passes."""
 
     def choose(self, options: int) -> int:
-        """Return the index (from 0) of the chosen option; `options` is their number, at least 2."""
+        """Choose one of `options` options, at least 2; return the index of the option, from 0."""
 
 
 @final

@@ -50,7 +50,7 @@ _NEEDED: Final = ("create", "append", "claim", "rows", "job_ids", "free_in")
 
 
 class RealStoreFiles:
-    """The files of a real store: `now` has their contents, `after[n]` those after n commits.
+    """The files of a real store: `now` is their current contents, `after[n]` is after n commits.
 
     `rows` are those that the store has acknowledged; `doubtful` is the commit whose write raised,
     with its row.
@@ -93,7 +93,9 @@ class RealStoreFiles:
         """Write a commit to the open store; errors of the store are raised unchanged."""
         store = self._store
         assert store is not None
-        row = saved_rows.dump(commit, first=claims or commit.seq == 1)  # as the journal makes it
+        row = saved_rows.dump(
+            job_id, commit, first=claims or commit.seq == 1
+        )  # as the journal makes it
         try:
             Journal(store).write(job_id, commit, owner, claims=claims)
         except BaseException as error:
@@ -109,7 +111,7 @@ class RealStoreFiles:
         if claims and before != owner:
             with suppress(Exception):
                 # The host before may be slow, not dead, and write a row now.
-                store.append(job_id, commit.seq, self.rows[-2], before, stopped=False)
+                store.append(job_id, commit.seq, self.rows[-2], before, status="running")
                 what = f"the store accepts commit {commit.seq} of a host that has lost the job"
                 self._finding = Finding("store-fence", what, "store.fence")
 
@@ -185,7 +187,7 @@ class Folder:
             file.write_bytes(b"".join(pieces))
 
     def image(self, before: Image) -> Image:
-        """Return the current contents of the files; they share equal pieces with `before`."""
+        """Return the current contents of the files; reuse the pieces that are equal in `before`."""
         assert self._path is not None
         found: Image = {}
         for file in sorted(self._path.rglob("*")):

@@ -99,7 +99,7 @@ def test_a_store_fails_with_the_commit_kept_or_not(flow_faults, tmp_path, durabl
     store = SqliteStore(tmp_path / "jobs.db")
     runtime = flow_faults.on(Runtime(clock=FakeClock(), store=store))
     flow_faults.store_fails(2, durable=durable)
-    with pytest.raises(OSError, match=r"^write 2 of the store "):
+    with pytest.raises(OSError, match=r"^write 2 to the store "):
         shop().execute("order", job_id="A7", runtime=runtime)
     assert kept == runtime.load("A7").seq
     resumed = runtime.resume(shop(), runtime.load("A7"))
@@ -209,7 +209,7 @@ def test_a_fault_that_can_not_strike_aborts_the_job_with_what_to_do(make, runtim
 def test_steps_in_other_processes_are_refused(flow_faults):
     with (
         ProcessPoolExecutor(1) as executor,
-        pytest.raises(FlowDefinitionError, match="executor is a ProcessPoolExecutor; leave"),
+        pytest.raises(FlowDefinitionError, match="executor is a ProcessPoolExecutor; make"),
     ):
         flow_faults.on(Runtime(executor=executor))
 
@@ -244,7 +244,7 @@ def test_a_fault_that_never_strikes_fails_the_test(pytester):
     result = run_inside(pytester)
     result.assert_outcomes(passed=4, errors=3)
     for line in (
-        "raises('charge', OSError, attempts=[[]2]) never struck*; name an attempt or a write*",
+        "raises('charge', OSError, attempts=[[]2]) was never injected*; name one that happens*",
         "raises('chrage', OSError) names no routine of the flows that ran; *mean 'charge'?",
         "no job ran with raises('charge', OSError); use flow_runtime in the test too, *",
     ):
@@ -281,4 +281,4 @@ def test_a_failed_test_reports_only_misspelt_faults_and_runtimes_are_restored(py
     result = run_inside(pytester)
     result.assert_outcomes(failed=2, errors=1, passed=2)
     result.stdout.fnmatch_lines(["raises('chrage', OSError) names no routine of the flows*"])
-    result.stdout.no_fnmatch_line("*never struck*")
+    result.stdout.no_fnmatch_line("*never injected*")

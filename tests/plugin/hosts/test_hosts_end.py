@@ -67,7 +67,7 @@ def is_alive(pid: int) -> bool:
 def test_a_host_that_hangs_is_killed_after_its_timeout_of_real_time(flow_clock, tmp_path):
     with (
         FlowHosts(tmp_path, timeout=0.3) as hosts,
-        pytest.raises(HostError, match=r"was killed: it still ran after 0\.3 s") as error,
+        pytest.raises(HostError, match=r"was killed after 0\.3 s") as error,
     ):
         hosts.start(breaking, "break", build_args={"how": "hang"})
     assert not is_alive(pid_in(error.value))

@@ -194,7 +194,7 @@ def test_a_form_whose_module_is_unknown_is_named_with_what_to_do(serialize_round
     assert "a fresh interpreter can't load the object: $.shop: " in text
     assert "'tests.rates.namespace'" in text
     assert "the interpreter imported builtins, types; " in text
-    assert "pass other modules that the object needs as imports=[...]" in text
+    assert "add the missing modules to imports=[...]" in text
     for imports in ([rates], ["tests.plugin.hosts.rates"]):
         assert value == serialize_roundtrip(value, via="process", imports=imports)
 

@@ -83,7 +83,7 @@ def test_every_golden_text_has_its_case():
         ({"retry_delay": 0.4}, "retry 1 of price: expected 0.3 s, waited 0.4 s"),
         ({"max_delay": 1.0}, "retry 4 of price: expected 1.0125 s, waited 1 s"),
         ({"max_retries": 3}, "price: expected 4 retries, made 3"),
-        ({"retryable_exceptions": OSError}, "price: expected 4 retries, made none"),
+        ({"retryable_exceptions": OSError}, "price: expected 4 retries, but none was made"),
     ],
 )
 def test_the_first_line_names_the_first_wrong_wait_of_a_changed_policy(monitor, broken, problem):
@@ -110,7 +110,7 @@ def test_an_attempt_that_started_and_never_ended_counts_as_a_run(monitor):
     with pytest.raises(KeyboardInterrupt):
         execute(shop(store=Interrupted()), monitor)
     assert message_of(monitor.assert_not_run, "store").startswith(
-        "store: expected never to run, started 1 attempt\n\n> task 0.0.0  attempt 1\n"
+        "store: expected no attempt, but 1 attempt started\n\n> task 0.0.0  attempt 1\n"
     )
 
 

@@ -295,7 +295,7 @@ def test_a_block_that_raises_keeps_its_error_and_lists_the_checks_that_had_faile
 
 def test_a_block_without_a_check_fails(verify_in):
     raised, _ = verify_in(lambda _: None)
-    assert raised == "Saved and continued: no check was made; call verify() in the `with`"
+    assert raised == "Saved and continued: no check was made; call verify() inside `with`"
 
 
 def test_a_wrong_value_is_shown_in_full_and_a_right_one_in_one_line(verify_in):

@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pytest_routilux.sim.simulator.store_files import Folder, Image
-from routilux import Append, LeaseLostError, SqliteStore
+from routilux import Append, RoutiluxError, SqliteStore
+from routilux.persist.sqlite import _CREATE, _update
+from routilux.persist.store import LIVE
 
 LEASE = 10**10
 PUT = "INSERT INTO commits SELECT job, ?2, ?3, ?4 FROM jobs WHERE job_id = ?1"
+OWN = _update(owner="?2") + " AND job_id = ?1"
 
 
 # --- files within a write -------------------------------------------------------------------------
@@ -32,7 +35,7 @@ class Stepped(SqliteStore):
     def __init__(self, path: Path) -> None:
         self._seq = 0
         self._owner = ""
-        self._statement = ""
+        self._statement = self._traced = ""
         self._folder = Folder(path.parent)
         super().__init__(path)
         with self._file.using() as db:
@@ -41,7 +44,10 @@ class Stepped(SqliteStore):
                 db.set_progress_handler(self._within, self.every)
 
     def _before(self, statement: str) -> None:
-        self._statement = " ".join(statement.split()[:2])
+        # SQLite names the statement again for its trigger, and for each statement of the trigger.
+        again = statement == self._traced and statement.split()[0] == "INSERT"
+        self._traced = statement
+        self._statement = "the trigger" if again else " ".join(statement.split()[:2])
         self._look()
 
     def _within(self) -> None:
@@ -52,22 +58,22 @@ class Stepped(SqliteStore):
         if self._seq:
             self.seen.append((self._seq, self._statement, self._folder.image({})))
 
-    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
+    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, status: str) -> None:
         self._seq = 1
-        super().create(job_id, row, owner, flow_id=flow_id, queued=queued)
+        super().create(job_id, row, owner, flow_id=flow_id, status=status)
         self._seq = 0
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         self._seq = seq if self._owner in ("", owner) else 0  # not of a host that has lost the job
-        super().append(job_id, seq, row, owner, stopped=stopped)
+        super().append(job_id, seq, row, owner, status=status)
         self._seq = 0
 
-    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         self._seq = seq
-        super().claim(job_id, seq, row, owner, stopped=stopped)
+        super().claim(job_id, seq, row, owner, status=status)
         self._seq, self._owner = 0, owner
 
-    def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
+    def append_all(self, appends: Sequence[Append]) -> list[RoutiluxError | None]:
         self._seq = appends[0].seq
         refusals = super().append_all(appends)
         self._seq = 0
@@ -152,33 +158,33 @@ class Leased(SqliteStore):
         self._flow_ids: Collection[str] = ["work"]
         super().__init__(path, clock=_Later())  # type: ignore[arg-type]  # all that it asks for
 
-    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
-        super().create(job_id, row, owner, flow_id=flow_id, queued=True)
+    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, status: str) -> None:
+        super().create(job_id, row, owner, flow_id=flow_id, status="pending")
         self.acquire(owner, [flow_id], LEASE)
 
-    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         self.acquire(owner, self._flow_ids, LEASE)
-        super().claim(job_id, seq, row, owner, stopped=stopped)
+        super().claim(job_id, seq, row, owner, status=status)
 
 
 class Grouped(SqliteStore):
     """No bug: each commit is written as several jobs are that end together."""
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
-        [refusal] = self.append_all([Append(job_id, seq, row, owner, stopped)])
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
+        [refusal] = self.append_all([Append(job_id, seq, row, owner, status)])
         if refusal is not None:
             raise refusal
 
 
 class ForgetsStops(Leased):
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
-        super().append(job_id, seq, row, owner, stopped=False)
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
+        super().append(job_id, seq, row, owner, status="running")
 
 
 class CommitsLate(SqliteStore):
     """Acknowledges a row whose COMMIT comes with the next one."""
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         with self._file.using() as db:
             if db.in_transaction:
                 db.execute("COMMIT")
@@ -189,12 +195,12 @@ class CommitsLate(SqliteStore):
 class CommitsAtStop(SqliteStore):
     """Keeps a job in one transaction, which ends when the job stops."""
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         with self._file.using() as db:
             if not db.in_transaction:
                 db.execute("BEGIN IMMEDIATE")
             db.execute(PUT, (job_id, seq, owner, row))
-            if stopped:
+            if status not in LIVE:
                 db.execute("COMMIT")
 
     def close(self) -> None:
@@ -208,13 +214,10 @@ class CommitsAtStop(SqliteStore):
 class HalfCreates(Stepped):
     """Makes the job in one transaction, and keeps its first row in another."""
 
-    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
+    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, status: str) -> None:
         self._seq = 1
         with self._file.writing() as db:
-            db.execute(
-                "INSERT INTO jobs (job_id, flow_id, owner) VALUES (?, ?, ?)",
-                (job_id, flow_id, owner),
-            )
+            db.execute(_CREATE, (job_id, flow_id, owner, None, None, status))
         with self._file.writing() as db:
             db.execute(PUT, (job_id, 1, owner, row))
         self._seq = 0
@@ -223,19 +226,19 @@ class HalfCreates(Stepped):
 class HalfClaims(Stepped):
     """Keeps the row of a claim in one transaction, and the owner in another."""
 
-    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         self._seq = seq
         with self._file.writing() as db:
             db.execute(PUT, (job_id, seq, owner, row))
         with self._file.writing() as db:
-            db.execute("UPDATE jobs SET owner = ? WHERE job_id = ?", (owner, job_id))
+            db.execute(OWN, (job_id, owner))
         self._seq, self._owner = 0, owner
 
 
 class NoFence(SqliteStore):
     """Replaces a row by the row of a host that lost the job."""
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         with self._file.writing() as db:
             db.execute(PUT.replace("INSERT", "INSERT OR REPLACE"), (job_id, seq, owner, row))
 
@@ -243,7 +246,7 @@ class NoFence(SqliteStore):
 class ForgetsOwner(SqliteStore):
     """Keeps the row of a claim, and not its owner."""
 
-    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         with self._file.writing() as db:
             db.execute(PUT, (job_id, seq, owner, row))
 
@@ -251,5 +254,5 @@ class ForgetsOwner(SqliteStore):
 class Tidies(SqliteStore):
     """Changes the rows that it keeps."""
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
-        super().append(job_id, seq, row + b"\n", owner, stopped=stopped)
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
+        super().append(job_id, seq, row + b"\n", owner, status=status)

@@ -52,7 +52,7 @@ MISSPELT = "names no routine of flow 'tale'; known: 'orders', 'charge'; did you 
     [
         (
             "faults=[flow_faults.raises('charge', OSError, attempts=[9])]",
-            "raises('charge', OSError, attempts=[9]) never struck",
+            "raises('charge', OSError, attempts=[9]) was never injected",
         ),
         ("faults=[flow_faults.slow('chrage', 1)]", f"slow('chrage', 1) {MISSPELT}"),
         ("always=lambda job: job.routine_states['chrage']", "KeyError: 'chrage'"),
@@ -103,7 +103,7 @@ def test_a_fault_that_struck_in_another_simulation_has_not_struck_in_this_one(py
         flow.add_routine(saveable(charges), "charge")
         return flow
 """,
-        ["raises('charge', OSError) never struck*"],
+        ["raises('charge', OSError) was never injected*"],
         failed=1,
     )
 
@@ -226,7 +226,7 @@ def test_a_run_returns_the_job_and_the_effects(pytester):
         assert outcome.job.updated_ns - outcome.job.started_ns == 1_860_000_000
 
         lost = flow_faults.store_fails(2)
-        with pytest.raises(OSError, match="write 2 of the store failed"):
+        with pytest.raises(OSError, match="write 2 to the store failed"):
             flow_sim.run(build, "orders", {{"id": 7}}, faults=[lost])
         assert flow_sim.run(build, "orders", {{"id": 7}}, seed=3).job.status == "completed"
 """,

@@ -18,7 +18,7 @@ from pytest_routilux.sim.simulator import execution
 from pytest_routilux.sim.simulator.model import Case, CrashPoint, Disturbed, OpenStore, World
 from routilux import ErrorHandler, FakeClock, Flow, Routine, SqliteStore, codec
 from routilux.codec.equality import first_difference
-from routilux.persist.rows import without_checksum
+from routilux.persist.rows import row_place, without_checksum
 from routilux.persist.versions import FORMAT
 from showcase.flows import data_pipeline, fan_out_and_in
 from showcase.test_fan_out import ALBUM, pictures
@@ -130,7 +130,8 @@ def rows_of(world: World) -> list[str]:
     if world.files is not None:
         version = f'"format":{codec.dumps(FORMAT)},'
         return [
-            without_checksum(row, "$").decode().replace(version, "", 1) for row in world.files.rows
+            without_checksum(row, row_place("job", seq)).decode().replace(version, "", 1)
+            for seq, row in enumerate(world.files.rows, 1)
         ]
     return [commit.dumps() for commit in world.commits]
 

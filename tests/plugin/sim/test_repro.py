@@ -142,7 +142,7 @@ def test_a_reproducer_runs_the_case_with_its_faults_alone():
 )
 def test_on_another_case_it_is_stale(case):
     repro = Repro.of(CASE, FLOW)
-    says = f"another flow, entry, slot or list of faults: its digest is {repro.digest}"
+    says = f"store of the test have changed: the digest of the reproducer is {repro.digest}"
     with pytest.raises(StaleError, match=says):
         repro.applied(case, case.build())
 

@@ -1,0 +1,252 @@
+"""After an interrupt at any place, as by Ctrl-C, all is usable, and no job is driven any more.
+
+`make test` interrupts at some places, `make soak` at all of them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from routilux import (
+    Clock,
+    FakeClock,
+    Flow,
+    JobState,
+    JobStatus,
+    JobStore,
+    MemoryStore,
+    NotResumableError,
+    Runtime,
+    SqliteStore,
+    use_runtime,
+)
+from routilux.clocks.clock import SystemClock
+from routilux.runtime import default_runtime
+from tests.engine.concurrency import engine_threads
+from tests.interrupts import Interrupter, in_a_thread
+from tests.routines import PATIENCE, Works, chain, fan, retrying
+from tests.soak import also
+from tests.worker.jobs import worker
+
+
+def works(self: Any, n: object = 0) -> None:
+    self.ctx.once("effect", len, "three")
+    self.ctx.sleep(0.0001)
+    if self.ctx.attempt < 2:
+        raise ValueError("not yet")
+    self.emit("out", n=1)
+
+
+def ends(self: Any, n: object = 0) -> None:
+    self.ctx.shared["sum"] = self.ctx.shared.get("sum", 0) + 1
+
+
+def short() -> Flow:
+    return chain(a=Works(works, retrying(retry_delay=0.0001)), b=ends)
+
+
+def wide() -> Flow:
+    return fan(Works(works, retrying(retry_delay=0.0001)), workers=2, b=ends, c=ends)
+
+
+@dataclass
+class World:
+    """A runtime on a store and a clock, and what a caller interrupts."""
+
+    store: JobStore
+    runtime: Runtime
+    flow: Flow
+    seen: list[tuple[str, int]] = field(default_factory=list)
+
+    def on_commit(self, job: JobState, commit: Any) -> None:
+        self.seen.append((job.job_id, commit.seq))
+
+    def entry(self) -> str:
+        return next(iter(self.flow.routines))
+
+
+def executes(world: World) -> None:
+    world.runtime.execute(world.flow, world.entry(), job_id="j")
+
+
+def waits(world: World) -> None:
+    run = world.runtime.start(world.flow, world.entry(), job_id="j")
+    run.wait()
+
+
+def cancels(world: World) -> None:
+    run = world.runtime.start(world.flow, world.entry(), job_id="j")
+    with suppress(NotResumableError):
+        run.pause()
+    run.wait()
+    world.runtime.resume(world.flow, run.job)
+
+
+def hosts(world: World) -> None:
+    world.runtime.submit(world.flow, world.entry(), job_id="j")
+    worker(world.runtime, world.flow).run(until_idle=True)
+
+
+def uses(world: World) -> None:
+    with use_runtime(world.runtime):
+        world.flow.execute(world.entry(), job_id="j")
+
+
+def advances(world: World) -> None:
+    clock = world.runtime.clock
+    assert isinstance(clock, FakeClock)
+    clock.autojump = False
+    world.runtime.start(world.flow, world.entry(), job_id="j")
+    clock.advance(1)
+    clock.autojump = True
+
+
+ACTS: dict[str, tuple[Callable[[World], None], str, str, Callable[[], Flow]]] = {
+    "execute": (executes, "sqlite", "system", short),
+    "execute in memory": (executes, "memory", "fake", short),
+    "execute, concurrent": (executes, "sqlite", "fake", wide),
+    "start and wait": (waits, "memory", "fake", short),
+    "start and wait, in real time": (waits, "sqlite", "system", short),
+    "start, pause and resume": (cancels, "memory", "fake", short),
+    "worker": (hosts, "memory", "fake", short),
+    "worker, in real time": (hosts, "sqlite", "system", short),
+    "use_runtime": (uses, "memory", "fake", short),
+    "advance": (advances, "memory", "fake", short),
+}
+_SOME = 25
+
+
+@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("every", also("some", "all"))
+def test_an_interrupt_at_any_place_leaves_everything_usable(act, every, tmp_path):
+    does, kind, time, flow = ACTS[act]
+    world = fresh(tmp_path, 0, kind, time, flow)
+    does(world)  # what is imported and cached at first is no part of it
+    counter = Interrupter()
+    world = fresh(tmp_path, 1, kind, time, flow)
+    with counter.armed():
+        does(world)
+    assert counter.passed > 100
+    step = 1 if every == "all" else max(1, counter.passed // _SOME)
+    for nth in range(1, counter.passed + 1, step):
+        interrupter = Interrupter(nth)
+
+        def case(interrupter: Interrupter = interrupter, nth: int = nth) -> None:
+            interrupted(fresh(tmp_path, nth + 1, kind, time, flow), does, interrupter)
+
+        in_a_thread(case, lambda i=interrupter: f"place {i.nth}, {i.place}")
+
+
+def fresh(folder: Path, number: int, kind: str, time: str, flow: Callable[[], Flow]) -> World:
+    clock: Clock = FakeClock() if time == "fake" else SystemClock()
+    store: JobStore
+    if kind == "memory":
+        store = MemoryStore(clock)
+    else:
+        store = SqliteStore(folder / f"{number}.db", clock=clock)
+    world = World(store, Runtime(clock=clock, store=store), flow())
+    world.runtime = Runtime(clock=clock, store=store, observers=[world])
+    return world
+
+
+def interrupted(world: World, does: Callable[[World], None], interrupter: Interrupter) -> None:
+    runtime, store = world.runtime, world.store
+    before = engine_threads()
+    try:
+        with interrupter.armed():
+            does(world)
+    except KeyboardInterrupt:
+        pass
+    else:
+        # A job in the background may have been faster this time; a `__del__` can't raise.
+        assert not interrupter.place or "close" in interrupter.place, "no caller saw the interrupt"
+    free(runtime, store)
+    environment = runtime.environment
+    if "start" not in does.__name__:
+        for machine in list(environment.driven.values()):
+            wait_for(runtime, machine)
+    assert {} == environment.driven, "a job is still driven"
+    assert {} == environment.leases, "a lease is still known"
+    leased = [hold for hold in store.holders().values() if hold.is_leased]
+    assert [] == leased, "a lease was kept"
+    assert runtime is not default_runtime(), "the runtime is still the default"
+    clock = runtime.clock
+    if isinstance(clock, FakeClock):
+        clock.autojump = True
+        clock.advance(0)
+        left = clock._current, list(clock._ready), clock._waiting, clock._results, clock._movers
+        assert (None, [], {}, set(), {}) == left, "the clock waits for somebody"
+    rows = {"j": len(store.rows("j"))} if "j" in store.job_ids() else {}
+    assert [seq for _, seq in world.seen] == sorted({seq for _, seq in world.seen})
+    assert all(seq <= rows["j"] for _, seq in world.seen), "an observer saw more than is stored"
+    completes(world)
+    runtime.close()
+    for thread in engine_threads() - before:
+        if thread.ident is None:
+            continue  # it was interrupted before it started
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), f"{thread.name} still runs"
+    if isinstance(store, SqliteStore):
+        store.close()
+        store.path.unlink()
+
+
+def wait_for(runtime: Runtime, machine: Any) -> None:
+    """Let a background job whose caller was interrupted end."""
+    waiting = threading.Event()
+    while machine.job.job_id in runtime.environment.driven:
+        if isinstance(runtime.clock, FakeClock):
+            runtime.clock.autojump = True
+            runtime.clock.advance(1)
+        else:
+            waiting.wait(0.001)
+
+
+def free(runtime: Runtime, store: JobStore) -> None:
+    """Assert that no lock is held and no transaction is open."""
+    held: list[str] = []
+
+    def tries() -> None:
+        if not runtime.environment.lock.acquire(timeout=1):
+            held.append("the runtime's lock")
+        else:
+            runtime.environment.lock.release()
+
+    thread = threading.Thread(target=tries)
+    thread.start()
+    thread.join()
+    if runtime.environment.lease_lock.locked():
+        held.append("the lock of leases")
+    if isinstance(store, SqliteStore):
+        if store._file.lock.locked():
+            held.append("the lock of the connection")
+        with sqlite3.connect(store.path, timeout=0.5, isolation_level=None) as db:
+            db.execute("BEGIN IMMEDIATE")
+            db.execute("ROLLBACK")
+        db.close()
+    elif isinstance(store, MemoryStore) and store._lock.locked():
+        held.append("the lock of the store")
+    assert [] == held
+
+
+def completes(world: World) -> None:
+    """Assert that the job goes on from its last commit, and that the runtime runs another."""
+    runtime, flow = world.runtime, world.flow
+    if "j" in world.store.job_ids():
+        job = runtime.load("j", history=True)
+        if job.status is not JobStatus.COMPLETED:
+            job = runtime.resume(flow, job)
+        assert JobStatus.COMPLETED is job.status
+        assert {"sum": 1 if len(flow.routines) == 2 else 2} == job.shared_data
+        effects = [c for c in runtime.load("j", history=True).commits if c.kind == "effect"]
+        assert 1 == len(effects)
+    again = runtime.execute(flow, world.entry(), job_id="again")
+    assert JobStatus.COMPLETED is again.status

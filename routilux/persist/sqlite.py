@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from routilux.clocks.clock import SystemClock
 from routilux.core.commits import JobStatus
+from routilux.errors import CorruptStateError
 from routilux.persist.sqlite_connection import SqliteFile
 from routilux.persist.sqlite_files import back_up
 from routilux.persist.store import (
@@ -173,7 +174,12 @@ class SqliteStore(SharedStore):
 
     def integrity(self) -> list[str]:
         """Let SQLite check the whole file; return what is damaged, at most 100 places."""
-        found = [text for (text,) in self._file.do("PRAGMA integrity_check")]
+        try:
+            found = [text for (text,) in self._file.do("PRAGMA integrity_check")]
+        except CorruptStateError as error:
+            if not isinstance(error.__cause__, sqlite3.Error):
+                raise
+            return [str(error.__cause__)]  # too damaged for a check to its end
         return [] if found == ["ok"] else found
 
     def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, status: str) -> None:

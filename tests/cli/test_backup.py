@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from routilux import JobStatus, Runtime, SqliteStore
-from tests.cli.payments import NOW, payment
+from tests.cli.payments import NOW, after, payment
 from tests.persist.hosts import line_of, processes
 
 
@@ -112,8 +112,9 @@ def test_a_restored_copy_is_resumed(store, output):
     output("backup", store, "copy.db")
     store.unlink()
     Path("copy.db").rename(store)
-    with SqliteStore(store, clock=NOW) as jobs:
-        runtime = Runtime(clock=NOW, store=jobs)
+    clock = after(3600)
+    with SqliteStore(store, clock=clock) as jobs:
+        runtime = Runtime(clock=clock, store=jobs)
         job = payment().resume(runtime.load("failed"), runtime=runtime, retry_failed=True)
     assert JobStatus.COMPLETED is job.status
 

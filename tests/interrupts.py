@@ -29,6 +29,9 @@ class Interrupter:
         self.passed = 0
         self.place = ""
 
+    def where(self) -> str:
+        return f"place {self.nth}, {self.place}"
+
     @contextmanager
     def armed(self) -> Iterator[None]:
         gc.disable()  # what it calls is another thing each time

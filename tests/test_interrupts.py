@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from routilux import (
+    Append,
     Clock,
     FakeClock,
     Flow,
@@ -32,7 +34,8 @@ from routilux.clocks.clock import SystemClock
 from routilux.runtime import default_runtime
 from tests.engine.concurrency import engine_threads
 from tests.interrupts import Interrupter, in_a_thread
-from tests.routines import PATIENCE, Works, chain, fan, retrying
+from tests.persist.stores import STORES
+from tests.routines import PATIENCE, SECOND, Works, chain, fan, retrying
 from tests.soak import also
 from tests.worker.jobs import worker
 
@@ -142,7 +145,7 @@ def test_an_interrupt_at_any_place_leaves_everything_usable(act, every, tmp_path
         def case(interrupter: Interrupter = interrupter, nth: int = nth) -> None:
             interrupted(fresh(tmp_path, nth + 1, kind, time, flow), does, interrupter)
 
-        in_a_thread(case, lambda i=interrupter: f"place {i.nth}, {i.place}")
+        in_a_thread(case, interrupter.where)
 
 
 def fresh(folder: Path, number: int, kind: str, time: str, flow: Callable[[], Flow]) -> World:
@@ -168,11 +171,10 @@ def interrupted(world: World, does: Callable[[World], None], interrupter: Interr
     else:
         # A job in the background may have been faster this time; a `__del__` can't raise.
         assert not interrupter.place or "close" in interrupter.place, "no caller saw the interrupt"
-    free(runtime, store)
     environment = runtime.environment
-    if "start" not in does.__name__:
-        for machine in list(environment.driven.values()):
-            wait_for(runtime, machine)
+    for machine in list(environment.driven.values()):
+        wait_for(runtime, machine)  # a job in the background
+    free(runtime, store)
     assert {} == environment.driven, "a job is still driven"
     assert {} == environment.leases, "a lease is still known"
     leased = [hold for hold in store.holders().values() if hold.is_leased]
@@ -250,3 +252,77 @@ def completes(world: World) -> None:
         assert 1 == len(effects)
     again = runtime.execute(flow, world.entry(), job_id="again")
     assert JobStatus.COMPLETED is again.status
+
+
+# --- each call of a store -------------------------------------------------------------------------
+
+LEASE = 600 * SECOND
+
+
+def _before(store: JobStore) -> None:
+    """Bring a store to the state before the call."""
+    store.create("mine", b"1", "me", flow_id="f", status="running")
+    store.create("queued", b"1", "you", flow_id="f", status="pending")
+
+
+CALLS: dict[str, Callable[[JobStore], object]] = {
+    "create": lambda s: s.create("new", b"1", "me", flow_id="f", status="running"),
+    "append": lambda s: s.append("mine", 2, b"2", "me", status="running"),
+    "append, stopped": lambda s: s.append("mine", 2, b"2", "me", status="completed"),
+    "append_all": lambda s: s.append_all([Append("mine", 2, b"2", "me", "running")] * 1),
+    "claim": lambda s: s.claim("queued", 2, b"2", "me", status="running"),
+    "overrule": lambda s: s.overrule("mine", 2, b"2", "op", status="pending"),
+    "keep_snapshot": lambda s: s.keep_snapshot("mine", 1, b"s"),
+    "acquire": lambda s: s.acquire("me", ["f"], LEASE),
+    "renew": lambda s: s.renew("me", LEASE),
+    "release": lambda s: s.release("queued", "me", 0),
+    "rows": lambda s: s.rows("mine"),
+    "holders": lambda s: s.holders(),
+    "free_in": lambda s: s.free_in(["f"]),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("kind", STORES)
+@pytest.mark.parametrize("every", also("some", "all"))
+def test_a_call_of_a_store_that_was_interrupted_can_be_repeated(call, kind, every, tmp_path):
+    does, clock = CALLS[call], FakeClock()
+    folders = (tmp_path / str(n) for n in count())
+
+    def state(store: JobStore) -> object:
+        jobs = store.job_ids()
+        rows = {i: (store.rows(i), store.snapshot(i)) for i in jobs}
+        return rows, store.holders()
+
+    @contextmanager
+    def made() -> Iterator[JobStore]:
+        folder = next(folders)
+        folder.mkdir()
+        with STORES[kind](folder, clock) as store:
+            _before(store)
+            yield store
+
+    counter = Interrupter()
+    with made() as store:
+        without = state(store)
+        with counter.armed():
+            does(store)
+        done = state(store)
+    step = 1 if every == "all" else 1 + counter.passed // 8
+    for nth in range(1, counter.passed + 1, step):
+        interrupter = Interrupter(nth)
+
+        def case(interrupter: Interrupter = interrupter) -> None:
+            with made() as store:
+                with suppress(KeyboardInterrupt), interrupter.armed():
+                    does(store)
+                in_a_thread(lambda: is_one_of(state(store), without, done), interrupter.where)
+                if call != "acquire":  # which gives another job, or none
+                    does(store)
+                    assert done == state(store)
+
+        in_a_thread(case, interrupter.where)
+
+
+def is_one_of(found: object, *right: object) -> None:
+    assert found in right, "it was done by half"

@@ -34,7 +34,7 @@ _Step: TypeAlias = tuple[str | None, str | None, int]
 
 
 class _Instant(NamedTuple):
-    """An instant (UTC nanoseconds), and how many commits and effect calls were made before it."""
+    """An instant (UTC nanoseconds), and how many commits and effect calls were made until then."""
 
     commits: int
     calls: int

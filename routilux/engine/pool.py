@@ -6,6 +6,7 @@ Invariants:
 - An executor of processes gets and returns pickled values; effects travel with the outcome, and
   time is real. Such a step can't ask the store for the owner of the job, so the store is asked
   before the step is sent. If this host loses the job afterwards, the effects of the step still run.
+- A process that a handler forks ends when it returns from the handler: it has no other thread.
 - A thread that was given up keeps its place until it returns: no code can stop it.
 - Our threads are daemons, so a handler that hangs can't keep the interpreter from ending. Jobs
   survive a kill, so this is safe. A `ThreadPoolExecutor` would wait for the handler.
@@ -13,6 +14,8 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 import threading
 from collections import deque
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
     from routilux.clocks.clock import Clock, Key, Party
     from routilux.engine.driver import Driven, Ended
     from routilux.graph.messages import StepInput, StepOutcome
+
+
+_log = logging.getLogger("routilux")
 
 
 class _DaemonThreads:
@@ -165,10 +171,13 @@ class PoolDriver:
 
     def _work(self, party: Party, driven: Driven, step: StepInput) -> None:
         party.start()
+        process = os.getpid()
         try:
             outcome: StepOutcome | BaseException = driven.run(step)
         except BaseException as error:
             outcome = error
+        if os.getpid() != process:
+            _end_child(step, outcome)
         self._end(driven, step, outcome)
         party.stop()
 
@@ -179,6 +188,17 @@ class PoolDriver:
     def _end(self, driven: Driven, step: StepInput, outcome: StepOutcome | BaseException) -> None:
         self._ended.append((driven, step, outcome))
         self._signal.set()
+
+
+def _end_child(step: StepInput, outcome: StepOutcome | BaseException) -> None:
+    """End a child that a handler forked: its copy of this thread would wait for steps for ever."""
+    error = outcome if isinstance(outcome, BaseException) else outcome.error
+    _log.error(
+        "a process that %s forked returned from the handler (%s); let it end by os._exit()",
+        step.task.routine_id,
+        "without an error" if error is None else error,
+    )
+    os._exit(1)
 
 
 def _outcome(done: Future[Any]) -> StepOutcome | BaseException:

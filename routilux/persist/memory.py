@@ -98,9 +98,8 @@ class MemoryStore(JobStore):
             job = self._jobs.get(job_id)
             count = 0 if job is None else len(job.rows)
             if job is not None and 1 < seq == count + 1:
-                self._put(job, Append(job_id, seq, row, operator, status), self._now())
-                if status in LIVE:
-                    job.owner = FREE
+                added = Append(job_id, seq, row, operator, status)
+                self._put(job, added, self._now(), frees=status in LIVE)
                 return
             last = (count, job.rows[-1], job.writers[-1]) if job is not None else None
             if seq < 2 or last != (seq, row, operator):
@@ -187,16 +186,23 @@ class MemoryStore(JobStore):
         return Hold.of(job.owner, job.free_at, now=self._now())
 
     def _put(
-        self, job: _StoredJob, added: Append, free_at: int | None, *, claims: bool = False
+        self,
+        job: _StoredJob,
+        added: Append,
+        free_at: int | None,
+        *,
+        claims: bool = False,
+        frees: bool = False,
     ) -> None:
         """Add a row; accept a row that the same owner has already written; refuse all others."""
         job_id, seq, row, owner, status = added
         count = len(job.rows)
         if seq == count + 1:
-            job.rows.append(row)
-            job.writers.append(owner)
-            job.owner, job.status = owner, status
+            # An interrupt can't come between these lines and the end of the next call.
+            job.writers[count:] = [owner]
+            job.owner, job.status = FREE if frees else owner, status
             job.free_at = free_at if status in LIVE else None
+            job.rows.append(row)
             return
         same = 1 <= seq <= count and (job.rows[seq - 1], job.writers[seq - 1]) == (row, owner)
         if not same or job.owner != owner:

@@ -16,8 +16,8 @@ Invariants:
 from __future__ import annotations
 
 import os
-from contextlib import suppress
-from queue import Empty, LifoQueue
+import threading
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from routilux.errors import CorruptStateError, UnserializableError
@@ -106,7 +106,7 @@ _UNREACHED: Final = (
 )
 _DAMAGE: Final = ("XX", "42P01", "42703")  # an internal error; a missing table or column
 # Connections of the parent process, kept open: a forked child must not end them.
-_inherited: Final[list[LifoQueue[_Link | None]]] = []
+_inherited: Final[list[list[_Slot]]] = []
 
 
 class Answer(NamedTuple):
@@ -119,6 +119,23 @@ class Answer(NamedTuple):
 class _Link(NamedTuple):
     db: Any
     backend: tuple[Any, ...]  # its process on the server, and when that started
+
+
+class _Slot:
+    """A place for a connection; its lock is held while the connection is used.
+
+    A lock that `with` takes and releases is the only thing that no interrupt can leave locked; a
+    queue of connections would lose one, or keep its own lock.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.link: _Link | None = None
+
+    def drop(self) -> None:
+        link, self.link = self.link, None
+        if link is not None:
+            link.db.close()
 
 
 class Database:
@@ -137,53 +154,57 @@ class Database:
         defaults = {key: value for key, value in _DEFAULTS.items() if key not in parts}
         self._dsn = self._psycopg.conninfo.make_conninfo(dsn, **defaults)
         self._read_only = read_only
-        self._pool, self._process = _closed(), os.getpid()
+        self._turns = count()
+        self._slots, self._process = _fresh_slots(), os.getpid()
         self.do("SELECT 1", {})
 
     def close(self) -> None:
         """Close the idle connections; later statements open new ones."""
-        pool = self._connections()
-        closed = 0
-        with suppress(Empty):
-            while True:
-                link = pool.get_nowait()
-                closed += 1
-                if link is not None:
-                    link.db.close()
-        for _ in range(closed):
-            pool.put(None)
+        for slot in self._of_this_process():
+            if not slot.lock.locked():
+                with slot.lock:
+                    slot.drop()
 
     def do(self, statement: str, values: Mapping[str, object]) -> Answer:
         """Execute a statement on a free connection and return the answer."""
-        pool = self._connections()
-        link = pool.get()
+        slot = self._free_slot()
         lost: _Link | None = None
-        try:
-            while True:
-                try:
-                    if link is None:
-                        link = self._opened(lost)
-                    found = link.db.execute(statement, values, binary=True).fetchall()
-                    return Answer(found, lost is not None)
-                except UnicodeEncodeError as error:
-                    raise UnserializableError(
-                        self.name, f"can't store this value: {error}"
-                    ) from None
-                except self._psycopg.Error as error:
-                    if lost is not None or link is None or not link.db.closed:
-                        raise self._named(error) from error
-                    lost, link = link, None
-        finally:
-            if link is not None and link.db.info.transaction_status:  # not idle
-                link.db.close()  # lost, or in the middle of an answer
-                link = None
-            pool.put(link)
+        with slot.lock:
+            try:
+                while True:
+                    try:
+                        if slot.link is None:
+                            slot.link = self._opened(lost)
+                        found = slot.link.db.execute(statement, values, binary=True).fetchall()
+                        return Answer(found, lost is not None)
+                    except UnicodeEncodeError as error:
+                        raise UnserializableError(
+                            self.name, f"can't store this value: {error}"
+                        ) from None
+                    except self._psycopg.Error as error:
+                        if lost is not None or slot.link is None or not slot.link.db.closed:
+                            raise self._named(error) from error
+                        lost, slot.link = slot.link, None
+            except Exception:
+                if slot.link is not None and slot.link.db.info.transaction_status:  # not idle
+                    slot.drop()  # lost, or in the middle of an answer
+                raise
+            except BaseException:
+                slot.drop()  # an interrupt may have come anywhere in the driver
+                raise
 
-    def _connections(self) -> LifoQueue[_Link | None]:
+    def _free_slot(self) -> _Slot:
+        slots = self._of_this_process()
+        for slot in slots:
+            if not slot.lock.locked():
+                return slot
+        return slots[next(self._turns) % _CONNECTIONS]  # all are in use: wait for one of them
+
+    def _of_this_process(self) -> list[_Slot]:
         if self._process != os.getpid():
-            _inherited.append(self._pool)
-            self._pool, self._process = _closed(), os.getpid()
-        return self._pool
+            _inherited.append(self._slots)
+            self._slots, self._process = _fresh_slots(), os.getpid()
+        return self._slots
 
     def _opened(self, lost: _Link | None) -> _Link:
         db = self._psycopg.connect(self._dsn, autocommit=True, client_encoding="UTF8")
@@ -236,11 +257,8 @@ class Database:
         return OSError(f"the store {self.name}: {message}; {cure}") if cure else error
 
 
-def _closed() -> LifoQueue[_Link | None]:
-    pool: LifoQueue[_Link | None] = LifoQueue()
-    for _ in range(_CONNECTIONS):
-        pool.put(None)
-    return pool
+def _fresh_slots() -> list[_Slot]:
+    return [_Slot() for _ in range(_CONNECTIONS)]
 
 
 def _driver() -> Any:

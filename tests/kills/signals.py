@@ -60,9 +60,11 @@ class Sent:
         if self.status == -signal.SIGALRM:
             return [f"after {what} a worker did not end"]
         lines = []
-        expected = INTERRUPTED if signal.SIGINT in self.numbers else 0
-        if self.status != expected:
-            lines.append(f"after {what} a worker ended with {self.status}, not {expected}")
+        right = {INTERRUPTED if number == signal.SIGINT else 0 for number in self.numbers}
+        if len(self.numbers) > 1:
+            right |= {INTERRUPTED, -signal.SIGTERM}  # the second may come when the worker has ended
+        if self.status not in right:
+            lines.append(f"after {what} a worker ended with {self.status}")
         if self.seconds > _MOST_SECONDS:
             lines.append(f"after {what} a worker took {self.seconds:.2f} s after its last step")
         lines += [f"after {what} job {job_id} is {hold}" for job_id, hold in self.leased()]

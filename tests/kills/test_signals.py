@@ -31,7 +31,7 @@ def test_workers_that_get_signals_at_any_instant_end_and_give_back_every_job(tmp
         (Sent([INT], INTERRUPTED, 0.1, {"j": FREE}), []),
         (Sent([TERM, INT], INTERRUPTED, 0.1, {"j": Hold(None, 0, clean=False)}), []),
         (Sent([INT], -signal.SIGALRM, 20), ["after SIGINT a worker did not end"]),
-        (Sent([INT], 0, 0), ["after SIGINT a worker ended with 0, not 130"]),
+        (Sent([INT], 0, 0), ["after SIGINT a worker ended with 0"]),
         (Sent([TERM], 0, 1.5), ["after SIGTERM a worker took 1.50 s after its last step"]),
         (
             Sent([TERM, TERM], 0, 0, {"j": Hold("web-1", 10**9, clean=False)}),

@@ -160,6 +160,24 @@ def test_a_child_that_a_handler_forks_is_ended_by_a_signal(number, runtime):
 
 
 @forks
+def test_a_child_that_returns_from_the_handler_ends(runtime):
+    ended: list[int] = []
+
+    def forks(self):
+        child = os.fork()
+        if not child:
+            signal.alarm(int(PATIENCE))
+            raise ValueError("in the child")
+        ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+    flow = chain(a=forks)
+    job_id = runtime.submit(flow, "a")
+    worker(runtime, flow).run(until_idle=True)
+    assert [1] == ended
+    assert JobStatus.COMPLETED is runtime.load(job_id).status
+
+
+@forks
 @pytest.mark.parametrize("kind", ["executor", "pool"])
 def test_a_process_pool_in_a_handler_ends(kind, runtime):
     fork = multiprocessing.get_context("fork")

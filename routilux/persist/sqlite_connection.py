@@ -353,7 +353,7 @@ class SqliteFile:
     def _connected(self, mode: str) -> _Connection:
         db = sqlite3.connect(
             f"{self._place.as_uri()}?mode={mode}",
-            0,
+            timeout=0,
             isolation_level=None,
             check_same_thread=False,
             factory=_Connection,

@@ -156,7 +156,7 @@ class StoreFiles:
     def in_database(self) -> Generation | None:
         """Return the generation in the database alone; None if there is none in it."""
         try:
-            db = sqlite3.connect(self._uri, 0, isolation_level=None, uri=True)
+            db = sqlite3.connect(self._uri, timeout=0, isolation_level=None, uri=True)
             try:
                 # Else SQLite refuses a file that a checkpoint is just making longer.
                 db.execute("PRAGMA writable_schema = ON")

@@ -18,13 +18,21 @@ test: $(STAMP)
 	$(PYTEST) --doctest-modules routilux
 	$(PYTEST) tests --ignore tests/benchmarks -m "not soak" -n 2
 
-# Every grid whole, many examples of every property, and many killed processes. SEED chooses the
-# kills: make soak SEED=$$RANDOM tries new ones.
-SEED ?= 1
+# Every grid whole, many examples of every property, and many hosts that are killed or lose their
+# jobs. SEED chooses the examples and the hosts: each run has new ones, and make soak SEED=…
+# repeats a run.
+ifndef SEED
+SEED := $(shell $(PYTHON) -c 'import secrets; print(secrets.randbelow(10**6))')
+endif
 soak: $(STAMP)
-	HYPOTHESIS_PROFILE=soak $(PYTEST) tests --ignore tests/benchmarks -m "soak or hypothesis" -n 2
+	@echo 'soak: SEED=$(SEED)'
+	HYPOTHESIS_PROFILE=soak SEED=$(SEED) $(PYTEST) tests --ignore tests/benchmarks \
+		-m "soak or hypothesis" -n 2 --hypothesis-seed=$(SEED) \
+		|| { echo 'soak: failed; make soak SEED=$(SEED) repeats it' >&2; exit 1; }
+	$(BIN)/python -m tests.fuzz --count 20000 --minutes 4 --seed $(SEED)
 	$(BIN)/python -m tests.kills --count 2000 --fewest 1 --minutes 6 --seed $(SEED)
 	$(BIN)/python -m tests.kills.signals --count 100 --minutes 3 --seed $(SEED)
+	$(BIN)/python -m tests.fences --rounds 20 --minutes 4 --seed $(SEED)
 	@echo 'soak: all passed, with SEED=$(SEED)'
 
 # Fails where a ratio got worse than in tests/benchmarks/stored.json, which bench-store writes.

@@ -76,15 +76,14 @@ def flow_monitor(request: pytest.FixtureRequest) -> FlowMonitor:
 @pytest.fixture
 def flow_runtime(request: pytest.FixtureRequest, flow_monitor: FlowMonitor) -> Iterator[Runtime]:
     """The test's default runtime, with a fake clock and with `flow_monitor` as an observer."""
-    from routilux import Runtime, use_runtime
+    from routilux import RoutiluxError, Runtime, use_runtime
 
     _facts(request).add_monitor(flow_monitor)
     name = "flow_clock_bare" if "flow_clock_bare" in request.fixturenames else "flow_clock"
-    with (
-        Runtime(clock=request.getfixturevalue(name), observers=[flow_monitor]) as runtime,
-        use_runtime(runtime),
-    ):
+    runtime = Runtime(clock=request.getfixturevalue(name), observers=[flow_monitor])
+    with use_runtime(runtime):
         yield runtime
+    runtime.threads.end(RoutiluxError("the test that started this job has ended"))
     if runtime.observer_failures:
         from routilux import ErrorInfo
 

@@ -143,7 +143,8 @@ def error_text(error: ErrorInfo | BaseException) -> str:
     if isinstance(error, ErrorInfo):
         name, message = class_name(error.type), error.message
     else:
-        name, message = type(error).__name__, str(error)
+        name = type(error).__name__
+        message = ErrorInfo.of(error).message
     return f"{name}: {message}" if message else name
 
 

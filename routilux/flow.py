@@ -141,6 +141,7 @@ class Flow:
         self.max_workers = max_workers
         self._routines: dict[str, Routine] = {}
         self._connections: list[Connection] = []
+        self._ends: set[tuple[str, str, str, str]] = set()
         self._error_handler: ErrorHandler | None = None
         self._graph: Graph | None = None  # made when it is first needed
         self._declared = 0  # slots and events that existed when the graph was made
@@ -189,9 +190,10 @@ class Flow:
             (target, self._routine(target), slot),
             param_mapping,
         )
-        if any(connection.ends == other.ends for other in self._connections):
+        if connection.ends in self._ends:
             raise FlowDefinitionError(f"{connection} already exists; remove the second connect()")
         self._connections.append(connection)
+        self._ends.add(connection.ends)
         self._graph = None
         return connection
 

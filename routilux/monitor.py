@@ -8,12 +8,14 @@ Invariants:
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from routilux.clocks.durations import from_ns
 from routilux.core.commits import Commit, CommitKind, HistoryRecord, history_length, history_of
 from routilux.core.parts import RoutineState, RoutineStatus
+from routilux.errors import RoutiluxError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -110,6 +112,19 @@ class Retry:
         return None if self.started_ns is None else self.started_ns - self.failed_ns
 
 
+class _Followed:
+    """The routines and tasks of one job as a monitor follows them."""
+
+    __slots__ = ("failed_routines", "failed_tasks", "last", "states", "waiting")
+
+    def __init__(self) -> None:
+        self.states: dict[str, RoutineState] = {}
+        self.failed_routines: dict[str, RoutineState] = {}
+        self.failed_tasks: set[str] = set()
+        self.last: dict[str, Retry] = {}  # the last retry of each task
+        self.waiting: dict[str, Retry] = {}  # those that a resume may shorten
+
+
 def _delivered(commit: Commit) -> Sequence[Task]:
     return () if commit.kind is _START else commit.tasks
 
@@ -130,13 +145,19 @@ class ExecutionMonitor:
         self.data_flows: list[DataFlow] = []
         self.state_changes: list[StateChange] = []
         self.retries: list[Retry] = []
-        self._states: dict[tuple[str, str], RoutineState] = {}
-        self._last: dict[tuple[str, str], Retry] = {}  # the last retry of each task
-        self._failed: set[tuple[str, str]] = set()  # tasks
+        self._followed: defaultdict[str, _Followed] = defaultdict(_Followed)
 
     @classmethod
     def of(cls, job: JobState) -> ExecutionMonitor:
-        """Return a monitor that has observed all commits of a job."""
+        """Return a monitor that has observed all commits of a job.
+
+        Raises `RoutiluxError` if the job does not have its first commits any more.
+        """
+        if job.commits and job.commits[0].seq > 1:
+            raise RoutiluxError(
+                f"job {job.job_id} has only its commits from {job.commits[0].seq} on; load the job"
+                " with load(job_id, history=True)"
+            )
         monitor = cls()
         for commit in job.commits:
             monitor.on_commit(job, commit)
@@ -182,13 +203,14 @@ class ExecutionMonitor:
             self._attempted(job_id, commit.task_id, cast(str, commit.routine_id), commit)
 
     def _attempted(self, job_id: str, task_id: str, routine_id: str, commit: Commit) -> None:
-        task = job_id, task_id
-        last = self._last.get(task)
+        job = self._followed[job_id]
+        last = job.last.get(task_id)
         spent = 0
         if last is not None:
             spent = last.number
             if last.started_ns is None:
                 last.started_ns = commit.started_ns
+                job.waiting.pop(task_id, None)
         kind = commit.kind
         if kind is _RETRY:
             delay, due = commit.delay_ns or 0, commit.due_ns or commit.at_ns
@@ -196,16 +218,17 @@ class ExecutionMonitor:
             retry = Retry(
                 job_id, task_id, routine_id, number, attempt, failed, delay, due, commit.error
             )
-            self._last[task] = retry
+            job.last[task_id] = job.waiting[task_id] = retry
             self.retries.append(retry)
             return
-        state = self._states.setdefault((job_id, routine_id), RoutineState())
+        state = job.states.setdefault(routine_id, RoutineState())
         before = state.status
         if kind is _DONE:
             state.completed += 1
         elif kind is _FAILED:
             state.failed += 1
-            self._failed.add(task)
+            job.failed_routines[routine_id] = state
+            job.failed_tasks.add(task_id)
         elif (commit.detail or {})["as"] == RoutineStatus.SKIPPED:
             state.skipped += 1
         else:
@@ -217,16 +240,19 @@ class ExecutionMonitor:
         self.state_changes.append(StateChange(job_id, commit.seq, commit.at_ns, *change))
 
     def _resumed(self, job_id: str, commit: Commit) -> None:
-        for (job, _), retry in self._last.items():
-            if job == job_id and retry.started_ns is None and retry.due_ns > commit.at_ns:
+        job = self._followed[job_id]
+        # Since the time of commits never goes back, a wait is shortened by one resume at most.
+        for retry in job.waiting.values():
+            if retry.due_ns > commit.at_ns:
                 retry.due_ns = commit.at_ns + min(retry.due_ns - commit.at_ns, retry.delay_ns)
+        job.waiting.clear()
         if not (commit.detail or {}).get("retry_failed"):
             return
-        for (job, routine_id), state in self._states.items():
-            if job == job_id and state.failed:
-                before = state.status
-                state.failed = 0
-                self._changed(job_id, commit, routine_id, before, state.status, 0, 0)
-        for task in [task for task in self._failed if task[0] == job_id]:
-            self._failed.discard(task)
-            self._last.pop(task, None)
+        for routine_id, state in job.failed_routines.items():
+            before = state.status
+            state.failed = 0
+            self._changed(job_id, commit, routine_id, before, state.status, 0, 0)
+        for task_id in job.failed_tasks:
+            job.last.pop(task_id, None)
+        job.failed_routines.clear()
+        job.failed_tasks.clear()

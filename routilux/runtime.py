@@ -9,9 +9,10 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 import threading
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from secrets import token_hex
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -23,7 +24,13 @@ from routilux.engine.drive import Drive
 from routilux.engine.entry_checks import check_job_id, check_same_flow, checked_params
 from routilux.engine.environment import Environment
 from routilux.engine.threads import Threads
-from routilux.errors import FlowDefinitionError, LeaseLostError, NotResumableError, RoutiluxError
+from routilux.errors import (
+    DuplicateJobError,
+    FlowDefinitionError,
+    LeaseLostError,
+    NotResumableError,
+    RoutiluxError,
+)
 from routilux.flow import set_default_runner
 from routilux.run import Run
 from routilux.saved_state import SavedState
@@ -38,6 +45,9 @@ if TYPE_CHECKING:
     from routilux.graph.plan import ExecutionStrategy, Plan
     from routilux.monitor import Observer
     from routilux.persist.store import Acquired, JobStore
+
+
+_log = logging.getLogger("routilux")
 
 
 class Runtime:
@@ -123,8 +133,12 @@ class Runtime:
             return await asyncio.wrap_future(done)
         except asyncio.CancelledError:
             if run._drive.error is None:  # else the handler raised it, and no caller cancelled
-                with suppress(NotResumableError):  # the job may have stopped
+                try:
                     run.cancel("the task that awaited it was cancelled")
+                except NotResumableError:
+                    pass  # the job has stopped
+                except Exception as error:
+                    _log.warning("job %s could not be cancelled: %s", run.job.job_id, error)
             raise
 
     def start(
@@ -158,6 +172,7 @@ class Runtime:
 
     def resume(self, flow: Flow, job: JobState, **options: Unpack[ResumeOptions]) -> JobState:
         """Resume a job in this thread; return the stopped job. See `Flow.resume`."""
+        self.environment.observers.refuse("resume a job")
         return self.threads.drive(self.resumed(flow, job, **options))
 
     def resumed(
@@ -254,6 +269,10 @@ class Runtime:
         job.history_limit = self.history_limit
         drive = self.drive_of(plan, job)
         with self.environment.lock:
+            if job_id in self.environment.driven:
+                raise DuplicateJobError(
+                    f"job {job_id!r} is running in this runtime; choose another job_id"
+                )
             drive.commit(drive.machine.start(entry, slot, payload, drive.now_ns(), queued=queued))
         return drive
 

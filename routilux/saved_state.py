@@ -45,7 +45,7 @@ _FIELDS: codec.Fields = {
 _SUMMARY: codec.Fields = {"events": int, "data_flows": int, "state_changes": int}
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class SavedState:
     """A flow and a job that are saved together; `saved_at_ns` is the time of saving.
 

@@ -66,13 +66,14 @@ def describe(commit: Commit) -> str:
     if kind is CommitKind.START:
         root = commit.tasks[0]
         return f"the job starts with {root.routine_id}.{root.slot}"
-    if commit.routine_id is None:
-        return f"the job is {_REQUESTS.get(kind, kind.value)}"
     error, detail = commit.error, commit.detail or {}
     reason = ""
     if error is not None:
         name = error.type.rpartition(".")[2]
         reason = " ".join(f"{name}: {error.message}".split()) if error.message else name
+    if commit.routine_id is None:
+        text = f"the job is {_REQUESTS.get(kind, kind.value)}"
+        return f"{text}: {reason}" if reason else text
     if kind is CommitKind.RETRY:
         delay = seconds_text(commit.delay_ns or 0, 9).rstrip("0").rstrip(".")
         text = f"fails, waits {delay} s: {reason}"
@@ -288,7 +289,10 @@ def plain(text: str) -> str:
 
 
 def _items(items: _Collection, noun: str = "items") -> str:
-    count = f"1 {noun.removesuffix('s')}" if len(items) == 1 else f"{len(items)} {noun}"
+    if len(items) == 1:
+        count = "1 item" if noun == "items" else f"{noun}: 1 item"
+    else:
+        count = f"{len(items)} {noun}"
     first = [_item(item) for item in list(items)[:_FIRST_ITEMS]]
     more = ["…"] if len(items) > _FIRST_ITEMS else []
     return f"{count}: {', '.join(first + more)}" if first else count

@@ -8,7 +8,8 @@ Invariants:
 - A worker waits for events: a job that stops, the next free job, the next renewal. Changes by other
   processes raise no event, so it reads the store for them every `POLL` seconds.
 - A job that can't be resumed is put aside for the length of a lease, for another worker to take,
-  and delays no other job. The log gives the reason once, and again when it changes.
+  and delays no other job. The log gives the reason once, and again when it changes. A job that is
+  damaged in the store is named when the worker starts, and later within a lease.
 - A store that fails is retried for as long as a lease: no other host can take over meanwhile. A job
   whose commit it did not accept is given back, and resumes after the commit before.
 - A signal interrupts no bookkeeping. If another exception does, every lease is given back anyway: a
@@ -26,6 +27,7 @@ from routilux.clocks.durations import SECOND, seconds_text, to_ns
 from routilux.core.commits import JobStatus
 from routilux.engine.stop_signals import StopSignals
 from routilux.errors import FlowDefinitionError, LeaseLostError, RoutiluxError
+from routilux.persist.store import damaged
 from routilux.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -105,6 +107,7 @@ class Worker:
         self._active: set[Drive] = set()  # had a step to run at the last check
         self._stopped_jobs: deque[Drive] = deque()
         self._renew_at = 0
+        self._report_at = 0
         self._put_aside: dict[str, str] = {}  # job id -> the reason, as it was logged
         # Jobs to give back: the instant from which each is free, and whether it stopped cleanly.
         self._to_release: dict[str, tuple[int, bool]] = {}
@@ -124,8 +127,8 @@ class Worker:
         After `stop`, SIGTERM or SIGINT (Ctrl-C), steps in flight end and commit, and the jobs are
         given back. Then `run` returns; after a SIGINT it raises `KeyboardInterrupt`. A second
         signal does not wait for the steps: their jobs are free at once, as after a crash, and the
-        steps run again with the same idempotency keys. A third acts as without a worker. A SIGINT
-        that the program ignores or handles itself is left to the program.
+        steps run again with the same idempotency keys. A third acts as if there were no worker.
+        A SIGINT that the program ignores or handles itself is left to the program.
 
         With `until_idle` it also ends when every job of its flows has stopped, here and on other
         hosts, and the error of a job that can't be resumed is raised. Raises the errors of the
@@ -172,6 +175,7 @@ class Worker:
 
     def _turn(self, until_idle: bool) -> bool:
         self._maintain()
+        self._report_damaged()
         room = self._has_room()
         if room and self._take(until_idle):
             return True
@@ -238,6 +242,21 @@ class Worker:
             self._renew()
             self._broke_off = False
 
+    def _report_damaged(self) -> None:
+        """Log, once in a lease, the jobs that the store never hands out because of damage."""
+        now = self._clock.monotonic_ns()
+        if now < self._report_at:
+            return
+        self._report_at = now + self._lease_ns
+        for entry in self._store.entries(live=True):
+            if entry.damage is not None:
+                self._log_skipped(entry.job_id, entry.damage)
+
+    def _log_skipped(self, job_id: str, error: RoutiluxError) -> None:
+        if self._put_aside.get(job_id) != str(error):
+            _log.error("the worker can't resume job %s and skips it for now: %s", job_id, error)
+        self._put_aside[job_id] = str(error)
+
     def _wait(self, free_in: int | None) -> None:
         now = self._clock.monotonic_ns()
         renewal = self._lease_ns // _RENEWALS
@@ -278,19 +297,21 @@ class Worker:
             lost_by(job_id)
         drive = None
         try:
-            job = runtime.load(job_id)
+            try:
+                job = runtime.load(job_id)
+                flow = self._flows[job.flow_id]
+            except KeyError:  # an index of the store is damaged
+                raise damaged(job_id) from None
             if not job.status.is_live:  # it was free, so another host was faster
                 raise LeaseLostError(
                     f"job {job_id!r} is {job.status.value} now: another host has resumed the job"
                     " while this host was suspended for longer than its lease"
                 )
-            drive = runtime.resumed(self._flows[job.flow_id], job, acquired=acquired)
+            drive = runtime.resumed(flow, job, acquired=acquired)
         except LeaseLostError as error:
             _log.info("%s", error)
         except RoutiluxError as error:
-            if self._put_aside.get(job_id) != str(error):
-                _log.error("the worker can't resume job %s and skips it for now: %s", job_id, error)
-            self._put_aside[job_id] = str(error)
+            self._log_skipped(job_id, error)
             self._release_later(job_id, self._lease_ns, clean=acquired.clean)
             if raises:
                 raise

@@ -232,3 +232,16 @@ def refused_at(
         yield
     assert path == caught.value.path
     assert reason in caught.value.reason
+
+
+def calls_of(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[Any]:
+    """Make a function of a module note each call; return the list of the calls' arguments."""
+    calls: list[Any] = []
+    function = getattr(module, name)
+
+    def noted(*arguments: Any) -> Any:
+        calls.append(arguments)
+        return function(*arguments)
+
+    monkeypatch.setattr(module, name, noted)
+    return calls

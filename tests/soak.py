@@ -7,13 +7,16 @@ Invariants:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
-__all__ = ["also", "examples", "sampled"]
+__all__ = ["also", "batch_seed", "examples", "sampled"]
+
+_STRIDE = 1_000
 
 
 def sampled(cases: Iterable[Any], kept: Collection[Any]) -> list[Any]:
@@ -32,6 +35,11 @@ def also(few: Any, *many: Any) -> list[Any]:
 def examples(times: float) -> int:
     """Return how many examples a property draws that needs `times` as many as others."""
     return round(settings.default.max_examples * times)
+
+
+def batch_seed(batch: int) -> int:
+    """Return the Hypothesis seed of one of many batches: another one in each run of `make soak`."""
+    return int(os.environ.get("SEED", "0")) * _STRIDE + batch
 
 
 def _soak(case: Any) -> Any:

@@ -15,10 +15,13 @@ from routilux import (
     CorruptStateError,
     ErrorHandler,
     Flow,
+    FlowDefinitionError,
     FlowMismatchError,
     Routine,
+    SavedState,
     UnknownRoutineError,
 )
+from tests.fuzz.families import Node, flow_document
 from tests.routines import refused_at
 
 
@@ -240,3 +243,30 @@ def test_a_damaged_flow_is_refused_with_its_path(change, error, path):
     change(document)
     with refused_at(path, "", error):
         Flow.deserialize(document)
+
+
+def test_a_connection_is_compared_with_no_other(monkeypatch):
+    calls = 0
+    ends = Connection.ends.fget
+
+    def counted(connection):
+        nonlocal calls
+        calls += 1
+        return ends(connection)
+
+    monkeypatch.setattr(Connection, "ends", property(counted))
+    data = flow_document("one source", 200)
+    with pytest.raises(FlowMismatchError):
+        SavedState.from_bytes(data.text)
+    assert calls <= 2 * 200
+
+
+def test_a_message_names_a_few_of_many_routines():
+    flow = Flow("large")
+    for i in range(1_000):
+        flow.add_routine(Node(), f"{i:04}" + "x" * 500)
+    with pytest.raises(
+        FlowDefinitionError, match=r"has no routine 'nowhere'; its routines: .* and more"
+    ) as e:
+        flow.connect("nowhere", "out", "nowhere", "trigger")
+    assert len(str(e.value)) < 3_000

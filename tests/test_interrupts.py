@@ -244,7 +244,7 @@ def free(runtime: Runtime, store: JobStore) -> None:
 
 
 def completes(world: World) -> None:
-    """Assert that the job goes on from its last commit, and that the runtime runs another."""
+    """Assert that the job resumes from its last commit, and that the runtime runs another job."""
     runtime, flow = world.runtime, world.flow
     if "j" in world.store.job_ids():
         job = runtime.load("j", history=True)

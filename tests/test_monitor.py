@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routilux import ErrorHandler, ExecutionMonitor, FakeClock, Flow, JobState, Runtime
+from routilux import (
+    CommitKind,
+    ErrorHandler,
+    ExecutionMonitor,
+    FakeClock,
+    Flow,
+    JobState,
+    RoutiluxError,
+    Runtime,
+)
+from tests.fuzz.families import Story
 from tests.routines import Works, chain, fails, fan, rest, retrying, sends, sleeps
 
 MS = 1_000_000
@@ -155,3 +166,28 @@ def test_a_monitor_that_observed_a_job_equals_one_rebuilt_from_its_commits(
     for retry in monitor.retries:
         if retry.actual_ns is not None:
             assert retry.actual_ns >= retry.delay_ns
+
+
+def test_a_resume_visits_only_the_retries_that_wait():
+    story = Story()
+    story.spread(40)
+    monitor = ExecutionMonitor()
+    for i in range(30):
+        story.retry(f"0.{i}", 1, 0)
+        story.step(CommitKind.DONE, f"0.{i}", 2)
+    story.retry("0.30", 1, 10**15)
+    for commit in story.job.commits:
+        monitor.on_commit(story.job, commit)
+    followed = monitor._followed["job-1"]
+    assert ["0.30"] == [*followed.waiting]
+    story.resume()
+    monitor.on_commit(story.job, story.job.commits[-1])
+    assert {} == followed.waiting
+    assert 31 == len(followed.last)
+
+
+def test_a_job_without_its_first_commits_has_no_monitor():
+    with Runtime(clock=FakeClock(), history_limit=2) as runtime:
+        job = pipeline(3).execute("data_fetch", runtime=runtime)
+    with pytest.raises(RoutiluxError, match=r"has only its commits from \d+ on; load the job with"):
+        ExecutionMonitor.of(job)

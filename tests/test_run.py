@@ -14,6 +14,7 @@ import pytest
 
 from routilux import (
     CorruptStateError,
+    DuplicateJobError,
     ErrorHandler,
     FakeClock,
     JobStatus,
@@ -340,3 +341,25 @@ def test_the_signal_module_is_left_alone():
     with Runtime(clock=FakeClock()) as runtime:
         chain(workers=2, a=rest).execute("a", runtime=runtime)
     assert before == signal.getsignal(signal.SIGINT)
+
+
+def test_an_id_of_a_job_that_runs_is_refused_with_and_without_a_store():
+    for store in (None, MemoryStore()):
+        with Runtime(clock=FakeClock(autojump=False), store=store) as runtime:
+            run = chain(a=sleeps(1)).start("a", job_id="j", runtime=runtime)
+            with pytest.raises(DuplicateJobError, match="job 'j'"):
+                chain(a=rest).start("a", job_id="j", runtime=runtime)
+            run.cancel()
+            runtime.clock.advance(1)
+            assert JobStatus.CANCELLED is run.wait().status
+
+
+def test_an_error_outside_the_flow_of_a_background_job_is_logged(caplog):
+    def leaves(self: Routine, n: object = 0) -> None:
+        raise SystemExit(3)
+
+    with Runtime(clock=FakeClock()) as runtime:
+        run = chain(a=leaves).start("a", job_id="j", runtime=runtime)
+        with pytest.raises(SystemExit):
+            run.wait()
+    assert ["an error outside the flow ended the run of job j: SystemExit(3)"] == caplog.messages

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import FrozenInstanceError
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -26,7 +27,7 @@ from tests.persist.orders import GOLDEN, KEY, START, Audit, at_retry, pipeline, 
 from tests.routines import PATIENCE
 
 DOCUMENT = GOLDEN / "routilux-1.json"
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -264,3 +265,9 @@ def test_an_edited_file_is_read_without_its_digest_if_it_is_valid(tmp_path, retr
         SavedState.read(path)
     (waiting,) = SavedState.read(path, verify=False).job.pending_tasks
     assert "r-2" == waiting.payload["metadata"]["request_id"]
+
+
+def test_a_saved_state_does_not_change():
+    saved = SavedState.from_bytes(DOCUMENT.read_bytes())
+    with pytest.raises(FrozenInstanceError):
+        saved.job = saved.job.copy()

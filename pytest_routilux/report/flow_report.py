@@ -127,7 +127,10 @@ class Verification:
 
     def __call__(self, check: str, expected: object, actual: object) -> None:
         """Check that `actual` equals `expected`."""
-        self._rows.append((bool(expected == actual), check, _shown(expected), _shown(actual)))
+        good, texts = bool(expected == actual), (_shown(expected), _shown(actual))
+        if not good and (not texts[0] or texts[0] == texts[1]):  # such as 4 and "4"
+            texts = repr(expected), repr(actual)
+        self._rows.append((good, check, *texts))
 
     def that(self, check: str, condition: object, detail: object = "") -> None:
         """Check that a condition holds; `detail` is shown as the actual value."""

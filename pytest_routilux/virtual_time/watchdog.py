@@ -12,7 +12,7 @@ Invariants:
 - If nothing waits on the clock for the job of a blocked step, or if an observer or a store blocks,
   the report is written to the terminal.
 - One thread checks all clocks. It exists only while there are clocks to check and a little longer,
-  `threading` does not list it, and it ends before the process forks.
+  `threading` does not list it. It ends before the process forks, and the parent starts it again.
 """
 
 from __future__ import annotations
@@ -269,13 +269,18 @@ class _Watchdog:
         self._must_run = threading.Lock()  # held until the thread must end
         self._runs = threading.Lock()  # held while the thread runs
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(before=self.end)
+            os.register_at_fork(before=self.end, after_in_parent=self.start)
 
     def add(self, watch: _Watch) -> None:
-        """Add a clock to check; start the checking thread if there is none."""
+        """Add a clock to check."""
         with self._lock:
             self._watches.append(watch)
-            if self._runs.acquire(blocking=False):
+        self.start()
+
+    def start(self) -> None:
+        """Start the checking thread if there is a clock to check and no such thread."""
+        with self._lock:
+            if self._watches and self._runs.acquire(blocking=False):
                 self._must_run.acquire(blocking=False)
                 # Not by `threading`, since a test may count the threads that its code leaves.
                 _thread.start_new_thread(self._run, ())

@@ -15,7 +15,7 @@ Invariants:
   retry, cancel   "job_id", "status", "seq" of the commit that the command made
   export          "job_id", "status", "seq" of the last commit, "file", "bytes"
   backup          "file", "bytes"
-  check           "jobs" (how many), "file" (damaged places), "damaged" (job_id, reason)
+  check           "damaged": (path, reason) of each damage; $.JOB is a job
   "held" is null for a job that has stopped. Otherwise it has "owner" (null: none) and "free_in_ns":
   the time by the store's clock until any host may take the job (null: never, because the owner
   holds it without a lease).
@@ -33,8 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
 from routilux import codec
-from routilux.cli.check import check_store
-from routilux.cli.jobs import count_of_jobs, held, held_data, list_jobs, show_jobs
+from routilux.cli.jobs import held, held_data, list_jobs, show_jobs
 from routilux.cli.open_store import change_store, is_server, read_store, without_password
 from routilux.cli.show import show_job
 from routilux.cli.terminal import Page
@@ -105,7 +104,7 @@ def _jobs(options: argparse.Namespace, page: Page, now: int) -> int:
         show_jobs(page, found, now)
     page.flush()
     for job_id, error in found.damaged.items():
-        _complain(_damaged(options.shown, job_id, error))
+        _complain(_damaged(f"job {job_id} in {options.shown}", error))
     return 1 if found.damaged else 0
 
 
@@ -172,19 +171,16 @@ def _backup(options: argparse.Namespace, page: Page, now: int) -> int:
 
 
 def _check(options: argparse.Namespace, page: Page, now: int) -> int:
-    found = read_store(options.store, check_store, options.clock)
+    found = read_store(options.store, lambda store: Journal(store).damage(), options.clock)
     if options.json:
-        _write_json(page, options, now, found.data())
-    elif found.file or found.damaged:
-        page.line(f"{len(found.damaged):,} of {count_of_jobs(found.jobs)} damaged")
-    else:
-        page.line(f"{count_of_jobs(found.jobs)}, no damage")
+        damaged = [{"path": error.path, "reason": error.reason} for error in found]
+        _write_json(page, options, now, {"damaged": damaged})
+    elif not found:
+        page.line(f"no damage in {options.shown}")
     page.flush()
-    for place in found.file:
-        _complain(f"{options.shown} is damaged: {place}; restore it from a backup")
-    for job_id, error in found.damaged.items():
-        _complain(_damaged(options.shown, job_id, error))
-    return 1 if found.file or found.damaged else 0
+    for error in found:
+        _complain(_damaged(options.shown, error))
+    return 1 if found else 0
 
 
 def _read(store: JobStore, options: argparse.Namespace) -> JobState:
@@ -195,7 +191,7 @@ def _read(store: JobStore, options: argparse.Namespace) -> JobState:
     try:
         job = Journal(store).read(job_id, history=True)
     except SavedStateError as error:
-        raise RoutiluxError(_damaged(options.shown, job_id, error)) from None
+        raise RoutiluxError(_damaged(f"job {job_id} in {options.shown}", error)) from None
     if job is None:
         raise RoutiluxError(_unknown_job(options.shown, job_id, known))
     return job
@@ -240,11 +236,11 @@ def _unknown_job(store: str, job_id: str, known: list[str]) -> str:
     return f"there is no job {job_id} in {store}; {cure}"
 
 
-def _damaged(store: str, job_id: str, error: SavedStateError) -> str:
+def _damaged(what: str, error: SavedStateError) -> str:
     if isinstance(error, UnsupportedVersionError):
-        return f"job {job_id} in {store} can't be read: {error}"
+        return f"{what} can't be read: {error}"
     cure = "" if BACKUP in error.reason else f"; {BACKUP}"
-    return f"job {job_id} in {store} is damaged: {error}{cure}"
+    return f"{what} is damaged: {error}{cure}"
 
 
 def _line_of(error: Exception) -> str:

@@ -104,7 +104,7 @@ def show_jobs(page: Page, found: Listing, now: int) -> None:
     counts = ", ".join(f"{count:,} {status}" for status, count in found.counts.items())
     count = sum(found.counts.values())
     some = count < found.total - len(found.damaged)
-    what = f"{count:,} of {count_of_jobs(found.total)}" if some else count_of_jobs(count)
+    what = f"{count:,} of {_jobs(found.total)}" if some else _jobs(count)
     shown = len(found.jobs)
     more = f"; the {shown:,} newest are shown, --limit shows more" if shown < count else ""
     flows = f"; flows: {', '.join(found.flows)}" if some and not count else ""
@@ -127,12 +127,7 @@ def _row(job: JobState, hold: Hold) -> Row:
     }
 
 
-def count_of_jobs(count: int) -> str:
-    """Return a number of jobs as a text.
-
-    >>> count_of_jobs(1), count_of_jobs(2_000)
-    ('1 job', '2,000 jobs')
-    """
+def _jobs(count: int) -> str:
     return f"{count:,} job" if count == 1 else f"{count:,} jobs"
 
 

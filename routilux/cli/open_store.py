@@ -27,6 +27,8 @@ _T = TypeVar("_T")
 _URLS: Final = ("postgresql://", "postgres://")
 _CONNECTION_STRING: Final = re.compile(r"\s*(host|hostaddr|dbname|user|password|service|port)\s*=")
 _PASSWORD: Final = re.compile(r"(?<=://)([^/@:]*):[^/?]*@|([?&](?:ssl)?password=)[^&]*")
+# A password with a bare / or ?, which ends the name of the host in a URL; a port has only digits.
+_BARE: Final = re.compile(r"(postgres(?:ql)?://[^/?@:]*:)(?!\d*[/?])[^@]*[/?].*@")
 
 
 def read_store(name: str, read: Callable[[JobStore], _T], clock: Clock) -> _T:
@@ -66,6 +68,7 @@ def without_password(name: str) -> str:
     """
     if not is_server(name):
         return name
+    name = _BARE.sub(r"\1***@", name)
     return _PASSWORD.sub(lambda m: f"{m[2]}***" if m[2] else f"{m[1]}:***@", name)
 
 
@@ -74,6 +77,10 @@ def _is_overtaken(store: SharedStore) -> bool:
 
 
 def _opened(name: str, clock: Clock, *, read_only: bool) -> SharedStore:
+    if _BARE.match(name):
+        raise OSError(
+            f"{without_password(name)}: the password has a / or a ?; write it as %2F or %3F"
+        )
     if not is_server(name):
         return SqliteStore(_path(name), clock=clock, read_only=read_only)
     try:

@@ -11,6 +11,8 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Final, final
 
 from routilux.clocks.durations import SECOND
@@ -21,6 +23,12 @@ _LONGEST_WAIT: Final = threading.TIMEOUT_MAX  # that the system accepts; 292 yea
 _time_ns = time.time_ns
 _monotonic_ns = time.monotonic_ns
 real_sleep = time.sleep
+_boot_ns: Final = (
+    partial(time.clock_gettime_ns, time.CLOCK_BOOTTIME)
+    if hasattr(time, "CLOCK_BOOTTIME")
+    else time.monotonic_ns
+)
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 Key = tuple[float, ...]
 
@@ -166,6 +174,23 @@ class SystemClock(Clock):
             if signal.wait(min(left / SECOND, _LONGEST_WAIT)):
                 return True
         return signal.is_set()
+
+
+def boot_ns() -> int:
+    """Return nanoseconds since this machine was started: a time that nobody can set.
+
+    It is the same in all processes. Where the system does not count the time of a suspended
+    machine, that time is missing.
+    """
+    return _boot_ns()
+
+
+def boot_id() -> str:
+    """Return a text that differs for each start of this machine; empty if the system has none."""
+    try:
+        return _BOOT.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def thread_cpu_ns(thread: int) -> int | None:

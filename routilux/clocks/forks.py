@@ -1,9 +1,9 @@
-"""The objects that a forked child begins anew, because their threads and locks are its parent's.
+"""Resets objects in a forked child, because their threads and locks are its parent's.
 
 Invariants:
 - A child has only the thread that forked. A lock that another thread held stays locked there, and a
   thread that others wait for does not exist.
-- Each object is begun anew before any other code runs in the child.
+- Each object is reset before any other code runs in the child.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _all: Final[set[WeakMethod[Callable[[], None]]]] = set()
 
 
 def begin_in_children(begins: Callable[[], None]) -> None:
-    """Call a method in each forked child, as long as its object exists.
+    """Call the method `begins` in each forked child, as long as the method's object exists.
 
     The method creates the object's locks and forgets its threads.
     """

@@ -1,7 +1,8 @@
 """Converts JSON text, or JSON data that is already parsed, to Python values.
 
 Invariants:
-- Loading never imports, calls by name or unpickles: a tag is looked up among the registered forms.
+- Loading never imports, calls by name or unpickles: a tag is looked up among the registered forms,
+  and a time zone among those of the host.
 - No input raises anything but `SavedStateError`. Limits are checked before anything is built.
 - The fast parser only accepts. If it refuses a text, the careful parser reads the text again: it
   gives the same values, or the path and the reason of the refusal.

@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from routilux.codec import limits
 from routilux.codec.equality import path_step
+from routilux.codec.hashing import REASON, is_slow
 from routilux.codec.limits import MAX_BYTES, MAX_DEPTH, MAX_DIGITS, MAX_NODES
 from routilux.codec.registry import error_text, form_of, type_name
 from routilux.errors import UnserializableError
@@ -139,6 +140,8 @@ def _encode_dict(value: dict[Any, Any], depth: int) -> dict[str, object]:
 
 def _encode_pairs(value: dict[object, object], depth: int) -> list[object]:
     pairs: list[object] = []
+    if is_slow(value, reading=False):
+        raise RefusalError(REASON.format(len(value)))
     for key, item in value.items():
         try:
             pairs.append([_encode(key, depth + 1), _encode(item, depth + 1)])
@@ -155,6 +158,8 @@ def _encode_tuple(value: tuple[object, ...], depth: int) -> dict[str, object]:
 def _encode_set(value: set[object] | frozenset[object], depth: int) -> dict[str, object]:
     if depth >= VALUE_DEPTH:
         raise _too_deep()
+    if is_slow(value, reading=False):
+        raise RefusalError(REASON.format(len(value)))
     # In the order of their saved text, which is the same in every process.
     encoded = sorted((_encode(item, depth + 2) for item in value), key=_to_text)
     return {TAG: type(value).__name__, "value": encoded}

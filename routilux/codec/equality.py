@@ -26,7 +26,6 @@ from typing import Any, Final, Literal
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-_Pairs = set[tuple[int, int]]
 _ABSENT: Final = object()
 _TEXT: Final = frozenset({str})
 _IDENTITY: Final[object] = object.__eq__
@@ -74,8 +73,70 @@ _SAME: Final[dict[type, Callable[[Any, Any], bool]]] = {
     PureWindowsPath: _same_text,
 }
 
+
+def _moment_text(value: Any) -> str:
+    zone = value.tzinfo
+    mark = _MARKS.get(type(zone))
+    return f"{value.replace(tzinfo=None)!r} {type(zone)} {mark and mark(zone)}"
+
+
+# Texts that are equal for values that are the same.
+_MARKS: Final[dict[type, Callable[[Any], str]]] = {
+    **dict.fromkeys(_SAME, str),
+    int: hex,
+    bytes: bytes.hex,
+    float: repr,
+    complex: repr,
+    dt.datetime: _moment_text,
+    dt.time: _moment_text,
+    dt.timezone: lambda zone: f"{zone.utcoffset(None)} {zone.tzname(None)}",
+    ZoneInfo: lambda zone: str(zone.key),
+}
+
 SCALARS: Final[frozenset[type]] = frozenset(_SAME)
 """The types of immutable values, which a copy of a container may share with the original."""
+
+
+class _Memo(set[tuple[int, int]]):
+    """The pairs of values that are being compared, and numbers of hashable values.
+
+    Values that are the same have the same number, so that only values of one number must be
+    compared with each other. A number is found once for each value, in the time of its size.
+    """
+
+    __slots__ = ("_numbers", "_of")
+
+    def number(self, value: Any) -> int:
+        if not hasattr(self, "_of"):
+            self._numbers: dict[object, int] = {}
+            self._of: dict[int, tuple[object, int]] = {}
+        known = self._of.get(id(value))
+        if known is None:
+            mark = self._mark(value, False)
+            known = self._of[id(value)] = value, self._numbers.setdefault(mark, len(self._numbers))
+        return known[1]  # the value is kept, since its id is that of another one after its end
+
+    def _mark(self, value: Any, inside: bool) -> object:
+        kind = type(value)
+        text = _MARKS.get(kind)
+        if text is not None:
+            return kind, text(value)  # a text, since a file can choose the hashes of numbers
+        if kind is tuple:
+            return kind, *map(self.number, value)
+        if kind is frozenset:
+            return kind, *sorted(map(self.number, value))
+        if inside:
+            return kind
+        if is_dataclass(value):
+            state: Any = _present(value, [field.name for field in fields(value) if field.compare])
+        elif type(value).__eq__ is not _IDENTITY and _distinguishes(value):
+            return kind, hash(value)
+        else:
+            try:
+                state = _state(value)
+            except Exception:
+                return kind
+        return kind, *((name, self._mark(item, True)) for name, item in sorted(state.items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +177,7 @@ def same_value(a: object, b: object) -> bool:
     >>> same_value([1, float("nan")], [1, float("nan")]), same_value({"n": 1}, {"n": True})
     (True, False)
     """
-    return a is b or _compare(a, b, 0, set()) is None
+    return a is b or _compare(a, b, 0, _Memo()) is None
 
 
 def first_difference(expected: object, actual: object, path: str = "$") -> Difference | None:
@@ -127,7 +188,7 @@ def first_difference(expected: object, actual: object, path: str = "$") -> Diffe
     >>> print(first_difference({"n": [1, 2]}, {"n": [1, 2.0]}))
     $.n[1]: int 2 became float 2.0
     """
-    found = _compare(expected, actual, 0, set())
+    found = _compare(expected, actual, 0, _Memo())
     return None if found is None else _below(path, found)
 
 
@@ -135,7 +196,7 @@ def _below(step: str, found: Difference) -> Difference:
     return replace(found, path=f"{step}{found.path}")
 
 
-def _compare(a: Any, b: Any, level: int, open_pairs: _Pairs) -> Difference | None:
+def _compare(a: Any, b: Any, level: int, memo: _Memo) -> Difference | None:
     if a is b:
         return None
     kind = type(a)
@@ -147,22 +208,22 @@ def _compare(a: Any, b: Any, level: int, open_pairs: _Pairs) -> Difference | Non
     if level > _LEVELS:
         # The same pair occurs again only in values that contain themselves; it is the same so far.
         pair = (id(a), id(b))
-        if pair in open_pairs:
+        if pair in memo:
             return None
-        open_pairs.add(pair)
+        memo.add(pair)
     level += 1
     if kind is dict:
-        return _compare_dicts(a, b, level, open_pairs)
+        return _compare_dicts(a, b, level, memo)
     if kind is list or kind is tuple:
-        return _compare_sequences(a, b, level, open_pairs)
+        return _compare_sequences(a, b, level, memo)
     if kind is set or kind is frozenset:
-        return _compare_sets(a, b, level, open_pairs)
-    return _compare_objects(a, b, level, open_pairs)
+        return _compare_sets(a, b, level, memo)
+    return _compare_objects(a, b, level, memo)
 
 
-def _compare_sequences(a: Any, b: Any, level: int, open_pairs: _Pairs) -> Difference | None:
+def _compare_sequences(a: Any, b: Any, level: int, memo: _Memo) -> Difference | None:
     for index, (x, y) in enumerate(zip(a, b, strict=False)):
-        found = _compare(x, y, level, open_pairs)
+        found = _compare(x, y, level, memo)
         if found is not None:
             return _below(f"[{index}]", found)
     if len(a) > len(b):
@@ -172,19 +233,19 @@ def _compare_sequences(a: Any, b: Any, level: int, open_pairs: _Pairs) -> Differ
     return None
 
 
-def _compare_dicts(a: Any, b: Any, level: int, open_pairs: _Pairs) -> Difference | None:
+def _compare_dicts(a: Any, b: Any, level: int, memo: _Memo) -> Difference | None:
     if _TEXT.issuperset(map(type, a)) and _TEXT.issuperset(map(type, b)) and a.keys() == b.keys():
         for key, item in a.items():
-            found = _compare(item, b[key], level, open_pairs)
+            found = _compare(item, b[key], level, memo)
             if found is not None:
                 return _below(path_step(key), found)
         return None
-    partners, added = _partners(a, b, level, open_pairs)
+    partners, added = _partners(a, b, level, memo)
     for key, item in a.items():
         partner = partners.get(id(key), _ABSENT)
         if partner is _ABSENT:
             return Difference(path_step(key), item, None, "missing")
-        found = _compare(item, b[partner], level, open_pairs)
+        found = _compare(item, b[partner], level, memo)
         if found is not None:
             return _below(path_step(key), found)
     for key in added:
@@ -192,8 +253,8 @@ def _compare_dicts(a: Any, b: Any, level: int, open_pairs: _Pairs) -> Difference
     return None
 
 
-def _compare_sets(a: Any, b: Any, level: int, open_pairs: _Pairs) -> Difference | None:
-    partners, added = _partners(a, b, level, open_pairs)
+def _compare_sets(a: Any, b: Any, level: int, memo: _Memo) -> Difference | None:
+    partners, added = _partners(a, b, level, memo)
     for item in a:
         if id(item) not in partners:
             return Difference("", item, None, "missing")
@@ -203,7 +264,7 @@ def _compare_sets(a: Any, b: Any, level: int, open_pairs: _Pairs) -> Difference 
 
 
 def _partners(
-    a: Iterable[Any], b: Iterable[Any], level: int, open_pairs: _Pairs
+    a: Iterable[Any], b: Iterable[Any], level: int, memo: _Memo
 ) -> tuple[dict[int, Any], list[Any]]:
     """Return {id(key of `a`): same key of `b`}, and the keys of `b` that `a` does not have.
 
@@ -214,31 +275,36 @@ def _partners(
     strays = []
     for key in a:
         twin = by_hash.get(key, _ABSENT)
-        if twin is _ABSENT or _compare(key, twin, level, open_pairs) is not None:
+        if twin is _ABSENT or _compare(key, twin, level, memo) is not None:
             strays.append(key)
         else:
             partners[id(key)] = twin
     if not strays and len(partners) == len(by_hash):
         return partners, []
     taken = set(map(id, partners.values()))
-    rest = [key for key in b if id(key) not in taken]
-    for key in strays:
-        for index, twin in enumerate(rest):
-            if _compare(key, twin, level, open_pairs) is None:
-                partners[id(key)] = rest.pop(index)
+    rest: dict[int, list[Any]] = {}  # the keys of `b` without a partner, by number
+    for key in b:
+        if id(key) not in taken:
+            rest.setdefault(memo.number(key), []).append(key)
+    for key in reversed(strays):  # both from their ends, so that the first gets the first
+        alike = rest.get(memo.number(key), [])
+        for index in reversed(range(len(alike))):
+            if _compare(key, alike[index], level, memo) is None:
+                partners[id(key)] = twin = alike.pop(index)
+                taken.add(id(twin))
                 break
-    return partners, rest
+    return partners, [key for key in b if id(key) not in taken]
 
 
-def _compare_objects(a: Any, b: Any, level: int, open_pairs: _Pairs) -> Difference | None:
+def _compare_objects(a: Any, b: Any, level: int, memo: _Memo) -> Difference | None:
     if is_dataclass(a) and not isinstance(a, type):
         names = [field.name for field in fields(a) if field.compare]
-        return _compare_dicts(_present(a, names), _present(b, names), level, open_pairs)
+        return _compare_dicts(_present(a, names), _present(b, names), level, memo)
     for base, compare in _CONTAINERS:
         if isinstance(a, base):
-            found = compare(a, b, level, open_pairs)
+            found = compare(a, b, level, memo)
             if found is None and hasattr(a, "__dict__"):
-                found = _compare_dicts(vars(a), vars(b), level, open_pairs)
+                found = _compare_dicts(vars(a), vars(b), level, memo)
             return found
     trusted = type(a).__eq__ is not _IDENTITY and _distinguishes(a)
     if trusted:
@@ -251,7 +317,7 @@ def _compare_objects(a: Any, b: Any, level: int, open_pairs: _Pairs) -> Differen
         state_a, state_b = _state(a), _state(b)
     except Exception:
         return Difference("", a, b, "value")
-    found = _compare_dicts(state_a, state_b, level, open_pairs)
+    found = _compare_dicts(state_a, state_b, level, memo)
     if found is None and trusted:
         return Difference("", a, b, "value")
     return found

@@ -4,6 +4,8 @@ Invariants:
 - A form is a type, a tag and two functions: `write` returns data of simpler types, and `parse`
   returns an equal value of the same type from it.
 - A tag has one type; a type has one tag.
+- A time zone is one of the names that the host lists. The list is read once, before the first zone;
+  a zone that is not in it makes Python neither open a file nor import a module.
 - A built-in form reads only data that it would write: another spelling is refused.
 - A form is used only for its exact type: a subclass could hold more, which would be lost.
 """
@@ -18,15 +20,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from decimal import Decimal
 from enum import Enum, Flag
-from functools import partial
+from functools import cache, partial
 from operator import attrgetter
 from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import NoneType
 from typing import Any, Final, TypeVar, overload
 from uuid import UUID
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 from routilux.codec.equality import same_value
+from routilux.codec.hashing import REASON, is_slow
 from routilux.errors import FlowDefinitionError
 
 _T = TypeVar("_T")
@@ -107,7 +110,7 @@ def _moment(tag: str, kind: Any) -> Form:
             "fold": value.fold,
         }
         if type(zone) is ZoneInfo and zone.key is not None:
-            place["zone"] = zone.key
+            place["zone"] = _known_zone(zone.key)
         elif type(zone) is dt.timezone:
             place["offset"] = _write_delta(zone.utcoffset(None))
             place["name"] = zone.tzname(None)
@@ -123,7 +126,7 @@ def _moment(tag: str, kind: Any) -> Form:
             return kind.fromisoformat(data)
         zone: dt.tzinfo | None = None
         if "zone" in data:
-            zone = ZoneInfo(data["zone"])
+            zone = ZoneInfo(_known_zone(data["zone"]))
         elif "offset" in data:
             offset = _parse_delta(data["offset"])
             plain = dt.timezone(offset)
@@ -132,6 +135,20 @@ def _moment(tag: str, kind: Any) -> Form:
         return kind.fromisoformat(data["local"]).replace(tzinfo=zone, fold=data["fold"])
 
     return Form(tag, kind, write, parse)
+
+
+@cache
+def _zones() -> frozenset[str]:
+    return frozenset(available_timezones())
+
+
+def _known_zone(name: Any) -> str:
+    # ZoneInfo would open a file, or import a package of tzdata, by any name.
+    if type(name) is str and name in _zones():
+        return name
+    raise ValueError(
+        f"{name!r} is not a time zone of this host; use a name of zoneinfo.available_timezones()"
+    )
 
 
 def _write_delta(value: dt.timedelta) -> list[int]:
@@ -149,15 +166,22 @@ def _write_complex(value: complex) -> list[str]:
 _NON_FINITE: Final = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
-def _distinct(kind: Callable[[Any], Any], data: Any) -> Any:
-    found = kind(_list(data))
+def _distinct(kind: Callable[[Any], Any], keys: list[Any], data: Any) -> Any:
+    if is_slow(keys, reading=True):
+        raise ValueError(REASON.format(len(keys)))
+    found = kind(data)
     if len(found) != len(data):
         raise ValueError("the data has a duplicate element or key")
     return found
 
 
-def _pairs(data: list[Any]) -> dict[object, object]:
-    return dict(map(_list, data))
+def _set_of(kind: Callable[[Any], Any], data: Any) -> Any:
+    return _distinct(kind, _list(data), data)
+
+
+def _dict_of(data: Any) -> Any:
+    pairs = [*map(_list, _list(data))]
+    return _distinct(dict, [pair[0] for pair in pairs], pairs)
 
 
 def _list(data: Any) -> list[Any]:
@@ -179,9 +203,9 @@ _FORMS: Final[tuple[Form, ...]] = (
     Form("float", float, repr, _NON_FINITE.__getitem__),
     *(Form(path.__name__, path, str, path) for path in _PATHS),
     Form("tuple", tuple, list, lambda data: tuple(_list(data)), strict=False),
-    Form("set", set, list, partial(_distinct, set), strict=False),
-    Form("frozenset", frozenset, list, partial(_distinct, frozenset), strict=False),
-    Form("dict", dict, list, partial(_distinct, _pairs), strict=False),
+    Form("set", set, list, partial(_set_of, set), strict=False),
+    Form("frozenset", frozenset, list, partial(_set_of, frozenset), strict=False),
+    Form("dict", dict, list, _dict_of, strict=False),
 )
 
 _BUILT_IN: Final = (NoneType, bool, int, str, list, *(form.kind for form in _FORMS))

@@ -40,7 +40,10 @@ class FoldedJob:
 
     __slots__ = (
         "_commits",
+        "_failed",
         "_pending",
+        "_replaying",
+        "_waiting",
         "clock_ns",
         "dropped",
         "error",
@@ -73,6 +76,9 @@ class FoldedJob:
         self.dropped: list[DroppedTask] = []
         self.error: ErrorInfo | None = None
         self._pending: dict[str, PendingTask] = {}
+        self._failed: set[str] = set()  # pending tasks that failed
+        self._waiting: set[str] = set()  # pending tasks that got a due time since the last resume
+        self._replaying = False  # nothing refers to its mappings, so that they are changed in place
         self._commits: list[Commit] = []
         self.history_limit: int | None = None
         # The clock of its runtime; a saved form says when it was saved.
@@ -157,13 +163,14 @@ class FoldedJob:
         routine = self.routine_states[pending.task.routine_id]
         if kind is _DONE:
             del self._pending[task_id]
+            self._waiting.discard(task_id)
             routine.attempts += 1
             routine.completed += 1
             self.recoveries = 0
             if commit.state is not None:
-                routine.state = _written(routine.state, commit.state)
+                routine.state = self._written(routine.state, commit.state)
             if commit.shared is not None:
-                self.shared_data = _written(self.shared_data, commit.shared)
+                self.shared_data = self._written(self.shared_data, commit.shared)
             return self._deliver(commit) if commit.emissions else ()
         if kind is _RETRY:
             due = commit.due_ns
@@ -171,6 +178,7 @@ class FoldedJob:
                 raise IllegalTransitionError(f"commit {commit.seq} of kind 'retry' has no due_ns")
             pending.due_ns = due
             pending.delay_ns = commit.delay_ns
+            self._waiting.add(task_id)
             pending.attempt += 1
             pending.retries = spent = pending.retries + 1
             if spent > routine.retry_count:
@@ -196,6 +204,8 @@ class FoldedJob:
             pending.attempt += 1
             pending.failed = True
             pending.delay_ns = None
+            self._failed.add(task_id)
+            self._waiting.add(task_id)
             routine.failed += 1
             if self.error is None:
                 self.error = commit.error
@@ -206,6 +216,7 @@ class FoldedJob:
     def _drop(self, commit: Commit, pending: PendingTask, routine: RoutineState) -> None:
         outcome = str(cast("Mapping[str, object]", commit.detail)["as"])
         del self._pending[pending.task.task_id]
+        self._waiting.discard(pending.task.task_id)
         if outcome == RoutineStatus.SKIPPED:
             routine.skipped += 1
         else:
@@ -229,7 +240,11 @@ class FoldedJob:
             raise IllegalTransitionError(
                 f"commit {commit.seq} must hold an effect with a name, and belong to a pending task"
             )
-        pending.effects = {**(pending.effects or {}), str(commit.detail["name"]): commit.effect}
+        name = str(commit.detail["name"])
+        if self._replaying and pending.effects is not None:
+            pending.effects[name] = commit.effect
+        else:
+            pending.effects = {**(pending.effects or {}), name: commit.effect}
         self.recoveries = 0
 
     def _fold_resumed(self, commit: Commit) -> None:
@@ -245,11 +260,12 @@ class FoldedJob:
         self.recoveries = recoveries
         for task_id in withdrawn:
             del self._pending[task_id]
-        fresh = bool(detail.get("retry_failed"))
-        if fresh:
+            self._failed.discard(task_id)
+            self._waiting.discard(task_id)
+        if detail.get("retry_failed"):
             self.error = None
-        for pending in self._pending.values():
-            if fresh and pending.failed:
+            for task_id in self._failed:
+                pending = self._pending[task_id]
                 pending.failed = False
                 pending.retries = 0
                 pending.first_started_ns = None
@@ -257,10 +273,15 @@ class FoldedJob:
                 routine = self.routine_states[pending.task.routine_id]
                 routine.failed = 0
                 routine.error = None
-            elif pending.due_ns > commit.at_ns:
+            self._failed.clear()
+        # Since the time of commits never goes back, a wait is shortened by one resume at most.
+        for task_id in self._waiting:
+            pending = self._pending[task_id]
+            if pending.due_ns > commit.at_ns:
                 # The remaining wait is at most the delay, even if a clock was wrong.
                 left = min(pending.due_ns - commit.at_ns, pending.delay_ns or 0)
                 pending.due_ns = commit.at_ns + left
+        self._waiting.clear()
 
     def _deliver(self, commit: Commit) -> Sequence[PendingTask]:
         if not commit.tasks or len(commit.emissions) > 1:  # else its only emission is delivered
@@ -288,10 +309,16 @@ class FoldedJob:
             created.append(new)
         return created
 
+    def _written(self, old: dict[str, object], writes: Writes) -> dict[str, object]:
+        new = old if self._replaying else {**old}
+        new.update(writes.values)
+        for key in writes.removed:
+            new.pop(key, None)
+        return new
 
-_COMPARED: Final = tuple(
-    name for name in FoldedJob.__slots__ if name not in ("history_limit", "clock_ns")
-)
+
+_DERIVED: Final = ("_failed", "_replaying", "_waiting", "history_limit", "clock_ns")
+_COMPARED: Final = tuple(name for name in FoldedJob.__slots__ if name not in _DERIVED)
 
 
 def _same(a: object, b: object) -> bool:
@@ -300,10 +327,3 @@ def _same(a: object, b: object) -> bool:
         if a == b:
             return True
     return same_value(a, b)
-
-
-def _written(old: dict[str, object], writes: Writes) -> dict[str, object]:
-    new = {**old, **writes.values}
-    for key in writes.removed:
-        new.pop(key, None)
-    return new

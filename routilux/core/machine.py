@@ -81,6 +81,11 @@ class Machine:
         """The steps that have started but have not ended, in the order of their starts."""
         return list(self._flights.values())
 
+    def is_in_flight(self, step: StepInput) -> bool:
+        """Return whether `step` is in flight: it has neither ended nor was it given up."""
+        flying = self._flights.get(step.task.task_id)
+        return flying is not None and flying.number == step.number
+
     @property
     def stopped(self) -> bool:
         """Whether no step is in flight and the job's status is not `running`."""
@@ -178,8 +183,7 @@ class Machine:
 
     def effect(self, step: StepInput, name: str, effect: Effect, now: int) -> Commit | None:
         """Return the commit that records an effect; None if the step is no longer in flight."""
-        flying = self._flights.get(step.task.task_id)
-        if flying is None or flying.number != step.number:
+        if not self.is_in_flight(step):
             return None
         commit = step_commit(_EFFECT, self.job, step, now)
         commit.detail, commit.effect = {"name": name}, effect

@@ -27,6 +27,7 @@ from routilux.core.wire import (
     load_effect,
     load_error,
     payload,
+    task_id,
 )
 from routilux.errors import CorruptStateError
 from routilux.graph.messages import Task
@@ -202,7 +203,7 @@ class PendingTask:
             raise CorruptStateError(f"{path}.delay_ns", "must be null in a failed task")
         return cls(
             Task(
-                f["task_id"],
+                task_id(f["task_id"], f"{path}.task_id"),
                 f["routine_id"],
                 f["slot"],
                 values,

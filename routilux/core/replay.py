@@ -40,6 +40,17 @@ _GIVEN: Final[Mapping[CommitKind, tuple[JobStatus, ...]]] = {
 _REQUESTS: Final = (CommitKind.RESUMED, CommitKind.PAUSED, CommitKind.CANCELLED)
 
 
+def replay(job: FoldedJob, commits: Iterable[tuple[str, Commit]]) -> None:
+    """Apply loaded commits to a job, each with its path, in time proportional to their size.
+
+    No snapshot of the job may be in use. Raises `CorruptStateError` for a commit that can't follow.
+    """
+    job._replaying = True
+    for path, commit in commits:
+        follow(job, commit, path)
+    job._replaying = False
+
+
 def follow(job: FoldedJob, commit: Commit, path: str) -> None:
     """Apply a loaded commit to a job; raise `CorruptStateError` if the commit does not fit."""
     reason = _wrong_time(job, commit) or _wrong_task(job, commit) or _wrong_status(job, commit)

@@ -14,7 +14,7 @@ from routilux import codec
 from routilux.core.commits import Commit, JobStatus
 from routilux.core.fold import FoldedJob
 from routilux.core.parts import DroppedTask, Output, PendingTask, RoutineState
-from routilux.core.replay import check_unfolded, follow
+from routilux.core.replay import check_unfolded, replay
 from routilux.core.wire import error_data, in_range, instant, load_error, payload, texts
 from routilux.errors import CorruptStateError
 
@@ -80,6 +80,9 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
         if pending.task_id in job._pending:
             raise CorruptStateError(f"{path}.pending_tasks[{i}].task_id", "is another task's id")
         job._pending[pending.task_id] = pending
+        job._waiting.add(pending.task_id)
+        if pending.failed:
+            job._failed.add(pending.task_id)
     job.outputs = [
         Output.load(entry, f"{path}.outputs[{i}]") for i, entry in enumerate(f["outputs"])
     ]
@@ -106,8 +109,7 @@ def _check(job: FoldedJob, path: str) -> None:
         check_unfolded(job, path)  # it has a history_limit
         return
     folded = FoldedJob(job.job_id)
-    for i, commit in enumerate(commits):
-        follow(folded, commit, f"{path}.commits[{i}]")
+    replay(folded, ((f"{path}.commits[{i}]", commit) for i, commit in enumerate(commits)))
     name = folded._first_difference(job)
     if name is not None:
         shown = name.removeprefix("_").replace("pending", "pending_tasks")

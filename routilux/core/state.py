@@ -62,8 +62,10 @@ class JobState(FoldedJob):
         if not 0 <= seq <= len(self._commits):
             raise ValueError(f"job {self.job_id} has commits 1 to {self.seq}, but no commit {seq}")
         earlier = JobState(self.job_id)
+        earlier._replaying = True
         for commit in self._commits[:seq]:
             earlier.fold(commit)
+        earlier._replaying = False
         return earlier
 
     def raise_for_status(self) -> None:
@@ -85,6 +87,7 @@ class JobState(FoldedJob):
             setattr(twin, name, getattr(self, name))
         twin.outputs, twin.dropped = self.outputs.copy(), self.dropped.copy()
         twin._commits = self._commits.copy()
+        twin._failed, twin._waiting = self._failed.copy(), self._waiting.copy()
         twin.routine_states = {
             routine_id: RoutineState(*(getattr(old, name) for name in RoutineState.__slots__))
             for routine_id, old in self.routine_states.items()

@@ -11,10 +11,11 @@ Invariants:
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from routilux.core.commits import Commit, CommitKind, JobStatus
 from routilux.core.parts import RoutineStatus
+from routilux.core.wire import LONGEST_ID
 from routilux.errors import FlowDefinitionError
 from routilux.graph.messages import Emission, ErrorInfo, StepOutcome, Task
 from routilux.retry.error_handler import ErrorStrategy
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from routilux.graph.messages import StepInput
     from routilux.graph.plan import Plan
     from routilux.retry.error_handler import ErrorHandler
-
-_LONGEST_ID: Final = 64
 
 # A module global costs less than a look-up at the enum, which is as slow as a call.
 _DONE = CommitKind.DONE
@@ -43,7 +42,7 @@ def child_id(parent: str, number: int) -> str:
     '0.1.2'
     """
     name = f"{parent}.{number}"
-    if len(name) <= _LONGEST_ID:
+    if len(name) <= LONGEST_ID:
         return name
     return f"~{hashlib.sha256(parent.encode()).hexdigest()[:16]}.{number}"
 

@@ -229,7 +229,7 @@ class Drive:
 
     def notify(self, commit: Commit) -> None:
         """Notify the observers of a commit that was applied to the job."""
-        self.environment.observers.notify(self.machine.job, commit)
+        self.environment.observers.notify([(self.machine.job, commit)])
 
     def _keep_snapshot(self) -> None:
         job = self.machine.job

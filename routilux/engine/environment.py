@@ -66,6 +66,12 @@ class Environment:
         self.observers.begin_process()
         vars(self).pop("owner", None)
 
+    def forget(self, machine: Machine) -> None:
+        """Forget the machine of a job that does not run here any more; the caller holds `lock`."""
+        job_id = machine.job.job_id
+        if self.driven.get(job_id) is machine:
+            del self.driven[job_id]
+
     @cached_property
     def owner(self) -> str:
         """This runtime's unique name in a store: host name, process id and a random part."""

@@ -73,7 +73,7 @@ class Loop:
                 failed = list(self.drives)
                 for drive in failed:
                     self.fail(drive, error)
-            if not failed:
+            if not failed and not isinstance(error, Exception):
                 raise  # an interrupt after the last job had stopped
 
     def _run(self) -> None:
@@ -154,7 +154,9 @@ class Loop:
                 continue
             try:
                 if isinstance(outcome, BaseException):
-                    raise outcome
+                    if drive.loop is self and drive.machine.is_in_flight(step):
+                        raise outcome
+                    continue  # the engine has already ended the step, or the job
                 commit = drive.take_outcome(step, outcome, now + drive.offset)
                 if commit is not None:
                     if journal is not None:
@@ -170,10 +172,9 @@ class Loop:
                 drive.apply(commit)
             except BaseException as error:
                 self.fail(drive, error)
-        if self._environment.observers.registered:
-            for drive, commit in endings:  # all are applied: an observer may use any of these jobs
-                if drive.error is None:
-                    drive.notify(commit)
+        observers = self._environment.observers
+        if observers.registered:  # all are applied: an observer may use any of these jobs
+            observers.notify([(d.machine.job, commit) for d, commit in endings if d.error is None])
         for drive, _, _ in group:
             self._mark(drive)
 
@@ -205,9 +206,7 @@ class Loop:
     def drop(self, drive: Drive) -> None:
         """Remove a job from the loop; the job has stopped, or an error has ended its run."""
         self.drives.discard(drive)
-        job_id, driven = drive.machine.job.job_id, self._environment.driven
-        if driven.get(job_id) is drive.machine:
-            del driven[job_id]
+        self._environment.forget(drive.machine)
         drive.loop = None
         drive.stopped.set()
         if drive.on_stop is not None:

@@ -47,7 +47,8 @@ class Observers:
         self._notifier: int | None = None  # the thread that notifies them
 
     def begin_process(self) -> None:
-        """Forget which thread calls the observers: a forked child does not have that thread."""
+        """Forget the parent's notices, and the thread that calls the observers."""
+        self._notices.clear()
         self._notifier = None
 
     def refuse(self, what: str) -> None:
@@ -58,18 +59,18 @@ class Observers:
                 " call start() in the observer, and wait for the job in another thread"
             )
 
-    def notify(self, job: JobState, commit: Commit) -> None:
-        """Notify all observers of a commit; the notices of earlier commits come first."""
-        self._notices.append((job, commit))
+    def notify(self, notices: Iterable[tuple[JobState, Commit]]) -> None:
+        """Notify all observers of commits; the notices of earlier commits come first."""
+        self._notices.extend(notices)
         if self._notifier is not None:
-            return  # an observer caused this commit; the loop below takes it next
+            return  # an observer caused these commits; the loop below takes them next
         self._notifier = threading.get_ident()
         try:
             while self._notices:
-                changed, committed = self._notices.popleft()
+                job, commit = self._notices.popleft()
                 for observer in self.registered:
                     try:
-                        observer.on_commit(changed, committed)
+                        observer.on_commit(job, commit)
                     except Exception as error:
                         self._failed(observer, error)
         finally:
@@ -77,11 +78,16 @@ class Observers:
 
     def notify_step(self, job: JobState, step: StepInput) -> None:
         """At the start of a step, call `on_step` of each observer that has this method."""
-        for observer in self.of_steps:
-            try:
-                observer.on_step(job, step)
-            except Exception as error:
-                self._failed(observer, error)
+        before, self._notifier = self._notifier, threading.get_ident()
+        try:
+            for observer in self.of_steps:
+                try:
+                    observer.on_step(job, step)
+                except Exception as error:
+                    self._failed(observer, error)
+        finally:
+            self._notifier = before
+        self.notify(())  # of the commits that the observers caused
 
     def _failed(self, observer: object, error: Exception) -> None:
         for failure in self.failures:

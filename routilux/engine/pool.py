@@ -182,7 +182,7 @@ class PoolDriver:
         party.stop()
 
     def _dropped(self, driven: Driven, step: StepInput, done: Future[None]) -> None:
-        if done.cancelled():
+        if done.cancelled() or done.exception() is not None:  # else `_work` has reported the end
             self._end(driven, step, _outcome(done))
 
     def _end(self, driven: Driven, step: StepInput, outcome: StepOutcome | BaseException) -> None:

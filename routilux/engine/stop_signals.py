@@ -3,9 +3,9 @@
 Invariants:
 - A signal is only noted, and the worker is woken. It interrupts no statement of the worker, so the
   worker can give back every job that it took.
-- The second signal puts back the handlers of before. So a third one acts as without a worker.
-- A forked child has the handlers of before. A SIGTERM that is sent to the child while it is forked
-  is held back until then. (Python ignores a SIGINT then: what a hook of a fork raises is lost.)
+- The second signal restores the earlier handlers. So a third one acts as if there were no worker.
+- A forked child has the earlier handlers. A SIGTERM that arrives during the fork is delivered when
+  they are restored. (A SIGINT at that moment is lost: Python ignores what a fork hook raises.)
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class StopSignals:
         self._received: list[int] = []
 
     def __bool__(self) -> bool:
-        """Whether a signal came."""
+        """Whether a signal has arrived."""
         return bool(self._received)
 
     @property
     def repeated(self) -> bool:
-        """Whether a second signal came."""
+        """Whether a second signal has arrived."""
         return len(self._received) > 1
 
     @property
     def interrupted(self) -> bool:
-        """Whether one of them was a SIGINT."""
+        """Whether one of the signals was a SIGINT."""
         return signal.SIGINT in self._received
 
     def install(self) -> None:
@@ -66,7 +66,7 @@ class StopSignals:
                 signal.signal(number, self._note)
 
     def remove(self) -> None:
-        """Put back the handlers of before; a second call does nothing."""
+        """Restore the earlier handlers; a second call does nothing."""
         for number in reversed(_NUMBERS):
             if number in self._before:
                 before = self._before[number]

@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from routilux.engine.driver import Driver
     from routilux.engine.environment import Environment
 
+_log = logging.getLogger("routilux")
 _BACKGROUND_WORKERS: Final = 32
 
 
@@ -41,6 +43,7 @@ class Threads:
         """Forget all threads; a forked child calls this again, because it has no other threads."""
         self._spare: list[PoolDriver] = []
         self.background: Loop | None = None
+        self._thread: threading.Thread | None = None  # of that loop
 
     def close(self) -> None:
         """Let the idle threads end; steps in flight run to their end."""
@@ -48,6 +51,21 @@ class Threads:
             self._closed = True
             while self._spare:
                 self._spare.pop().close()
+
+    def end(self, error: BaseException) -> None:
+        """Fail all background jobs with `error`, and wait a second at most for their loop to end.
+
+        A handler that blocks keeps its own thread; no code can stop that thread.
+        """
+        with self._environment.lock:
+            loop, thread = self.background, self._thread
+            if loop is not None:
+                for drive in list(loop.drives):
+                    drive.on_stop = None  # nobody needs the error
+                    loop.fail(drive, error)
+        if loop is not None and thread is not None:
+            thread.join(1)
+        self.close()
 
     def drive(self, drive: Drive) -> JobState:
         """Run a job in this thread until the job stops; return the job, or raise `drive.error`."""
@@ -76,7 +94,12 @@ class Threads:
         return drive.machine.job
 
     def drive_in_background(self, drive: Drive) -> None:
-        """Add a job to the loop of background jobs and return at once."""
+        """Add a job to the loop of background jobs and return at once.
+
+        An error from outside the flow that ends the run is logged, unless `drive.on_stop` is set.
+        """
+        if drive.on_stop is None:
+            drive.on_stop = _log_error
         with self._environment.lock:
             loop = self.background
             if loop is None:
@@ -93,10 +116,11 @@ class Threads:
                     loop.add(drive)
                     thread.start()
                 except BaseException as error:  # the system has no thread left, or an interrupt
+                    drive.on_stop = None  # the caller gets the error
                     loop.fail(drive, error)
                     party.cancel()
                     raise
-                self.background = loop
+                self.background, self._thread = loop, thread
             else:
                 try:
                     loop.add(drive)
@@ -142,3 +166,10 @@ class Threads:
 
 def _is_interrupt(error: BaseException | None) -> bool:
     return error is not None and not isinstance(error, Exception)
+
+
+def _log_error(drive: Drive) -> None:
+    error = drive.error
+    if error is not None:
+        job_id = drive.machine.job.job_id
+        _log.error("an error outside the flow ended the run of job %s: %r", job_id, error)

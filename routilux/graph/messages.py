@@ -58,6 +58,8 @@ class ErrorInfo:
             message = f"<its str() raised {type(broken).__name__}>"
         if len(message) > _LONGEST_MESSAGE:
             message = message[:_LONGEST_MESSAGE] + "…"
+        if not message.isascii():
+            message = _without_surrogates(message)
         trace = error.__traceback__
         kind = type(error)
         return cls(
@@ -81,7 +83,7 @@ def _place(trace: TracebackType) -> str:
     last_code, last_offset, where = _last_place
     # Attempts often fail at the same line; finding its number costs four times as much.
     if code is not last_code or offset != last_offset:
-        where = f"{code.co_filename}:{trace.tb_lineno}"
+        where = _without_surrogates(f"{code.co_filename}:{trace.tb_lineno}")
         _last_place = code, offset, where
     return where
 
@@ -108,7 +110,12 @@ def traceback_of(error: BaseException, skip: int = 0) -> str:
         lines.append(str(ErrorInfo.of(seen)))
         parts.append("\n".join(lines))
         seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
-    return "\n\nwhich led to\n\n".join(reversed(parts))
+    return _without_surrogates("\n\nwhich led to\n\n".join(reversed(parts)))
+
+
+def _without_surrogates(text: str) -> str:
+    # A lone surrogate has no UTF-8 form, and an error must never keep a job from being saved.
+    return text.encode("utf-8", "replace").decode()
 
 
 def copied_payload(payload: Mapping[str, object], place: str) -> dict[str, object]:

@@ -11,6 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -95,15 +96,20 @@ def checked_connection(
                 f"{connection}: param_mapping names parameter {parameter!r}, but the handler"
                 f" takes {names_of(sorted(binding.names))}"
             )
-    delivered = [connection.param_mapping.get(field, field) for field in declared.fields]
-    twice = sorted({name for name in delivered if delivered.count(name) > 1})
+    # Not all fields are visited: thousands of connections may share an event with thousands.
+    kept, moved = declared.allowed, connection.param_mapping
+    renamed = Counter(moved.values())
+    twice = sorted(n for n, count in renamed.items() if count > 1 or (n in kept and n not in moved))
     if twice:
         raise FlowDefinitionError(
             f"{connection}: two fields would be delivered as {names_of(twice)};"
             " map one of them to another parameter"
         )
-    missing = sorted(binding.required - set(delivered))
+    missing = sorted(
+        n for n in binding.required if n not in renamed and (n not in kept or n in moved)
+    )
     if missing:
+        delivered = (moved.get(field, field) for field in declared.fields)
         raise FlowDefinitionError(
             f"{connection}: the handler needs {names_of(missing)}, but the event carries"
             f" {names_of(delivered)}; add a field, map a field to the"
@@ -151,7 +157,7 @@ def graph_of(routines: Mapping[str, Routine], connections: Sequence[Connection])
         lines += [f"slot {routine_id}.{slot}" for slot in routine.slots]
         for event in routine.events.values():
             lines.append(f"event {routine_id}.{event.name}({', '.join(event.fields)})")
-    routes: dict[tuple[str, str], tuple[Route, ...]] = {}
+    routes: dict[tuple[str, str], list[Route]] = {}
     for c in connections:
         renamed = ", ".join(f"{field} as {name}" for field, name in sorted(c.param_mapping.items()))
         lines.append(f"connection {c} ({renamed})" if renamed else f"connection {c}")
@@ -164,5 +170,5 @@ def graph_of(routines: Mapping[str, Routine], connections: Sequence[Connection])
             len(routines[c.source].events[c.event].fields),
             frozenset(back.get(name, name) for name in required),
         )
-        routes[c.source, c.event] = (*routes.get((c.source, c.event), ()), route)
-    return tuple(sorted(lines)), routes
+        routes.setdefault((c.source, c.event), []).append(route)
+    return tuple(sorted(lines)), {start: tuple(found) for start, found in routes.items()}

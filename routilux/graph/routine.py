@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from inspect import Parameter
+from itertools import islice
 from typing import TYPE_CHECKING, ClassVar, Final, Self
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 ERROR_EVENT_FIELDS: Final = ("error_type", "message", "task_id", "slot", "attempt", "payload")
 """What an event named `error` may declare: the engine emits it for dropped and failed tasks."""
 
+_NAMED: Final = 20  # names in a list of a message
+_NAME: Final = 100  # characters of a name in such a list
 _classes: WeakValueDictionary[str, type[Routine]] = WeakValueDictionary()
 _bindings: WeakKeyDictionary[Callable[..., object], Binding] = WeakKeyDictionary()
 
@@ -324,8 +327,18 @@ def checked_handler(handler: object, whose: str) -> ErrorHandler | None:
 
 
 def names_of(names: Iterable[str], none: str = "none") -> str:
-    """Return names as text, such as `'a', 'b'`; if there are no names, return `none`."""
-    return ", ".join(map(repr, names)) or none
+    """Return names as a list in text, for a message; `none` if there are no names.
+
+    A long list and long names are cut: a loaded flow may have thousands of wrong connections.
+
+    >>> names_of(["a", "b"]), names_of(map(str, range(1000)))[-13:]
+    ("'a', 'b'", "'19' and more")
+    """
+    first = [
+        name if len(name) <= _NAME else f"{name[:_NAME]}…" for name in islice(names, _NAMED + 1)
+    ]
+    listed = ", ".join(map(repr, first[:_NAMED])) or none
+    return f"{listed} and more" if len(first) > _NAMED else listed
 
 
 def _rebuild(

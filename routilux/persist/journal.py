@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Final, cast
 
 from routilux import codec
 from routilux.core.commits import Commit
-from routilux.core.replay import follow
+from routilux.core.replay import replay
 from routilux.core.state import JobState
 from routilux.errors import CorruptStateError, SavedStateError, UnsupportedVersionError
 from routilux.persist import rows
 from routilux.persist.rows import with_checksum, without_checksum
-from routilux.persist.store import Append
+from routilux.persist.store import Append, damaged
 from routilux.persist.versions import FORMAT, loads_versioned
 
 if TYPE_CHECKING:
@@ -85,6 +85,29 @@ class Journal:
         # A large job gets few snapshots, so that they cost no more than its rows.
         return job.seq + max(SNAPSHOT_EVERY, len(data) // _BYTES_PER_ROW)
 
+    def damage(self) -> list[SavedStateError]:
+        """Read everything in the store, and return an error for each damage that is found."""
+        found: list[SavedStateError] = [*self._store.damage()]
+        try:
+            entries = self._store.entries()
+        except SavedStateError as error:
+            return [*found, error]
+        for entry in entries:
+            try:
+                if entry.damage is not None:
+                    raise entry.damage
+                for history in (True, False):
+                    job = self.read(entry.job_id, history=history)
+                    if job is None or (job.seq, job.status, job.flow_id) != (
+                        entry.seq,
+                        entry.status,
+                        entry.flow_id,
+                    ):
+                        raise damaged(entry.job_id)
+            except SavedStateError as error:
+                found.append(error)
+        return found
+
     def read(
         self, job_id: str, *, history: bool, history_limit: int | None = None
     ) -> JobState | None:
@@ -99,8 +122,8 @@ class Journal:
         if not job.seq and not since:
             return None
         job.history_limit = history_limit
-        for place, data in rows.load(since, job_id, job.seq):
-            follow(job, Commit.load(data, place), place)
+        loaded = rows.load(since, job_id, job.seq)
+        replay(job, ((place, Commit.load(data, place)) for place, data in loaded))
         return job
 
 

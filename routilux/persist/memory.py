@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from routilux.clocks.clock import SystemClock
+from routilux.clocks.clock import boot_ns
 from routilux.clocks.forks import begin_in_children
 from routilux.core.commits import JobStatus
 from routilux.persist.store import (
@@ -48,7 +48,7 @@ class _StoredJob:
 class MemoryStore(JobStore):
     """A store in the memory of this process, for tests; its content ends with the process.
 
-    `clock` gives the store's time, by default the system's.
+    `clock` gives the store's time; by default it is the time since the machine was started.
 
     >>> store = MemoryStore()
     >>> store.create("job-1", b"{}", "host-a", flow_id="orders", status="pending")
@@ -57,7 +57,7 @@ class MemoryStore(JobStore):
     """
 
     def __init__(self, clock: Clock | None = None) -> None:
-        self._now = (clock if clock is not None else SystemClock()).now_ns
+        self._now = boot_ns if clock is None else clock.now_ns
         self._begin_process()
         self._jobs: dict[str, _StoredJob] = {}
         begin_in_children(self._begin_process)

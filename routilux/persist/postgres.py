@@ -10,7 +10,9 @@ Invariants:
 - A job is found by an index, whatever plan the server would choose: no statement joins a table. A
   host that looks for a free job skips those that other hosts are acquiring, and takes no lock if
   none is free.
-- The time is that of the server, which all hosts have in common.
+- The time is that of the server, which all hosts have in common. If it is set back, a wait begins
+  again, and is no longer than it was. If it is set forward, a host takes over leases only after it
+  has seen them last for their whole length by its own monotonic clock.
 - An id that PostgreSQL can't hold is refused before it is sent.
 """
 
@@ -19,6 +21,8 @@ from __future__ import annotations
 from secrets import randbits
 from typing import TYPE_CHECKING, Final
 
+from routilux.clocks.clock import SystemClock
+from routilux.clocks.durations import SECOND
 from routilux.core.commits import JobStatus
 from routilux.persist.postgres_connection import INTACT, Answer, Database
 from routilux.persist.store import (
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from routilux.clocks.clock import Clock
     from routilux.errors import RoutiluxError
 
+_TOLERANCE: Final = SECOND  # for the time of a round trip, and for clocks that differ in speed
 # Of the store's clock, if it was given one. Stable within a statement, so an index can be used.
 _NOW: Final = (
     "coalesce(%(now)s::bigint, (extract(epoch FROM statement_timestamp()) * 1000000000)::bigint)"
@@ -106,12 +111,16 @@ SELECT owner, seq, coalesce((
 # The job of each flow that has been free longest, so that jobs of other flows cost nothing.
 _FIRSTS: Final = """
 unnest(%(flow_ids)s::text[]) AS asked (flow_id), LATERAL (
-    SELECT job, free_at FROM routilux_jobs AS jobs
+    SELECT job, free_at, owner, wait FROM routilux_jobs AS jobs
     WHERE jobs.flow_id = asked.flow_id AND {} AND INTACT ORDER BY free_at, job LIMIT {}
 ) AS firsts
 """.replace("INTACT", INTACT)
+# A lease of another host has ended only if its length has passed on the caller's own clock too.
+_ENDED: Final = f"""
+(owner IN ('{FREE}', '{ABANDONED}') OR (wait <= %(steady)s AND {_NOW} <= %(expected)s))
+"""
 _FREE: Final = _FIRSTS.format(
-    f"free_at <= {_NOW} AND NOT EXISTS (SELECT FROM given)",
+    f"free_at <= {_NOW} AND {_ENDED} AND NOT EXISTS (SELECT FROM given)",
     "%(limit)s FOR NO KEY UPDATE SKIP LOCKED",
 )
 # A lease has the random number of its call, so that a repeated call finds it; negative if the stop
@@ -140,8 +149,15 @@ UPDATE routilux_jobs SET free_at = {_NOW} + %(lease_ns)s, wait = %(lease_ns)s
 WHERE job = ANY(ARRAY(SELECT job FROM mine)) RETURNING job_id
 """
 _FREE_IN: Final = f"""
-SELECT greatest(0, min(free_at) - {_NOW}) FROM {_FIRSTS.format("free_at IS NOT NULL", "1")}
-HAVING min(free_at) IS NOT NULL
+SELECT min(greatest(
+    0, least(free_at - {_NOW}, wait),
+    CASE WHEN owner NOT IN ('{FREE}', '{ABANDONED}') THEN wait - %(steady)s END
+)), {_NOW} FROM {_FIRSTS.format("free_at IS NOT NULL", "1")}
+"""
+# After the server's clock was set back, by an index that has only the jobs with a wait.
+_CLAMP: Final = f"""
+UPDATE routilux_jobs SET free_at = {_NOW} + wait
+WHERE free_at IS NOT NULL AND free_at > {_NOW} + wait AND {INTACT} RETURNING job
 """
 _OF_JOB: Final = "job = (SELECT job FROM routilux_jobs WHERE job_id = %(job_id)s)"
 _KEEP: Final = """
@@ -159,8 +175,8 @@ LEFT JOIN LATERAL (
 ) AS found ON true ORDER BY found.seq
 """
 _ENTRIES: Final = f"""
-SELECT job_id, flow_id, status, seq, owner, free_at, {_NOW}, {INTACT} FROM routilux_jobs
-WHERE {{}} ORDER BY job DESC
+SELECT job_id, flow_id, status, seq, owner, least(free_at, {_NOW} + wait), {_NOW}, {INTACT}
+FROM routilux_jobs WHERE {{}} ORDER BY job DESC
 """
 
 
@@ -177,7 +193,17 @@ class PostgresStore(SharedStore):
 
     def __init__(self, dsn: str, *, clock: Clock | None = None, read_only: bool = False) -> None:
         self._clock = clock
+        self._monotonic = (clock if clock is not None else SystemClock()).monotonic_ns
         self._database = Database(dsn, read_only=read_only)
+        # The server's time and this host's, when they were last read together.
+        self._seen = self._server_ns(), self._monotonic()
+        self._steady_since = self._seen[1]
+        if not read_only:
+            try:
+                self._do(_CLAMP)
+            except BaseException:
+                self.close()
+                raise
 
     def close(self) -> None:
         self._database.close()
@@ -229,13 +255,7 @@ class PostgresStore(SharedStore):
         self._do(_KEEP, job_id=job_id, seq=seq, data=data)
 
     def rows(self, job_id: str, after: int = 0) -> list[bytes]:
-        found = self._do(_ROWS, job_id=job_id, after=after).rows
-        if not found:
-            return []
-        last, intact = found[0][:2]
-        if not intact:
-            raise damaged(job_id)
-        return complete(job_id, after, last, [row[2:] for row in found if row[2] is not None])
+        return complete(job_id, after, self._do(_ROWS, job_id=job_id, after=after).rows)
 
     def job_ids(self) -> list[str]:
         found = self._do("SELECT job_id FROM routilux_jobs ORDER BY job_id").rows
@@ -257,6 +277,8 @@ class PostgresStore(SharedStore):
             lease_ns=lease_ns,
             lease=randbits(62) + 1,
             limit=limit,
+            steady=self._monotonic() - self._steady_since,
+            expected=self._expected_ns() + _TOLERANCE,
         ).rows
         return [Acquired(*job) for job in given]
 
@@ -295,8 +317,26 @@ class PostgresStore(SharedStore):
         ]
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
-        found = self._do(_FREE_IN, flow_ids=list(flow_ids)).rows
-        return found[0][0] if found else None
+        steady = self._monotonic() - self._steady_since
+        before = self._expected_ns()
+        [(free_in, now)] = self._do(_FREE_IN, flow_ids=list(flow_ids), steady=steady).rows
+        set_forward = now > self._expected_ns() + _TOLERANCE
+        self._seen = now, self._monotonic()
+        if set_forward:
+            self._steady_since = self._seen[1]
+            return self.free_in(flow_ids)
+        if now < before - _TOLERANCE:
+            self._do(_CLAMP)
+        return None if free_in is None else int(free_in)
+
+    def _expected_ns(self) -> int:
+        """Return the server's time, if its clock runs as this host's monotonic clock."""
+        server_ns, own_ns = self._seen
+        return server_ns + self._monotonic() - own_ns
+
+    def _server_ns(self) -> int:
+        [(now,)] = self._do(f"SELECT {_NOW}").rows
+        return int(now)
 
     def _add(self, statement: str, added: Append) -> Answer:
         return self._do(statement, **added._asdict(), live=added.status in LIVE)

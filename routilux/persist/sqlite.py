@@ -5,7 +5,9 @@ Invariants:
 - A write is one transaction, and one statement if it only adds a row.
 - Each entry is sealed by a checksum. A statement that changes an entry changes only an intact one,
   so that no damage gets a new seal.
-- The time is that of the machine, which all processes that share the file have in common.
+- The time counts from the start of the machine, which all processes that share the file have in
+  common, and which nobody can set. Times of an earlier start mean nothing: the leases are over, and
+  jobs that were to be free later are free.
 """
 
 from __future__ import annotations
@@ -13,14 +15,16 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from zlib import crc32
 
-from routilux.clocks.clock import SystemClock
+from routilux.clocks.clock import SystemClock, boot_id, boot_ns
 from routilux.core.commits import JobStatus
 from routilux.errors import CorruptStateError
 from routilux.persist.sqlite_connection import SqliteFile
 from routilux.persist.sqlite_files import back_up
 from routilux.persist.store import (
     ABANDONED,
+    BACKUP,
     FREE,
     LIVE,
     STOPPED,
@@ -100,6 +104,11 @@ _RELEASE: Final = f"""
 {_update(owner="?3", free_at="?4", wait="?5")}
 AND job_id = ?1 AND owner = ?2 AND free_at IS NOT NULL
 """
+_SOURCE: Final = """
+SELECT count(*), max(source), max(seal), EXISTS (SELECT 1 FROM jobs) FROM time
+"""
+_FREE_ALL: Final = f"{_update(free_at='?1', wait='0')} AND free_at IS NOT NULL"
+_CLAMP: Final = f"{_update(free_at='?1 + wait')} AND free_at > ?1 + wait"
 # A limit keeps SQLite from computing the seal for each row.
 _ROWS: Final = f"""
 SELECT entry.seq, intact, commits.seq, row
@@ -117,9 +126,9 @@ class SqliteStore(SharedStore):
     """A store in a SQLite file, for many processes of one machine; creates a missing file.
 
     The file must be on a disk of this machine, not on a network share. `clock` gives the store's
-    time, by default the system's. With `read_only` the file must exist, and nothing is written.
-    Raises `OSError` if the file can't be used, and `SavedStateError` if it is damaged, belongs to
-    another program or has a newer version.
+    time; by default it is the time since the machine was started. With `read_only` the file must
+    exist, and nothing is written. Raises `OSError` if the file can't be used, and `SavedStateError`
+    if it is damaged, belongs to another program or has a newer version.
 
     >>> import tempfile, pathlib
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -134,7 +143,43 @@ class SqliteStore(SharedStore):
     ) -> None:
         self.path = Path(path)
         self._file = SqliteFile(self.path, read_only=read_only)
-        self._now = (clock if clock is not None else SystemClock()).now_ns
+        real = clock is None or isinstance(clock, SystemClock)
+        self._now = boot_ns if clock is None or real else clock.now_ns
+        try:
+            self._begin_time(boot_id() if real else "a given clock")
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin_time(self, source: str) -> None:
+        """End all waits if the store's time had another source; `_foreign` if it can't write."""
+        self._foreign = self._source(self._file.do(_SOURCE)) != source
+        if self._file.read_only or (source and not self._foreign):
+            return
+
+        def begin(db: sqlite3.Connection) -> None:
+            now = self._now()
+            # Read again: another process may have been faster.
+            if self._source(db.execute(_SOURCE).fetchall()) != source:
+                db.execute("DELETE FROM time")
+                db.execute("INSERT INTO time VALUES (?, ?)", (source, crc32(source.encode())))
+                db.execute(_FREE_ALL, (now,))
+            else:  # without an id of the start, a time too far ahead shows that it is another one
+                db.execute(_CLAMP, (now,))
+
+        self._file.write(begin)
+        self._foreign = False
+
+    def _source(self, found: list[tuple[int, object, object, int]]) -> str | None:
+        """Return the source of the store's time; None in a new store. Raises if it is damaged."""
+        [(count, source, seal, has_jobs)] = found
+        if count == 1 and type(source) is str and seal == crc32(source.encode()):
+            return source
+        if count or has_jobs:
+            raise CorruptStateError(
+                str(self.path), f"its record of the store's time is damaged; {BACKUP}"
+            )
+        return None
 
     def close(self) -> None:
         self._file.close()
@@ -172,18 +217,8 @@ class SqliteStore(SharedStore):
             with self._file.lock:
                 raise self._file.named(error) from error
 
-    def integrity(self) -> list[str]:
-        """Let SQLite check the whole file; return what is damaged, at most 100 places."""
-        try:
-            found = [text for (text,) in self._file.do("PRAGMA integrity_check")]
-        except CorruptStateError as error:
-            if not isinstance(error.__cause__, sqlite3.Error):
-                raise
-            return [str(error.__cause__)]  # too damaged for a check to its end
-        return [] if found == ["ok"] else found
-
     def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, status: str) -> None:
-        with self._file.writing() as db:
+        def work(db: sqlite3.Connection) -> None:
             queued = status == JobStatus.PENDING
             hold = (FREE, self._now(), 0) if queued else (owner, None, None)
             added = db.execute(_CREATE, (job_id, flow_id, *hold, status))
@@ -192,19 +227,21 @@ class SqliteStore(SharedStore):
             elif _state(db, Append(job_id, 1, row, owner, status))[2:] != (1, True):
                 raise duplicate(job_id)
 
+        self._file.write(work)
+
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         if status in LIVE and self._file.add(_STEP, (job_id, seq, row, owner, status)):
             return
-        with self._file.writing() as db:
-            _append(db, Append(job_id, seq, row, owner, status))
+        added = Append(job_id, seq, row, owner, status)
+        self._file.write(lambda db: _append(db, added))
 
     def append_all(self, appends: Sequence[Append]) -> list[RoutiluxError | None]:
-        with self._file.writing() as db:
-            return refusals(appends, lambda added: _append(db, added))
+        return self._file.write(lambda db: refusals(appends, lambda added: _append(db, added)))
 
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         added = Append(job_id, seq, row, owner, status)
-        with self._file.writing() as db:
+
+        def work(db: sqlite3.Connection) -> None:
             held_by, free_at, count, _ = _state(db, added)
             if Hold.of(held_by, free_at, now=self._now()).is_leased_to_other(owner):
                 raise refusal(job_id, seq, owner, count=count, held_by=held_by, claims=True)
@@ -215,9 +252,12 @@ class SqliteStore(SharedStore):
             else:
                 db.execute(_STATUS, (job_id, status))
 
+        self._file.write(work)
+
     def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, status: str) -> None:
         added = Append(job_id, seq, row, operator, status)
-        with self._file.writing() as db:
+
+        def work(db: sqlite3.Connection) -> None:
             _, _, count, same = _state(db, added)
             if db.execute(_FOLLOW, added[:4]).rowcount:
                 hold = (FREE, self._now(), 0) if status in LIVE else (operator, None, None)
@@ -225,23 +265,18 @@ class SqliteStore(SharedStore):
             elif seq < 2 or count != seq or not same:
                 raise refusal(job_id, seq, operator, count=count, held_by=operator, claims=True)
 
+        self._file.write(work)
+
     def keep_snapshot(self, job_id: str, seq: int, data: bytes) -> None:
-        with self._file.writing() as db:
-            db.execute(
-                "INSERT INTO snapshots SELECT job, ?2, ?3 FROM jobs WHERE job_id = ?1 AND seq >= ?2"
-                " ON CONFLICT (job) DO UPDATE SET seq = excluded.seq, data = excluded.data"
-                " WHERE excluded.seq > snapshots.seq",
-                (job_id, seq, data),
-            )
+        self._file.add(
+            "INSERT INTO snapshots SELECT job, ?2, ?3 FROM jobs WHERE job_id = ?1 AND seq >= ?2"
+            " ON CONFLICT (job) DO UPDATE SET seq = excluded.seq, data = excluded.data"
+            " WHERE excluded.seq > snapshots.seq",
+            (job_id, seq, data),
+        )
 
     def rows(self, job_id: str, after: int = 0) -> list[bytes]:
-        found = self._file.do(_ROWS, (job_id, after))
-        if not found:
-            return []
-        last, intact = found[0][:2]
-        if not intact:
-            raise damaged(job_id)
-        return complete(job_id, after, last, [row[2:] for row in found if row[2] is not None])
+        return complete(job_id, after, self._file.do(_ROWS, (job_id, after)))
 
     def job_ids(self) -> list[str]:
         return sorted(str(job_id) for (job_id,) in self._file.do("SELECT job_id FROM jobs"))
@@ -258,7 +293,8 @@ class SqliteStore(SharedStore):
     ) -> list[Acquired]:
         if self.free_in(flow_ids) != 0:
             return []  # an idle host takes no lock
-        with self._file.writing() as db:
+
+        def work(db: sqlite3.Connection) -> list[Acquired]:
             now = self._now()
             free = sorted(
                 found for flow_id in flow_ids for found in db.execute(_FREE, (flow_id, now, limit))
@@ -269,17 +305,24 @@ class SqliteStore(SharedStore):
                 if db.execute(_LEASE, (job, owner, now + lease_ns, lease_ns, now)).rowcount
             ]
 
+        return self._file.write(work)
+
     def renew(self, owner: str, lease_ns: int) -> list[str]:
-        with self._file.writing() as db:
+        def work(db: sqlite3.Connection) -> list[str]:
             found = db.execute(f"SELECT job_id FROM jobs WHERE {_LEASED}", (owner,)).fetchall()
             if found:
                 db.execute(_RENEW, (owner, self._now() + lease_ns, lease_ns))
-        return [job_id for (job_id,) in found]
+            return [job_id for (job_id,) in found]
+
+        return self._file.write(work)
 
     def release(self, job_id: str, owner: str, after_ns: int, *, clean: bool = True) -> None:
         nobody = FREE if clean else ABANDONED
-        with self._file.writing() as db:
-            db.execute(_RELEASE, (job_id, owner, nobody, self._now() + after_ns, after_ns))
+        self._file.write(
+            lambda db: db.execute(
+                _RELEASE, (job_id, owner, nobody, self._now() + after_ns, after_ns)
+            )
+        )
 
     def holders(self, job_id: str | None = None) -> dict[str, Hold]:
         # Without an OR, so that the index is used: a host asks this before each effect.
@@ -296,11 +339,30 @@ class SqliteStore(SharedStore):
         found = self._file.do(_ENTRIES.format(where), values)
         now = self._now()
         return [
-            Entry(job_id, flow_id, status, seq, Hold.of(owner, free_at, now=now))
+            Entry(job_id, flow_id, status, seq, self._hold(owner, free_at, now))
             if intact
             else Entry(str(job_id), str(flow_id), "", 0, UNKNOWN, damaged(str(job_id)))
             for job_id, flow_id, status, seq, owner, free_at, intact in found
         ]
+
+    def damage(self) -> list[CorruptStateError]:
+        try:
+            found = [text for (text,) in self._file.do("PRAGMA integrity_check") if text != "ok"]
+            found += [
+                f"rows of {name} belong to no job"
+                for name in ("commits", "snapshots")
+                if self._file.do(
+                    f"SELECT 1 FROM {name} WHERE job NOT IN (SELECT job FROM jobs) LIMIT 1"
+                )
+            ]
+        except CorruptStateError as error:
+            return [error]  # too damaged for a check to its end
+        return [CorruptStateError(str(self.path), f"{text}; {BACKUP}") for text in found]
+
+    def _hold(self, owner: str, free_at: int | None, now: int) -> Hold:
+        if self._foreign and free_at is not None:
+            free_at = now
+        return Hold.of(owner, free_at, now=now)
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         asked = ", ".join("(?)" for _ in flow_ids) or "(NULL)"

@@ -14,9 +14,10 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import finalize
 from zlib import crc32
 
@@ -34,8 +35,9 @@ from routilux.persist.sqlite_files import (
 from routilux.persist.versions import newer_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
+_T = TypeVar("_T")
 _APPLICATION: Final = 0x726F7574  # "rout"
 _VERSION: Final = 1
 _PATIENCE: Final = 60 * SECOND
@@ -51,7 +53,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     job_id TEXT NOT NULL UNIQUE,
     flow_id TEXT NOT NULL,
     owner TEXT NOT NULL,     -- '' or '?' for nobody
-    free_at INTEGER,         -- UTC nanoseconds; NULL for never
+    free_at INTEGER,         -- the store's time in nanoseconds; NULL for never
     wait INTEGER,            -- the nanoseconds of the wait that ends then
     status TEXT NOT NULL,    -- of the last commit
     seq INTEGER NOT NULL,    -- the number of the last commit
@@ -73,6 +75,10 @@ CREATE TABLE IF NOT EXISTS snapshots (
     seq INTEGER NOT NULL,
     data BLOB NOT NULL
 );
+CREATE TABLE IF NOT EXISTS time (
+    source TEXT NOT NULL,    -- the start of the machine that the store's time counts from
+    seal INTEGER NOT NULL    -- a checksum of it
+);
 {GENERATIONS.strip()}
 PRAGMA application_id = {_APPLICATION};
 PRAGMA user_version = {_VERSION};
@@ -80,6 +86,16 @@ PRAGMA user_version = {_VERSION};
 _clock: Final = SystemClock()
 # Connections of the parent process, kept open: SQLite forbids to close them in a forked child.
 _inherited: Final[list[sqlite3.Connection]] = []
+_DAMAGE: Final = (
+    "SQLITE_NOTADB",
+    "SQLITE_CORRUPT",
+    "SQLITE_SCHEMA",
+    "SQLITE_ERROR",
+    "SQLITE_CONSTRAINT",
+    "SQLITE_MISMATCH",
+    "SQLITE_TOOBIG",
+    "SQLITE_NOMEM",  # a damaged length asks for more than there is
+)
 _CURES: Final = {
     "SQLITE_BUSY": "another process keeps the file locked; close the file in other programs",
     "SQLITE_CANTOPEN": "the folder must exist and be writable; the store creates only the file",
@@ -102,7 +118,7 @@ class SqliteFile:
         self._begin_process()
         self._place = path.absolute()  # also after the process changes its folder
         self._name = str(self._place)
-        self._read_only = read_only
+        self.read_only = read_only
         self._unlocked = False
         self._files = StoreFiles(self._place, path)
         self._connection: sqlite3.Connection | None = None
@@ -113,8 +129,7 @@ class SqliteFile:
         self._begun = False
         self._most = _LONGEST_LOG
         begin_in_children(self._begin_process)
-        with self.using():
-            pass
+        self.use(lambda _: None)
 
     def _begin_process(self) -> None:
         self.lock = threading.Lock()
@@ -154,49 +169,37 @@ class SqliteFile:
         """Whether another process began to write while this process read without locks."""
         return self._unlocked and self._has_log()
 
-    @contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
-        """Yield the connection in a write transaction; the end of the `with` block commits it."""
-        with self.using() as db:
-            if not self._begun and not self._read_only:
-                self._begin(db)
-            with _transaction(db):
-                yield db
+    # These take functions, and are no context managers: an interrupt between the start of a context
+    # manager and its `with` block would leave the lock held or the transaction open.
 
-    @contextmanager
-    def using(self) -> Iterator[sqlite3.Connection]:
-        """Yield the connection; each statement in the `with` block is a transaction by itself."""
-        with self.lock:
-            try:
-                db = self.connection()
-                try:
-                    yield db
-                finally:
-                    self.check()  # what was read or written counts only if the files are the same
-            except sqlite3.Error as error:
-                raise self.named(error) from error
+    def write(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        """Call `work(connection)` in a write transaction, and return the result."""
+        return self.use(lambda db: _in_transaction(db, work), writes=True)
+
+    def add(self, statement: str, values: Sequence[Any]) -> int:
+        """Execute one statement that adds rows, and return how many it has added."""
+        return self.use(lambda db: db.execute(statement, values).rowcount, writes=True)
 
     def do(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """Execute one statement that reads, and return its rows."""
-        with self.using() as db:
-            return db.execute(statement, values).fetchall()
+        return self.use(lambda db: db.execute(statement, values).fetchall())
 
-    def add(self, statement: str, values: Sequence[Any]) -> int:
-        """Execute one statement that adds rows; return how many it has added.
+    def use(self, work: Callable[[sqlite3.Connection], _T], *, writes: bool = False) -> _T:
+        """Return `work(connection)`, in which each statement is a transaction by itself.
 
-        Without context managers, because most commits come this way: each costs 10 us here, where
-        the cache has grown cold while the disk was waited for.
+        Raises if one of the files has changed: then the result counts for nothing.
         """
         with self.lock:
             try:
                 db = self.connection()
-                if not self._begun and not self._read_only:
-                    self._begin(db)
-                added = db.execute(statement, values).rowcount
-                self.check()
-            except sqlite3.Error as error:
+                try:
+                    if writes and not self._begun and not self.read_only:
+                        self._begin(db)
+                    return work(db)
+                finally:
+                    self.check()
+            except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise self.named(error) from error
-        return added
 
     def connection(self) -> sqlite3.Connection:
         """Return the connection, after opening it if necessary; the caller holds `lock`.
@@ -225,13 +228,11 @@ class SqliteFile:
 
     def copy_to(self, copy: sqlite3.Connection) -> None:
         """Copy the store as of now to an empty database, without delaying commits."""
-        with self.using():
-            unlocked = self._unlocked
+        unlocked = self.use(lambda _: self._unlocked)
         # By a connection of its own: its errors may be those of the copy, and it takes long.
         with closing(self._connected("ro&immutable=1" if unlocked else "ro")) as source:
             source.backup(copy)
-        with self.using():
-            pass  # the files are still the same
+        self.use(lambda _: None)  # the files are still the same
         if unlocked and self._has_log():
             raise OSError(
                 f"the store {self.path}: another process began to write to it; copy it again"
@@ -248,18 +249,8 @@ class SqliteFile:
         files.check(db)
         since = _clock.monotonic_ns()
         long = files.size > self._most
-        while True:
-            with _transaction(db):
-                now, kept = Generation.of(db), files.in_database()
-                noted = kept is not None and kept.state == BEGINNING
-                if now.state == BEGUN and noted and files.size and not long:
-                    break
-                if now.state == BEGUN:
-                    # A reader may have kept the last checkpoint from copying the mark.
-                    copied = kept is not None and kept.mark == now.mark
-                    mark = ", mark = random(), before = mark" if copied else ""
-                    db.execute(f"UPDATE log SET number = number + 1, state = {BEGINNING}{mark}")
-                long = False
+        while not _in_transaction(db, partial(self._has_begun, long=long)):
+            long = False
             [(busy, _, _)] = db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
             kept = files.in_database()
             waited = _clock.monotonic_ns() - since
@@ -279,6 +270,18 @@ class SqliteFile:
         # Where a reader is in the way, it is tried again soon.
         self._most = max(_LONGEST_LOG, files.size + _LONGEST_LOG // 4)
 
+    def _has_begun(self, db: sqlite3.Connection, *, long: bool) -> bool:
+        """Return whether another process has begun the generation; otherwise begin one."""
+        now, kept = Generation.of(db), self._files.in_database()
+        if now.state == BEGUN:
+            if kept is not None and kept.state == BEGINNING and self._files.size and not long:
+                return True
+            # A reader may have kept the last checkpoint from copying the mark.
+            copied = kept is not None and kept.mark == now.mark
+            mark = ", mark = random(), before = mark" if copied else ""
+            db.execute(f"UPDATE log SET number = number + 1, state = {BEGINNING}{mark}")
+        return False
+
     # --- opening ----------------------------------------------------------------------------------
 
     def _disown(self) -> None:
@@ -292,20 +295,20 @@ class SqliteFile:
 
     def _open(self) -> None:
         self._files.check_closed()
-        self._unlocked = self._read_only and not self._has_log()
+        self._unlocked = self.read_only and not self._has_log()
         try:
-            db = self._open_for_reading() if self._read_only else self._open_for_writing()
+            db = self._open_for_reading() if self.read_only else self._open_for_writing()
             if self._unlocked:
                 self._files.opened_alone()
             else:
                 self._files.opened(db)
+            if self._guard is not None:
+                self._abandoned = finalize(self, _abandon, os.getpid(), self._guard, db)
+                self._abandoned.atexit = False
+            self._process, self._begun, self._most = os.getpid(), False, _LONGEST_LOG
         except BaseException:
             self._part(ours=False)
             raise
-        self._process, self._begun, self._most = os.getpid(), False, _LONGEST_LOG
-        if self._guard is not None:
-            self._abandoned = finalize(self, _abandon, os.getpid(), self._guard, self._connection)
-            self._abandoned.atexit = False
 
     def _open_for_reading(self) -> sqlite3.Connection:
         self._connection = db = self._connected("ro&immutable=1" if self._unlocked else "ro")
@@ -318,9 +321,8 @@ class SqliteFile:
             self._open_guard()
         self._connection = db = self._connected("rwc")
         if self._check_kind(db) < _VERSION:
-            with _transaction(db):  # without a log, so that the database itself has the tables
-                for statement in _SCHEMA.split(";\n"):
-                    db.execute(statement)
+            # Without a log, so that the database itself has the tables.
+            _in_transaction(db, _create)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA wal_autocheckpoint = 0")
@@ -346,7 +348,7 @@ class SqliteFile:
             raise CorruptStateError(name, "is a database of another program; choose another file")
         if version > _VERSION:
             raise newer_store(name, version, _VERSION)
-        if self._read_only and not tables:
+        if self.read_only and not tables:
             raise CorruptStateError(name, "is empty, so it holds no store; check the path")
         return int(version)
 
@@ -359,7 +361,7 @@ class SqliteFile:
             factory=_Connection,
             uri=True,
         )
-        db.patience_ns = _READERS_PATIENCE if self._read_only else _PATIENCE
+        db.patience_ns = _READERS_PATIENCE if self.read_only else _PATIENCE
         db.text_factory = _text
         db.create_function("crc32", 1, crc32, deterministic=True)
         return db
@@ -367,8 +369,8 @@ class SqliteFile:
     def _has_log(self) -> bool:
         return Path(self._files.log).exists()
 
-    def named(self, error: sqlite3.Error) -> Exception:
-        """Return an error for `error` that names the file and says what to do."""
+    def named(self, error: sqlite3.Error | UnicodeDecodeError) -> Exception:
+        """Convert `error` to an error that names the file and says what to do."""
         try:
             self.check()  # it may be the reason
         except sqlite3.Error:
@@ -377,7 +379,8 @@ class SqliteFile:
             return cause
         name = getattr(error, "sqlite_errorname", "")
         # The statements are correct, so SQLITE_ERROR means that the tables are not.
-        if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_SCHEMA", "SQLITE_ERROR")):
+        # A message of SQLite that quotes a damaged schema may be no UTF-8.
+        if name.startswith(_DAMAGE) or isinstance(error, UnicodeDecodeError):
             reason = f"is not a valid database ({error}); restore it from a backup"
             return CorruptStateError(str(self.path), reason)
         for start, cure in _CURES.items():
@@ -386,17 +389,21 @@ class SqliteFile:
         return error
 
 
-@contextmanager
-def _transaction(db: sqlite3.Connection) -> Iterator[None]:
-    """Make a write transaction of the block."""
+def _create(db: sqlite3.Connection) -> None:
+    for statement in _SCHEMA.split(";\n"):
+        db.execute(statement)
+
+
+def _in_transaction(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], _T]) -> _T:
     try:
         db.execute("BEGIN IMMEDIATE")
-        yield
+        result = work(db)
         db.execute("COMMIT")
     except BaseException:
         with suppress(sqlite3.Error):  # some errors have already ended the transaction
             db.execute("ROLLBACK")
         raise
+    return result
 
 
 def _abandon(process: int, guard: sqlite3.Connection, db: sqlite3.Connection) -> None:

@@ -203,9 +203,9 @@ class StoreFiles:
     def close(self) -> None:
         """Forget the files."""
         _in_use.discard(self)
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
+        handle, self._handle = self._handle, -1
+        if handle >= 0:
+            os.close(handle)
 
     def check_before(self, db: sqlite3.Connection) -> None:
         """Raise before a write that would overwrite commits of others: the index or log is new."""

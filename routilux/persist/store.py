@@ -14,7 +14,7 @@ Invariants:
   or whose rows are not those that its entry counts, is never handed out, and raises
   `CorruptStateError` when it is used by its name. No other job is affected.
 - Only the store's clock counts. A host passes a duration, never a time, so that the clocks of
-  hosts need not agree.
+  hosts need not agree. No wait that is left is longer than the whole wait was.
 """
 
 from __future__ import annotations
@@ -229,6 +229,10 @@ class JobStore(Protocol):
         With `live`, omit the jobs that have stopped.
         """
 
+    def damage(self) -> list[CorruptStateError]:
+        """Check what the store holds beside its jobs: tables, indexes, rows that no job has."""
+        return []
+
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         """Return the nanoseconds until the first job of these flows becomes free.
 
@@ -287,20 +291,28 @@ def damaged(job_id: str) -> CorruptStateError:
     )
 
 
-def complete(job_id: str, after: int, last: int, found: Sequence[tuple[int, bytes]]) -> list[bytes]:
-    """Return the rows of a job, of which `last` is the number of the last.
+def complete(job_id: str, after: int, found: Sequence[tuple[int, bool, int, bytes]]) -> list[bytes]:
+    """Return the rows of a job after row `after`; `found` is empty if there is no such job.
 
-    Raises `CorruptStateError` unless the numbered rows `found` are all rows after row `after`.
+    `found` has for each row the number of the job's last row, whether the job's entry is intact,
+    the row's number (None if there is no row), and the row. Raises `CorruptStateError` if the entry
+    is damaged or a row is missing.
 
-    >>> complete("job-1", 6, 8, [(7, b"seven"), (8, b"eight")])
+    >>> complete("job-1", 6, [(8, True, 7, b"seven"), (8, True, 8, b"eight")])
     [b'seven', b'eight']
-    >>> complete("job-1", 6, 8, [(7, b"seven")])
+    >>> complete("job-1", 6, [(8, True, 7, b"seven")])
     Traceback (most recent call last):
     routilux.CorruptStateError: $.job-1: has 8 commits, but the store returns no commit 8; ...
     """
-    if [seq for seq, _ in found] == [*range(after + 1, last + 1)] and after <= last:
-        return [row for _, row in found]
-    known = {seq for seq, _ in found}
+    if not found:
+        return []
+    last, intact = found[0][:2]
+    if not intact:
+        raise damaged(job_id)
+    rows = [numbered[2:] for numbered in found if numbered[2] is not None]
+    if [seq for seq, _ in rows] == [*range(after + 1, last + 1)] and after <= last:
+        return [row for _, row in rows]
+    known = {seq for seq, _ in rows}
     lost = next((seq for seq in range(after + 1, last + 1) if seq not in known), None)
     if lost is not None:
         what = f"has {last} commits, but the store returns no commit {lost}"

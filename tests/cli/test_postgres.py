@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from urllib.parse import quote
 
 import pytest
 
@@ -18,11 +17,8 @@ from tests.persist import postgres_server
 def dsn(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of an empty database; its user needs no password, and is given one all the same."""
     postgres_server.need()
-    known = dict(part.split("=", 1) for part in postgres_server.fresh_dsn().split(" ", 3))
-    options = quote(known["options"].strip("'"))
-    host = quote(known["host"], safe="")
     monkeypatch.setenv("COLUMNS", "100")
-    return f"postgresql://test:secret@/postgres?host={host}&options={options}"
+    return postgres_server.url(postgres_server.fresh_dsn())
 
 
 def test_a_store_in_postgresql_is_read_and_changed_in_the_same_way(dsn, tmp_path, output, refused):

@@ -125,6 +125,8 @@ def test_a_command_without_stderr_still_ends_with_its_status(store, monkeypatch)
         ("postgresql://u:secret@h/d", "postgresql://u:***@h/d"),
         ("postgresql://u:sec@ret@h/d", "postgresql://u:***@h/d"),
         ("postgres://:secret@h:5/d?a=b@c", "postgres://:***@h:5/d?a=b@c"),
+        ("postgresql://u:se/c?ret@h/d", "postgresql://u:***@h/d"),
+        ("postgresql://h:5/d?a=b@c", "postgresql://h:5/d?a=b@c"),
         ("postgresql://h/d?password=secret&a=b", "postgresql://h/d?password=***&a=b"),
         ("postgresql://h/d?a=b&sslpassword=secret", "postgresql://h/d?a=b&sslpassword=***"),
         ("postgresql://u@h:5/d", "postgresql://u@h:5/d"),
@@ -133,6 +135,12 @@ def test_a_command_without_stderr_still_ends_with_its_status(store, monkeypatch)
 )
 def test_a_name_is_shown_without_its_password(name, safe):
     assert safe == without_password(name)
+
+
+def test_a_password_that_a_url_can_not_hold_is_refused_and_not_shown(refused):
+    assert refused("jobs", "postgresql://u:se/cret@h/d") == (
+        "postgresql://u:***@h/d: the password has a / or a ?; write it as %2F or %3F"
+    )
 
 
 @pytest.mark.parametrize("name", ["host=db password=secret", "password = secret dbname=jobs"])

@@ -213,3 +213,16 @@ def test_loading_imports_nothing():
         with pytest.raises(CorruptStateError, match="unknown"):
             loads(json.dumps({"$type": name, "value": "echo"}))
     assert "antigravity" not in sys.modules
+
+
+@pytest.mark.parametrize("zone", ["no/such", "../../etc/passwd", "/etc/passwd", "os", "", 7, []])
+def test_a_zone_that_the_host_does_not_list_opens_no_file_and_imports_nothing(zone, monkeypatch):
+    def opened(name):
+        raise AssertionError(f"{name!r} was looked up")
+
+    registry._zones()
+    monkeypatch.setattr(registry, "ZoneInfo", opened)
+    data = {"$type": "datetime", "value": {"local": "2026-01-03", "fold": 0, "zone": zone}}
+    with pytest.raises(CorruptStateError, match="is not a time zone of this host") as refused:
+        decode({"at": data})
+    assert "$.at" == refused.value.path

@@ -15,8 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from routilux.codec import equality
 from routilux.codec.equality import Difference, first_difference, same_value
 from tests.codec.values import SMALL_HASHABLE, SMALL_SCALARS, SMALL_VALUES, Level, Plain
+from tests.routines import calls_of
 from tests.soak import examples
 
 
@@ -204,3 +206,36 @@ def test_values_that_contain_themselves_are_compared():
 
     assert same_value(looped(1), looped(1))
     assert not same_value(looped(1), looped(2))
+
+
+NEVER_EQUAL = {
+    "complex NaN": lambda i: complex(float("nan"), i % 7),
+    "decimal NaN": lambda i: Decimal(f"NaN{i // 400}"),
+    "tuples of NaN": lambda i: (i, Decimal("NaN")),
+    "frozen sets of NaN": lambda i: frozenset({(i, Decimal("NaN"))}),
+    "objects": lambda i: Plain(i),
+}
+
+
+@pytest.mark.parametrize("make", NEVER_EQUAL.values(), ids=NEVER_EQUAL)
+def test_keys_that_a_lookup_does_not_find_are_compared_a_few_times_each(make, monkeypatch):
+    compared = calls_of(monkeypatch, equality, "_compare")
+    a, b = ({make(i) for i in range(500)} for _ in range(2))
+    assert same_value(a, b)
+    assert len(compared) < 20 * len(a)
+    compared.clear()
+    assert not same_value(a, {*list(b)[1:], make(10_000)})
+    assert len(compared) < 20 * len(a)
+
+
+def test_sets_without_a_common_key_are_compared_a_few_times_each(monkeypatch):
+    compared = calls_of(monkeypatch, equality, "_compare")
+    assert not same_value({*range(1000)}, {*range(1000, 2000)})
+    assert not same_value({*range(1000)}, {*map(float, range(1000))})
+    assert len(compared) < 10 * 1000
+
+
+def test_keys_are_paired_in_their_order_if_they_are_the_same():
+    a, b = ({complex(float("nan"), 0): i for i in range(3)} for _ in range(2))
+    assert same_value(a, b)
+    assert not same_value(a, dict(reversed(b.items())))

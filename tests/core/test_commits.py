@@ -17,7 +17,7 @@ from routilux.codec.equality import same_value
 from routilux.core.commits import Commit, CommitKind, JobStatus, history_length, history_of
 from routilux.core.parts import PendingTask, RoutineState, RoutineStatus
 from routilux.errors import CorruptStateError, UnserializableError
-from routilux.graph.messages import Effect, Emission, ErrorInfo, Task, Writes
+from routilux.graph.messages import Effect, Emission, ErrorInfo, Task, Writes, traceback_of
 
 DONE = CommitKind.DONE
 RUNNING = JobStatus.RUNNING
@@ -119,11 +119,14 @@ def test_the_times_of_a_commit_are_aware_instants():
     assert Commit(1, CommitKind.PAUSED, 0, JobStatus.PAUSED).started_at is None
 
 
-def test_a_message_with_a_lone_surrogate_can_be_saved():
-    commit = step_end(
-        CommitKind.FAILED, error=ErrorInfo("OSError", "no \udcff", "\udcff", "\udcff")
-    )
-    assert reread(commit).error == ErrorInfo("OSError", "no ?", "?", "?")
+def test_an_error_with_lone_surrogates_can_be_saved():
+    with pytest.raises(OSError, match="no") as raised:
+        exec(compile("raise OSError('no \\udcff')", "\udcff.py", "exec"))
+    error = ErrorInfo.of(raised.value)
+    error.traceback = traceback_of(raised.value)
+    assert ("no ?", "?.py:1") == (error.message, error.where)
+    assert 'File "?.py", line 1' in error.traceback
+    assert reread(step_end(CommitKind.FAILED, error=error)).error == error
 
 
 def test_a_value_without_a_saved_form_is_refused_with_its_path():
@@ -168,6 +171,15 @@ def test_a_damaged_commit_is_refused_with_its_path(change, path):
     with pytest.raises(CorruptStateError) as refusal:
         Commit.load({**data, **change}, "$")
     assert refusal.value.path == path
+
+
+def test_a_task_id_is_as_short_as_those_of_the_engine():
+    data = json.loads(step_end(emissions=(Emission("out", {}, True),)).dumps())
+    task = {"task_id": "0" * 64, "routine_id": "b", "slot": "in", "emission": 0}
+    Commit.load({**data, "tasks": [task]}, "$")
+    with pytest.raises(CorruptStateError, match="at most 64 characters") as refused:
+        Commit.load({**data, "tasks": [{**task, "task_id": "0" * 65}]}, "$")
+    assert "$.tasks[0].task_id" == refused.value.path
 
 
 # --- the history ----------------------------------------------------------------------------------

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from routilux.core.commits import Commit, CommitKind, JobStatus
+from routilux.core.replay import replay
 from routilux.core.state import JobState
 from routilux.errors import IllegalTransitionError
-from routilux.graph.messages import ErrorInfo, Task
+from routilux.graph.messages import Effect, ErrorInfo, Task, Writes
 from tests.core.stories import Stage, Story, failed, flow_of, text_of
+from tests.fuzz.families import Story as FamilyStory
 
 
 @pytest.mark.parametrize(
@@ -73,3 +77,75 @@ def test_a_job_begins_with_a_start_that_has_details(kind):
     with pytest.raises(IllegalTransitionError, match=message):
         job.fold(commit)
     assert job == JobState("job")
+
+
+# --- the work of a replay -------------------------------------------------------------------------
+
+
+def test_a_replay_changes_the_state_in_place_and_a_running_job_replaces_it():
+    story = FamilyStory()
+    story.spread(4)
+    for i, key in enumerate("abc"):
+        story.step(CommitKind.DONE, f"0.{i}", state=Writes({key: i}), shared=Writes({key: i}))
+    commits = story.job.commits
+    for replayed in True, False:
+        job, seen = JobState("job-1"), []
+        for commit in commits:
+            if replayed:
+                replay(job, [("$", commit)])
+            else:
+                job.fold(commit)
+            seen.append((job.routine_states["a"].state, job.shared_data))
+        states, shared = ({id(pair[i]) for pair in seen[-3:]} for i in (0, 1))
+        assert (len(states), len(shared)) == ((1, 1) if replayed else (3, 3))
+        assert job == story.job
+    assert {"a": 0} == commits[-3].state.values
+
+
+def test_the_effects_of_a_task_are_added_in_place_by_a_replay_alone():
+    story = FamilyStory()
+    for i in range(3):
+        story.step(CommitKind.EFFECT, detail={"name": f"e{i}"}, effect=Effect("", i))
+    for replayed, mappings in (True, 1), (False, 3):
+        job, seen = JobState("job-1"), []
+        for commit in story.job.commits:
+            if replayed:
+                replay(job, [("$", commit)])
+            else:
+                job.fold(commit)
+            seen.append(job._pending["0"].effects)
+        assert mappings == len({*map(id, seen[1:])})
+        assert job == story.job
+
+
+class Unvisited(dict[str, Any]):
+    """A dict whose values nobody may visit one after the other."""
+
+    def values(self) -> Any:
+        raise AssertionError("all tasks were visited")
+
+    items = __iter__ = values
+
+
+def test_a_resume_visits_only_tasks_that_wait_or_have_failed():
+    story = FamilyStory()
+    story.spread(9)
+    story.retry("0.1", 1, 10**15)
+    story.fail("0.2")
+    job = story.job
+    job._pending = Unvisited(job._pending)
+    assert ({"0.1", "0.2"}, {"0.2"}) == (job._waiting, job._failed)
+    story.resume(retry_failed=True)
+    assert (set(), set()) == (job._waiting, job._failed)
+    assert not job._pending["0.2"].failed
+    loaded = JobState.deserialize(FamilyStory().job.serialize())
+    assert {"0"} == loaded._waiting
+
+
+def test_a_copy_has_its_own_lists_of_waiting_and_failed_tasks():
+    story = FamilyStory()
+    story.spread(2)
+    story.fail("0.1")
+    twin = story.job.copy()
+    story.resume(retry_failed=True)
+    assert ({"0.1"}, {"0.1"}) == (twin._waiting, twin._failed)

@@ -176,3 +176,20 @@ def test_an_observer_may_end_another_job_of_the_same_write(together):
     assert ["start", "done", "cancelled"] == kinds(victim)
     assert victim == Runtime(store=store).load(victim.job_id)
     assert {"2"} == {j for j, job in jobs.items() if job.status is not JobStatus.COMPLETED}
+
+
+def test_observers_get_the_commits_of_a_write_before_those_that_they_cause(together):
+    class Canceller:
+        def on_commit(self, job, commit):
+            order.append((job.job_id, commit.seq))
+            if commit.kind is CommitKind.DONE and not cancelled:
+                cancelled.append("7" if job.job_id != "7" else "6")
+                runs[cancelled[0]].cancel()
+
+    cancelled: list[str] = []
+    order: list[tuple[str, int]] = []
+    runs: dict[str, Run] = {}
+    with Runtime(store=NotedStore(), observers=[Canceller()]) as runtime:
+        together(runtime, runs)
+        stopped(runs)
+    assert [1, 2, 3] == [seq for job_id, seq in order if job_id == cancelled[0]]

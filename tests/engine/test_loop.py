@@ -19,6 +19,7 @@ from routilux import (
     Runtime,
 )
 from routilux.engine.drive import Drive
+from routilux.engine.driver import Ended, InlineDriver
 from routilux.graph.context import Context
 from tests.routines import (
     Works,
@@ -165,3 +166,23 @@ def test_the_clock_of_the_next_host_records_the_rest_of_a_wait(skew):
     job = flow.resume(paused, runtime=Runtime(clock=later))
     assert ("completed", 1.0) == (job.status, ended_at(job)), "time ran back, or a wait grew"
     assert [("retry of a", 750_000_000)] == [(w.who, w.length_ns) for w in later.waits]
+
+
+def test_an_error_of_a_step_that_has_already_ended_changes_nothing(monkeypatch):
+    class Twice(InlineDriver):
+        """Returns each step once more, as if its handler had left with `sys.exit`."""
+
+        late: Ended | None = None
+
+        def next(self, *until):
+            again, self.late = self.late, None
+            if again is not None:
+                return again
+            ended = super().next(*until)
+            if ended is not None:
+                self.late = (*ended[:2], SystemExit(3))
+            return ended
+
+    monkeypatch.setattr("routilux.engine.threads.InlineDriver", Twice)
+    job = run(chain(a=send, b=send, c=rest))
+    assert ["start", "done", "done", "done"] == kinds(job)

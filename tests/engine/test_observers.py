@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from routilux import Commit, FakeClock, JobState, JobStatus, RoutiluxError, Runtime, StepInput
+from routilux import Commit, FakeClock, JobState, JobStatus, RoutiluxError, Run, Runtime, StepInput
 from tests.engine.concurrency import Gate, no_thread_remains
 from tests.routines import (
     MODES,
+    PATIENCE,
     Works,
     chain,
     fails,
@@ -109,3 +110,28 @@ def test_an_observer_that_waits_for_a_job_gets_an_error_and_no_job_hangs():
     [failure] = runtime.observer_failures
     assert isinstance(failure.error, RoutiluxError)
     assert "an observer can't execute a job" in str(failure.error)
+
+
+def test_an_observer_can_not_wait_for_a_job_in_any_of_its_methods():
+    class Waits(StepNotes):
+        def on_step(self, job, step):
+            runs[0].pause()
+            runs[0].wait(timeout=1)
+
+    class Resumes:
+        def on_commit(self, job, commit):
+            if commit.kind.value == "paused":
+                runtime.resume(flow, job.copy())
+
+    runs: list[Run] = []
+    notes = Notes()
+    flow = chain(a=lambda routine, n=0: notes.notes.append(("", "the handler runs")))
+    observers = [Waits(), Resumes(), notes]
+    with Runtime(observers=observers) as runtime:
+        with runtime.environment.lock:  # no step starts before the run is known
+            runs.append(flow.start("a", runtime=runtime))
+        assert JobStatus.PAUSED is runs[0].wait(PATIENCE).status
+    assert ["an observer can't wait for a job", "an observer can't resume a job"] == [
+        str(failure.error).partition(":")[0] for failure in runtime.observer_failures
+    ]
+    assert ["start", "paused", "the handler runs", "done"] == [what for _, what in notes.notes]

@@ -197,6 +197,17 @@ def test_a_step_that_the_executor_drops_ends_the_run():
     assert ["a"] == [task.routine_id for task in run.job.pending_tasks]
 
 
+def test_an_executor_whose_threads_can_not_begin_ends_the_run():
+    def fail() -> None:
+        raise OSError("no database")
+
+    with ThreadPoolExecutor(1, initializer=fail) as executor, Runtime(executor=executor) as runtime:
+        run = chain(a=rest).start("a", runtime=runtime)
+        with pytest.raises(BrokenExecutor):
+            run.wait(timeout=PATIENCE)
+    assert ["a"] == [task.routine_id for task in run.job.pending_tasks]
+
+
 def test_a_step_that_times_out_in_the_queue_of_the_executor_never_runs():
     ran: list[int] = []
 

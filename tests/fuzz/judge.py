@@ -37,8 +37,9 @@ from tests.persist.orders import KEY
 
 LONGEST_TEXT: Final = 4_600  # characters of an error
 MB: Final = 1024 * 1024
-# The limits of processor time and memory: per mutant, per byte, per value.
-SECONDS: Final = (1.0, 0.05 / MB, 4e-6)
+# The limits of processor time (per mutant, per byte) and memory (per mutant, per byte, per value).
+# The time is twice what is promised, since other programs share the processor's caches.
+SECONDS: Final = (0.3, 1.0 / MB)
 MEMORY: Final = (64 * MB, 8, 200)
 _REPEATED: Final = ("saved_at", "saved_at_iso", "retry_count", "execution_history_count")
 _MEMBER: Final = re.compile(r"\$")
@@ -97,7 +98,7 @@ def judge(mutant: Document | Rows, tally: Tally) -> None:
 
 
 def _sum(prices: tuple[float, ...], amounts: tuple[int, ...]) -> float:
-    return sum(price * amount for price, amount in zip(prices, amounts, strict=True))
+    return sum(price * amount for price, amount in zip(prices, amounts, strict=False))
 
 
 def _read(mutant: Document | Rows) -> SavedState | JobState:
@@ -152,7 +153,7 @@ def _check_job(job: JobState) -> None:
     if len(commits) == job.seq:
         assert job.at(job.seq) == job, "it differs from the fold of its commits"
         assert (job.status is JobStatus.FAILED) <= (job.error is not None)
-    ExecutionMonitor.of(job)
+        ExecutionMonitor.of(job)
     assert isinstance(repr(job.execution_history), str)
 
 

@@ -27,7 +27,8 @@ from routilux import (
 )
 from routilux.codec import signature
 from routilux.persist.journal import Journal
-from routilux.persist.rows import CHECKSUM_BYTES, with_checksum, without_checksum
+from routilux.persist.rows import CHECKSUM_BYTES, row_place, with_checksum, without_checksum
+from tests.fuzz.values import VALUES
 from tests.persist.orders import GOLDEN, KEY, START, at_retry, pipeline, run
 
 Path = tuple[str | int, ...]
@@ -89,16 +90,20 @@ class Rows(_Short):
 
     @property
     def is_damaged(self) -> bool:
-        return any(map(_is_damaged, self.rows))
+        return any(_is_damaged(row, i) for i, row in enumerate(self.rows))
 
     def __repr__(self) -> str:
         pair = (b"\n".join(rows) for rows in (self.original, self.rows))
         return f"<rows: {_differs(*pair)}>"
 
 
-def _is_damaged(row: bytes) -> bool:
+def _place(index: int) -> str:
+    return row_place("job-1", index + 1)
+
+
+def _is_damaged(row: bytes, index: int) -> bool:
     try:
-        without_checksum(row, "$")
+        without_checksum(row, _place(index))
     except SavedStateError:
         return True
     return False
@@ -185,7 +190,13 @@ class _Twice(dict[str, Any]):
 
 
 _RAW: Final = re.compile(f'"{_MARK}' + r'((?:[^"\\]|\\.)*+)"')
+_grown = st.builds(
+    cache(lambda name, n: json.dumps(VALUES[name](n))),
+    st.sampled_from([*VALUES]),
+    st.sampled_from([1, 3, 30, 300, 2_000]),
+)
 _raw = st.one_of(
+    _grown,
     st.integers(1, 300).map(lambda n: "[" * n + "]" * n),
     st.integers(1, 300).map(lambda n: '{"a":' * n + "1" + "}" * n),
     st.sampled_from([4_000, 4_001, 5_000, 20_000]).map(lambda n: "9" * n),
@@ -318,8 +329,10 @@ _seals = st.sampled_from(["anew", "anew", "anew", "signed", "stale", "unverified
 
 
 @st.composite
-def tampered_documents(draw: st.DrawFn) -> Document:
-    original = draw(st.sampled_from(documents()))
+def tampered_documents(draw: st.DrawFn, more: tuple[bytes, ...] = ()) -> Document:
+    """Changed documents; `more` are taken for a third of them."""
+    others = bool(more) and draw(st.integers(0, 2)) == 0
+    original = draw(st.sampled_from(more if others else documents()))
     how = draw(_seals)
     end = original.index(b',\n"digest"')
     structural = draw(st.integers(0, 3)) > 0
@@ -337,31 +350,45 @@ def tampered_documents(draw: st.DrawFn) -> Document:
 
 
 @st.composite
-def tampered_rows(draw: st.DrawFn) -> Rows:
-    original = draw(st.sampled_from(journals()))
-    rows = list(original)
+def tampered_rows(draw: st.DrawFn, more: tuple[tuple[bytes, ...], ...] = ()) -> Rows:
+    """Changed journals; `more` are taken for a third of them."""
+    others = bool(more) and draw(st.integers(0, 2)) == 0
+    original = draw(st.sampled_from(more if others else journals()))
+    bodies = _bodies(original)
+    stale: dict[int, bytes] = {}  # rows that keep a checksum, by index
     for _ in range(draw(st.integers(1, 2))):
         op = draw(
             st.sampled_from(["structure", "structure", "bytes", "drop", "swap", "repeat", "of"])
         )
-        at, to = draw(st.integers(0, len(rows) - 1)), draw(st.integers(0, len(rows) - 1))
-        if op == "structure" and rows[at] in original:
-            body = draw(changed(without_checksum(rows[at], "$"), 2)).encode(
-                "utf-8", "surrogatepass"
-            )
-            stale = draw(st.integers(0, 3)) == 0
-            rows[at] = body[:-1] + rows[at][-CHECKSUM_BYTES:] if stale else with_checksum(body)
+        at, to = (draw(st.integers(0, len(bodies) - 1)) for _ in range(2))
+        if op == "structure" and bodies[at] in _bodies(original):
+            body = draw(changed(bodies[at], 2)).encode("utf-8", "surrogatepass")
+            if draw(st.integers(0, 3)) == 0:
+                stale[at] = body[:-1] + original[at % len(original)][-CHECKSUM_BYTES:]
+            bodies[at] = body
         elif op == "bytes":
-            rows[at] = draw(scrambled(rows[at]))
-        elif op == "drop" and len(rows) > 1:
-            del rows[at]
+            stale[at] = draw(scrambled(with_checksum(bodies[at], _place(at))))
+        elif op == "drop" and len(bodies) > 1:
+            del bodies[at]
         elif op == "swap":
-            rows[at], rows[to] = rows[to], rows[at]
+            bodies[at], bodies[to] = bodies[to], bodies[at]
         elif op == "repeat":
-            rows.insert(to, rows[at])
+            bodies.insert(to, bodies[at])
         else:
-            rows[at] = draw(st.sampled_from(draw(st.sampled_from(journals()))))
+            bodies[at] = draw(st.sampled_from(_bodies(draw(st.sampled_from(journals())))))
+    if draw(st.integers(0, 4)) == 0:  # rows at other places, with the checksums of their own
+        places = {body: i for i, body in enumerate(_bodies(original))}
+        rows = [with_checksum(body, _place(places.get(body, i))) for i, body in enumerate(bodies)]
+    else:
+        rows = [with_checksum(body, _place(i)) for i, body in enumerate(bodies)]
+    for i, row in stale.items():
+        if i < len(rows):
+            rows[i] = row
     return Rows(tuple(rows), original)
+
+
+def _bodies(rows: tuple[bytes, ...]) -> list[bytes]:
+    return [without_checksum(row, _place(i)) for i, row in enumerate(rows)]
 
 
 ENDLESS: Final[dict[str, Callable[[int], bytes]]] = {

@@ -7,6 +7,7 @@ import sys
 import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from tests.fuzz.families import families, small_documents, small_journals
 from tests.fuzz.judge import MB, Tally, judge
 from tests.fuzz.mutants import (
     ENDLESS,
@@ -16,9 +17,10 @@ from tests.fuzz.mutants import (
     tampered_documents,
     tampered_rows,
 )
-from tests.soak import also, examples, sampled
+from tests.soak import also, batch_seed, examples, sampled
 
 BATCHES = also(0, *range(1, 8))  # Hypothesis keeps the data of a batch in memory
+FAMILIES = dict(families())
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="only Linux reports the peak memory"
@@ -29,9 +31,9 @@ pytestmark = pytest.mark.skipif(
 def test_a_tampered_document_is_refused_with_its_place_or_is_consistent(batch):
     tally = Tally()
 
-    @seed(batch)
+    @seed(batch_seed(batch))
     @settings(max_examples=examples(5), suppress_health_check=SLOW)
-    @given(tampered_documents())
+    @given(tampered_documents(small_documents()))
     def judged(mutant):
         judge(mutant, tally)
 
@@ -40,7 +42,8 @@ def test_a_tampered_document_is_refused_with_its_place_or_is_consistent(batch):
     every = anew + tally.counts["stale"] + tally.counts["unverified"]
     assert anew >= 0.3 * every, "too few mutants reach the validation"
     accepted = sum(n for name, n in tally.counts.items() if name.endswith("accepted"))
-    assert 0 < accepted < 0.5 * every
+    assert accepted > 0 or every < 500
+    assert accepted < 0.5 * every
     assert tally.places["CorruptStateError"] > every / 2
     assert 0 == tally.counts["stale: accepted"]
 
@@ -49,9 +52,9 @@ def test_a_tampered_document_is_refused_with_its_place_or_is_consistent(batch):
 def test_a_tampered_journal_is_refused_with_its_place_or_is_consistent(batch):
     tally = Tally()
 
-    @seed(batch)
+    @seed(batch_seed(batch))
     @settings(max_examples=250, suppress_health_check=SLOW)
-    @given(tampered_rows())
+    @given(tampered_rows(small_journals()))
     def judged(mutant):
         judge(mutant, tally)
 
@@ -70,6 +73,11 @@ def test_the_originals_cover_every_kind_of_commit():
 @pytest.mark.parametrize("what", sampled(ENDLESS, [*ENDLESS][::4]))
 def test_huge_data_costs_time_and_memory_in_proportion_to_its_size(what):
     judge(endless(what, MB), Tally())
+
+
+@pytest.mark.parametrize("name", sampled(FAMILIES, [*FAMILIES][::9]))
+def test_what_grows_in_a_document_or_journal_costs_time_in_proportion_to_its_size(name):
+    judge(FAMILIES[name](4_000 if name.startswith(("value", "state")) else 1_500), Tally())
 
 
 # --- the judge itself -----------------------------------------------------------------------------

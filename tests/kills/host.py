@@ -9,11 +9,17 @@ output, one JSON list a line. A worker is a fork, so that it starts within milli
     aim              where the worker is killed: a place, at which entry, and up to how long after
                      it; or `timer`, when it is killed at any place. Both in nanoseconds
     stops_at         the place at which it is suspended instead; if it asks, from then on
+    nth              at which entry of this place
     lingers          handlers run until a lease was renewed
     sigterm          the number of the worker's commit that is followed by a SIGTERM
     execute          id of a job that is then executed without a worker
     most             how many recoveries without progress a job may have; without it, any number
     asks             use the flow that asks
+    gate             use the flow of effects behind gates; a job waits at its gate, which this seed
+                     chooses, until the next line is read
+    watched          report who takes a job and who does an effect, with the time
+    clock            a file with the seconds by which the clock of the store is set wrong
+    starts           ids of jobs that are started without a worker, and waited for
     late             ids of jobs to which it tries to append a row at its end
     take_over        ids of jobs that an operator takes over
     left             a host acquires a job and dies, for half a lease
@@ -26,10 +32,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
@@ -48,8 +56,8 @@ from routilux.clocks.clock import real_sleep
 from routilux.persist import admin
 from tests.kills.places import BACKOFF, IDLE, Places, kill_in
 from tests.kills.plants import PLANTS
-from tests.kills.stores import opened
-from tests.kills.story import around, asking, story
+from tests.kills.stores import SetClock, opened
+from tests.kills.story import CHARGES, around, asking, charging, story
 
 Order = dict[str, Any]
 LEASE = 0.1
@@ -115,16 +123,22 @@ def live(order: Order, places: Places) -> None:
     if "aim" in order:
         places.aim(*order["aim"])
     elif "stops_at" in order and "asks" not in order:
-        places.aim(order["stops_at"], 1, stops=True)
+        places.aim(order["stops_at"], order.get("nth", 1), stops=True)
     reports = _Reports()
     logging.getLogger("routilux").addHandler(reports)
     logging.getLogger("routilux").setLevel(logging.INFO)
-    store: Any = opened(order["store"], places)
+    clock = SetClock(order["clock"]) if "clock" in order else None
+    store: Any = opened(order["store"], places, clock)
+    if "watched" in order:
+        watch(store)
     if "plant" in order:
         PLANTS[order["plant"]](store)
     runtime = Runtime(store=store, observers=[reports], max_recoveries=order.get("most"))
-    flow = asking(order["effects"]) if "asks" in order else story(order["effects"])
+    kind = asking if "asks" in order else charging if "gate" in order else story
+    flow = kind(order["effects"])
     around.listens = partial(_asks, order, places)
+    if "gate" in order and order["gate"] is not None:
+        around.gates = gates(order["gate"])
     for job_id in order.get("submit", ()):
         runtime.submit(flow, "first", job_id=job_id)
     lease = order.get("lease", LEASE)
@@ -135,6 +149,12 @@ def live(order: Order, places: Places) -> None:
             admin.retry(store, job_id, runtime.clock.now_ns(), take_over=True)
     if "execute" in order:
         runtime.execute(flow, "first", job_id=order["execute"])
+    runs = [runtime.start(flow, "first", job_id=job_id) for job_id in order.get("starts", ())]
+    for run in runs:
+        with _refusals():
+            run.wait()
+    if runs:
+        return
     for job_id in store.job_ids() if order.get("resume") == "all" else order.get("resume", ()):
         with _refusals():
             runtime.resume(flow, runtime.load(job_id))
@@ -183,6 +203,38 @@ def _asks(order: Order, places: Places) -> None:
     hear()
 
 
+def watch(store: Any) -> None:
+    """Report each call that gives a job to this process, and each effect of this process."""
+
+    def reports(call: Callable[..., Any], jobs: Callable[[Any, Any], list[str]]) -> Any:
+        def calls(*arguments: Any, **named: Any) -> Any:
+            before = time.monotonic_ns()
+            answer = call(*arguments, **named)
+            for job_id in jobs(arguments, answer):
+                tell("took", job_id, os.getpid(), before, time.monotonic_ns())
+            return answer
+
+        return calls
+
+    store.create = reports(store.create, lambda arguments, _: [arguments[0]])
+    store.claim = reports(store.claim, lambda arguments, _: [arguments[0]])
+    store.acquire = reports(store.acquire, lambda _, got: [taken.job_id for taken in got])
+    around.reports = lambda key, asked: tell("effect", key, os.getpid(), asked)
+
+
+def gates(seed: str) -> Callable[[str, str], None]:
+    """Return the gate of a process: each job waits before one of its effects for the next line."""
+    opens = threading.Event()
+    threading.Thread(target=lambda: (hear(), opens.set()), daemon=True).start()
+
+    def gate(job_id: str, name: str) -> None:
+        if name == random.Random(f"{seed} {job_id}").choice(CHARGES):
+            tell("reached", job_id)
+            opens.wait()
+
+    return gate
+
+
 def _until_renewed(store: Any) -> Any:
     """Return a function that waits for the next renewal of a lease, in any number of threads."""
     renew, renewed = store.renew, threading.Condition()
@@ -208,6 +260,8 @@ def serve() -> None:
     places = Places()
     while True:
         order = hear()
+        if not isinstance(order, dict):
+            continue  # a word for a worker that has ended meanwhile
         places.clear()
         child = os.fork()
         if not child:

@@ -15,7 +15,8 @@ import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 IDLE = "idle: nothing to drive"
 BACKOFF = "in a backoff wait"
@@ -47,6 +48,8 @@ class Places:
         self._within_ns = 0
         self._signal = signal.SIGKILL
         self.passed: Counter[str] = Counter()
+        # Held while the process is suspended, so that no thread is suspended in a write.
+        self.quiet: AbstractContextManager[Any] = nullcontext()
 
     def last(self) -> str:
         """Return where the process was when it ended."""
@@ -76,7 +79,10 @@ class Places:
         elif here:
             if self._signal is signal.SIGKILL:
                 self._write(0, place, _KILLED)
-            os.kill(os.getpid(), self._signal)
+                os.kill(os.getpid(), self._signal)
+            else:
+                with self.quiet:  # this thread stops at once, the others soon
+                    signal.pthread_kill(threading.get_ident(), self._signal)
 
     @contextmanager
     def at(self, place: str) -> Iterator[None]:

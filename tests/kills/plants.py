@@ -9,8 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from routilux import JobState, codec
+from routilux.engine.drive import Drive
 from routilux.persist.journal import Journal
 from routilux.persist.rows import row_place, with_checksum, without_checksum
+from tests.persist.stores import using
 
 
 def _loses(store: Any) -> None:
@@ -20,7 +22,7 @@ def _loses(store: Any) -> None:
     def acquires(*arguments: Any) -> Any:
         acquired = acquire(*arguments)
         for job in acquired:
-            with store._file.using() as db:
+            with using(store) as db:
                 db.execute(
                     "DELETE FROM commits WHERE seq > 1 AND (job, seq) = (SELECT job, seq FROM jobs"
                     " WHERE job_id = ?)",
@@ -78,9 +80,15 @@ def _resets_retries(job: JobState) -> None:
         task.retries = 0
 
 
+def _asks_nobody(store: Any) -> None:
+    """The engine does not ask the store before an effect."""
+    Drive._check_owner = lambda self, store: None
+
+
 PLANTS: dict[str, Callable[[Any], None]] = {
     "loses a commit": _loses,
     "keeps a commit twice": _keeps_twice,
     "forgets effects": _read(_forgets_effects),
     "resets retries": _read(_resets_retries),
+    "asks nobody": _asks_nobody,
 }

@@ -13,13 +13,10 @@ Invariants:
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -27,12 +24,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from routilux import Hold
-from tests.kills.__main__ import say
 from tests.kills.host import INTERRUPTED
+from tests.kills.program import Program, say
 from tests.kills.soak import Host, hosts
 from tests.kills.stores import fresh_stores
 from tests.kills.verdicts import broken, evidence
-from tests.persist import postgres_server
 from tests.persist.stores import at
 
 _ROUND = 250
@@ -170,36 +166,22 @@ def _unclean(sent: Sequence[Sent]) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.kills.signals")
-    parser.add_argument("--count", type=int, default=1_000, help="the number of signalled workers")
-    parser.add_argument("--store", choices=["sqlite", "postgres"], default="sqlite")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=60, help="the longest time")
-    asked = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="signals-"))
-    begun = time.monotonic()
-    try:
-        with hosts(1) as (host,):
-            signals = Signals(host, fresh_stores(asked.store, folder), folder, asked.seed)
-            signals.until = begun + 60 * asked.minutes
-            while (left := asked.count - len(signals.sent)) > 0 and not signals.broken:
-                if time.monotonic() >= signals.until:
-                    break
-                signals.round(min(_ROUND, left))
-                say(f"{len(signals.sent):,} of {asked.count:,} in {time.monotonic() - begun:.0f} s")
-    finally:
-        postgres_server.stop()
-    say(*signals.table())
-    say(f"{signals.jobs:,} jobs with {signals.commits:,} commits acknowledged")
-    if signals.broken:
-        say(*signals.broken[:50], f"{len(signals.broken)} broken rules; the store is in {folder}")
-        return 1
-    shutil.rmtree(folder)
-    if len(signals.sent) < asked.count:
-        say("the time was too short")
-        return 2
-    say("every worker ended, gave its jobs back, and no commit or effect was lost or repeated")
-    return 0
+    program = Program("tests.kills.signals", "--count", 1_000, "the number of signalled workers")
+    with program as asked, hosts(1) as (host,):
+        stores = fresh_stores(asked.store, program.folder)
+        signals = Signals(host, stores, program.folder, asked.seed)
+        signals.until = program.until
+        while (left := asked.count - len(signals.sent)) > 0:
+            if program.is_over or signals.broken:
+                break
+            signals.round(min(_ROUND, left))
+            say(f"{len(signals.sent):,} of {asked.count:,} in {program.seconds}")
+    return program.verdict(
+        [*signals.table(), f"{signals.jobs:,} jobs with {signals.commits:,} commits acknowledged"],
+        signals.broken,
+        "the time was too short" if len(signals.sent) < asked.count else "",
+        "every worker ended, gave its jobs back, and no commit or effect was lost or repeated",
+    )
 
 
 if __name__ == "__main__":

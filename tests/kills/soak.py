@@ -70,7 +70,7 @@ class Host:
 
     def until(self, kind: str) -> list[Any]:
         """Wait for an event of this kind, and return its values."""
-        while (event := self._hear())[0] != kind:
+        while (event := self.hear())[0] != kind:
             assert event[0] != "end", f"the worker ended ({event[1]}) and reported no {kind}"
         return event[1:]
 
@@ -79,9 +79,10 @@ class Host:
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             if b"\n" in self._rest or select.select([self._process.stdout], [], [], left)[0]:
-                self._hear()
+                self.hear()
 
-    def _hear(self) -> list[Any]:
+    def hear(self) -> list[Any]:
+        """Wait for the next event."""
         while b"\n" not in self._rest:
             ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
             assert ready, f"no worker reported anything for {PATIENCE} s"

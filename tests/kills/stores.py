@@ -17,10 +17,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
-from routilux import JobStore, SqliteStore
+from routilux import Clock, JobStore, Signal, SqliteStore, SystemClock
 from tests.kills.places import OPENING, Places
 from tests.persist import postgres_server
-from tests.persist.stores import at
+from tests.persist.stores import at, using
+from tests.routines import SECOND
 
 WRITES = (
     "create",
@@ -32,6 +33,7 @@ WRITES = (
     "acquire",
     "renew",
     "release",
+    "holders",  # asked before each effect
 )
 _STATEMENT = re.compile(r"\s*(\w+)")
 _TABLE = re.compile(r"\b(?:INTO|UPDATE|FROM)\s+(?:routilux_)?(jobs|commits|snapshots)\b")
@@ -46,18 +48,39 @@ def fresh_stores(kind: str, folder: Path) -> Callable[[], str]:
     return lambda: str(folder / f"jobs-{next(numbers)}.db")
 
 
-def opened(where: str, places: Places) -> JobStore:
+def opened(where: str, places: Places, clock: Clock | None = None) -> JobStore:
     """Return a store whose writes are places, until the process ends."""
     watch = _Watch(places)
     if where.startswith("host="):
         _watch_driver(watch)
-    store: Any = at(where)
+    store: Any = at(where, clock)
     if isinstance(store, SqliteStore):
-        with store._file.using() as db:
+        places.quiet = store._file.lock
+        with using(store) as db:
             db.set_trace_callback(watch.statement)
     for name in WRITES:
         setattr(store, name, watch.write(name, getattr(store, name)))
     return store
+
+
+class SetClock(Clock):
+    """The system's clock, set wrong by as many seconds as a file says."""
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._clock = SystemClock()
+
+    def now_ns(self) -> int:
+        return self._clock.now_ns() + round(float(self._path.read_text("ascii")) * SECOND)
+
+    def monotonic_ns(self) -> int:
+        return self._clock.monotonic_ns()
+
+    def signal(self) -> Signal:
+        return self._clock.signal()
+
+    def wait(self, *how: Any, **named: Any) -> bool:
+        return self._clock.wait(*how, **named)
 
 
 class _Watch:

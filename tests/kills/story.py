@@ -7,6 +7,7 @@ commit that the step knows. So the file shows what was done, and the job what it
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,11 @@ DELAYS_NS = (2_000_000, 4_000_000)
 ENDS = Counter([("0", 1), ("0", 2), ("0", 3), ("0.0", 1), ("0.1", 1)])
 EFFECTS = [("0", "charge"), ("0.0", "send"), ("0.1", "send")]
 SENT = 2
+CHARGES = ("reserve", "charge", "confirm")
+
+
+def _passes(*_: object) -> None:
+    pass
 
 
 @dataclass(slots=True)
@@ -29,6 +35,8 @@ class Around:
     places: Places
     lingers: Any = bool
     listens: Any = bool
+    gates: Any = _passes  # is given the job, and the name of its next effect
+    reports: Any = _passes  # is given the key of an effect, and when its handler asked for it
 
 
 around = Around(Places())
@@ -59,6 +67,18 @@ def asking(effects: str) -> Flow:
     return _flow(asks, effects)
 
 
+def charging(effects: str) -> Flow:
+    """Return a flow whose first routine has several effects, each behind a gate."""
+
+    def charges(self, n=0):
+        for name in CHARGES:
+            around.gates(self.ctx.job_id, name)
+            affect(self, name, effects)
+        self.emit("out", n=0)
+
+    return _flow(charges, effects)
+
+
 def _flow(first: Body | Works, effects: str) -> Flow:
     def sends(self, n=0):
         with around.places.at(HANDLER):
@@ -70,12 +90,16 @@ def _flow(first: Body | Works, effects: str) -> Flow:
 
 def affect(routine: Any, name: str, effects: str) -> None:
     """Do an effect once."""
+    # Not `ctx.key`, which would ask for the owner a second time.
+    key = f"{routine.ctx.job_id}/{routine.ctx.task_id}/{name}"
+    asked = time.monotonic_ns()
 
     def does() -> str:
         token = os.urandom(6).hex()
         file = os.open(effects, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(file, f"{routine.ctx.key(name)} {token} {routine.ctx.step.seq}\n".encode())
+        os.write(file, f"{key} {token} {routine.ctx.step.seq}\n".encode())
         os.close(file)
+        around.reports(key, asked)
         around.places.enter(EFFECT)
         return token
 

@@ -42,7 +42,7 @@ def test_no_kill_loses_a_commit_or_repeats_what_was_done(kind, tmp_path, record_
 @pytest.mark.parametrize(
     ("fault", "asked", "message", "code"),
     [
-        (["a fault"], "--count=5", "a fault\n1 broken rules; the store is in ", 1),
+        (["a fault"], "--count=5", "a fault\n1 broken rules; the stores are in ", 1),
         ([], "--minutes=0", "the time was too short", 2),
         ([], "--count=1", "too seldom: {'before create': ", 2),
     ],

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from routilux import Commit, CommitKind, JobState, JobStatus
-from tests.kills.plants import PLANTS
 from tests.kills.soak import hosts
 from tests.kills.verdicts import Evidence, broken, evidence
 
@@ -51,7 +50,7 @@ def lives(folder: Path, *orders: dict[str, Any]) -> Evidence:
         return evidence(where, effects, host.events)
 
 
-@pytest.mark.parametrize("plant", PLANTS)
+@pytest.mark.parametrize("plant", FAULTS)
 def test_a_fault_of_a_store_or_the_engine_is_reported(plant, tmp_path):
     killed, resumed, message = FAULTS[plant]
     assert [] == broken(lives(tmp_path / "sound", killed, resumed))

@@ -58,14 +58,16 @@ def broken(found: Evidence) -> list[str]:
     """Return a line for each broken rule."""
     return [
         *found.unread,
-        *_lost(found),
+        *lost(found),
         *_snapshots(found),
         *(line for job in found.jobs.values() for line in _of_job(job)),
-        *_effects(found),
+        *_names(found),
+        *repeated(found),
     ]
 
 
-def _lost(found: Evidence) -> Iterator[str]:
+def lost(found: Evidence) -> Iterator[str]:
+    """Yield a line for each acknowledged commit that the store does not hold."""
     kept = {(i, c.seq): digest(c) for i, job in found.jobs.items() for c in job.commits}
     read = found.jobs.keys()
     for job_id, seq, sent in sorted(found.acknowledged):
@@ -119,23 +121,32 @@ def _retries(who: str, commits: Sequence[Commit]) -> Iterator[str]:
                     yield f"{who}: attempt {after.attempt} began {early} ns before it was due"
 
 
-def _effects(found: Evidence) -> Iterator[str]:
+def _names(found: Evidence) -> Iterator[str]:
+    for job in found.jobs.values():
+        names = sorted((task_id, name) for _, task_id, name, _ in _recorded(job))
+        if job.status is JobStatus.COMPLETED and names != EFFECTS:
+            yield f"job {job.job_id} recorded the effects {names}"
+
+
+def repeated(found: Evidence) -> Iterator[str]:
+    """Yield a line for each recorded effect that was never done, or done again afterwards."""
     done: dict[str, list[tuple[str, int]]] = {}
     for key, token, known in found.effects:
         done.setdefault(key, []).append((token, known))
     for job in found.jobs.values():
-        recorded = [
-            (c.seq, str(c.task_id), str(c.detail["name"]), c.effect.result)
-            for c in job.commits
-            if c.effect is not None and c.detail is not None
-        ]
-        names = sorted((task_id, name) for _, task_id, name, _ in recorded)
-        if job.status is JobStatus.COMPLETED and names != EFFECTS:
-            yield f"job {job.job_id} recorded the effects {names}"
-        for seq, task_id, name, result in recorded:
+        for seq, task_id, name, result in _recorded(job):
             key = f"{job.job_id}/{task_id}/{name}"
             if all(token != result for token, _ in done.get(key, ())):
                 yield f"the effect {key} is recorded, and was never done"
             for token, known in done.get(key, ()):
                 if token != result and known >= seq:
                     yield f"the effect {key} was done again after it was recorded"
+
+
+def _recorded(job: JobState) -> list[tuple[int, str, str, Any]]:
+    """Return the commit of each recorded effect, with its task, name and result."""
+    return [
+        (c.seq, str(c.task_id), str(c.detail["name"]), c.effect.result)
+        for c in job.commits
+        if c.effect is not None and c.detail is not None
+    ]

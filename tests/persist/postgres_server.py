@@ -18,6 +18,7 @@ from collections import deque
 from itertools import count
 from pathlib import Path
 from typing import Any, Final, Self
+from urllib.parse import quote
 
 import pytest
 
@@ -30,6 +31,7 @@ __all__ = [
     "need",
     "running",
     "stop",
+    "url",
     "with_option",
 ]
 
@@ -181,6 +183,15 @@ def fresh_dsn() -> str:
 def with_option(dsn: str, option: str) -> str:
     """Return the connection string with one more server setting."""
     return f"{dsn.removesuffix(_QUOTE)} -c {option}{_QUOTE}"
+
+
+def url(dsn: str) -> str:
+    """Return the same as a URL, with a password that its user does not need."""
+    known = dict(part.split("=", 1) for part in dsn.split(" ", 3))
+    options = quote(known["options"].strip(_QUOTE))
+    return (
+        f"postgresql://test:secret@/postgres?host={quote(known['host'], safe='')}&options={options}"
+    )
 
 
 def available() -> str | None:

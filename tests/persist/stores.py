@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -44,12 +45,29 @@ def _postgres(folder: Path, clock: Clock) -> Iterator[JobStore]:
         yield store
 
 
+@contextmanager
+def using(store: SqliteStore) -> Iterator[sqlite3.Connection]:
+    """The connection of a store, which no other thread uses in the block."""
+    with store._file.lock:
+        yield store._file.connection()
+
+
+@contextmanager
+def writing(store: SqliteStore) -> Iterator[sqlite3.Connection]:
+    """The connection of a store, with a write transaction that lasts for the block."""
+    with using(store) as db:
+        db.execute("BEGIN IMMEDIATE")
+        yield db
+        db.execute("COMMIT")
+
+
 STORES: Final[dict[str, Make]] = {"memory": _memory, "sqlite": _sqlite, "postgres": _postgres}
 
 
-def at(where: str) -> SqliteStore | PostgresStore:
+def at(where: str, clock: Clock | None = None) -> SqliteStore | PostgresStore:
     """The store with this path or connection string."""
-    return PostgresStore(where) if where.startswith("host=") else SqliteStore(where)
+    kind = PostgresStore if where.startswith("host=") else SqliteStore
+    return kind(where, clock=clock)
 
 
 def acquire(store: JobStore, owner: str, flow_ids: Collection[str], lease_ns: int) -> str | None:

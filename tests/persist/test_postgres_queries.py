@@ -24,7 +24,16 @@ def test_a_job_that_somebody_is_just_taking_is_passed_over_and_not_waited_for(ds
         assert "j" == acquire(store, "b", ["f"], SECOND)
 
 
-LOOK = {"owner": "b", "flow_ids": ["f"], "lease_ns": SECOND, "lease": 1, "limit": 1, "now": None}
+LOOK = {
+    "owner": "b",
+    "flow_ids": ["f"],
+    "lease_ns": SECOND,
+    "lease": 1,
+    "limit": 1,
+    "now": None,
+    "steady": 0,
+    "expected": 0,
+}
 
 
 def test_a_look_where_nothing_is_free_locks_no_row_and_writes_nothing(postgres, admin):

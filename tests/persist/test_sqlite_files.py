@@ -13,6 +13,7 @@ import pytest
 from routilux import CorruptStateError, SqliteStore
 from routilux.persist.sqlite_files import Generation
 from tests.persist.hosts import go, line_of, processes
+from tests.persist.stores import using
 from tests.soak import sampled
 
 REPLACED = r"jobs\.db{} was removed or replaced while the store was open"
@@ -104,7 +105,7 @@ def test_a_file_that_is_removed_during_a_write_keeps_it_from_being_acknowledged(
     for end in ("", "-wal", "-shm"):
         with SqliteStore(path) as store:
             start(store, f"j{end}")
-            with store._file.using() as db:
+            with using(store) as db:
                 db.create_function("removes", 0, beside(path, end).rename)
                 db.execute("CREATE TEMP TABLE once AS SELECT 1")
             removed = []
@@ -303,8 +304,7 @@ def traced(statement):
     seen.append(statement)
     if len(seen) == dies:
         os._exit(9)
-with store._file.using() as db:
-    db.set_trace_callback(traced)
+store._file.use(lambda db: db.set_trace_callback(traced))
 for seq in range(1, 200):
     if seq == 1:
         store.create(name, b"x" * 900, name, flow_id="f", status="running")
@@ -364,7 +364,7 @@ def test_a_checkpoint_that_was_killed_after_any_page_is_no_damage(path, tmp_path
         start(store)
         for seq in range(2, 20):
             append(store, seq, b"x" * 3_000)
-        with store._file.using() as db:
+        with using(store) as db:
             db.set_trace_callback(traced)
             store._file._most = 0
             store._file._begin(db)

@@ -46,6 +46,26 @@ def test_the_bare_clock_leaves_time_real(flow_clock_bare):
     assert abs(time.time() - flow_clock_bare.now_ns() / 10**9) > 86_400
 
 
+def test_the_runtime_leaves_no_thread_of_a_job_that_still_waits(pytester):
+    pytester.makepyfile(
+        """
+        import threading, time
+        from tests.routines import chain, sleeps
+
+        def test_starts(flow_runtime):
+            for workers in (None, 2):
+                chain(workers=workers, a=sleeps(60)).start("a")
+
+        def test_finds_none(flow_clock):
+            for thread in threading.enumerate():
+                if thread.name.startswith("routilux"):
+                    thread.join(20)
+                    assert not thread.is_alive(), thread.name
+        """
+    )
+    run_inside(pytester).assert_outcomes(passed=2)
+
+
 @pytest.mark.parametrize("name", FIXTURES)
 def test_the_type_of_each_fixture_is_public(name):
     function = vars(plugin)[name].__wrapped__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from routilux import FakeClock, Flow, JobStatus, JobStore, LeaseLostError, Runtime
+from routilux import FakeClock, Flow, JobStatus, JobStore, LeaseLostError, Runtime, Worker
+from routilux.engine.drive import Drive
 from routilux.persist import admin
 from tests.persist.stores import STORES, acquire
-from tests.routines import SECOND, chain, run_by
+from tests.routines import PATIENCE, SECOND, Works, chain, run_by
 from tests.worker.jobs import TAKEN_OVER, hosted, statuses, worker
 
 LOST = "now: this host runs no further effect of it and ignores its steps"
@@ -42,20 +44,46 @@ def idempotency_key(self: Any, done: list[str]) -> None:
     done.append(f"charge {self.ctx.idempotency_key.split('/')[0]}")
 
 
+class Charges(Works):
+    """Its first host loses each job between two effects; `ended` tells when that handler ended."""
+
+    def __init__(
+        self, done: list[str], loses: Callable[[Any], object], charges: Callable[..., None] = once
+    ) -> None:
+        ran: set[str] = set()
+
+        def pays(self):
+            self.ctx.once("reserve", done.append, f"reserve {self.ctx.job_id}")
+            first = self.ctx.job_id not in ran
+            ran.add(self.ctx.job_id)
+            try:
+                if first:
+                    loses(self)
+                charges(self, done)
+            finally:
+                if first:
+                    self.ended.set()
+
+        super().__init__(pays)
+        self.ended = threading.Event()
+
+
 def charging(
     done: list[str], loses: Callable[[Any], object], charges: Callable[..., None] = once
 ) -> Flow:
-    """A flow whose first host loses each job between two effects."""
-    ran: set[str] = set()
+    return chain(a=Charges(done, loses, charges))
 
-    def pays(self):
-        self.ctx.once("reserve", done.append, f"reserve {self.ctx.job_id}")
-        if self.ctx.job_id not in ran:
-            ran.add(self.ctx.job_id)
-            loses(self)
-        charges(self, done)
 
-    return chain(a=pays)
+def lost_by(host: Worker, flow: Flow, job_id: str) -> Drive:
+    """The drive of a job that a worker takes and loses, after its handler has ended."""
+    assert host._take(False)
+    drive = host._drives[job_id]
+    drive.environment.clock.wait(drive.stopped, None, who="the test")
+    assert flow.routines["a"].ended.wait(PATIENCE)
+    with drive.environment.lock:  # until the worker is notified
+        host._maintain()
+    assert {} == host._drives
+    return drive
 
 
 def run_elsewhere(store: JobStore, flow: Flow) -> None:
@@ -71,7 +99,9 @@ def run_elsewhere(store: JobStore, flow: Flow) -> None:
 # --- a clock that is set --------------------------------------------------------------------------
 
 
-def test_a_store_clock_set_forward_runs_no_effect_on_two_hosts(runtime, store, stepped, caplog):
+def test_a_store_whose_clock_runs_ahead_of_the_hosts_runs_no_effect_on_two_hosts(
+    runtime, store, stepped, caplog
+):
     caplog.set_level("INFO")
     done: list[str] = []
     steps: list[str] = []
@@ -79,8 +109,8 @@ def test_a_store_clock_set_forward_runs_no_effect_on_two_hosts(runtime, store, s
     def loses(self):
         self.ctx.sleep(1)  # until all jobs are here
         if not steps:
-            steps.append("60 s forward")
-            stepped.jump(60)
+            steps.append("60 s ahead")
+            stepped.advance(60)
             run_elsewhere(store, flow)
         assert done.count(f"charge {self.ctx.job_id}") == 1, "the other host ran them all"
 
@@ -142,15 +172,11 @@ def losing(
     if how != "worker":
         with pytest.raises(LeaseLostError) as caught:
             run_by(how, flow, "a", runtime)
+        assert flow.routines["a"].ended.wait(PATIENCE)
         return done, refused, caught.value
     runtime.submit(flow, "a", job_id="j")
-    host = worker(runtime, flow)
-    assert host._take(False)
-    drive = host._drives["j"]
-    runtime.clock.wait(drive.stopped, None, who="the test")
+    drive = lost_by(worker(runtime, flow), flow, "j")
     assert isinstance(drive.error, LeaseLostError)
-    host._maintain()
-    assert {} == host._drives
     return done, refused, drive.error
 
 
@@ -218,10 +244,7 @@ def test_a_host_that_knows_its_loss_does_not_ask_again(runtime, store):
 
     flow = charging(done, loses)
     host, job_id = hosted(runtime, flow)
-    assert host._take(False)
-    drive = host._drives[job_id]
-    runtime.clock.wait(drive.stopped, None, who="the test")
-    host._maintain()
+    drive = lost_by(host, flow, job_id)
     assert [f"reserve {job_id}"] == done
     assert f"job '{job_id}' {TAKEN_OVER}" == str(drive.error)
 
@@ -262,9 +285,6 @@ def test_of_two_hosts_only_the_faster_one_has_the_effect_when_a_lease_ended(
 
     flow = charging(done, loses)
     host, job_id = hosted(runtime, flow)
-    assert host._take(False)
-    drive = host._drives[job_id]
-    runtime.clock.wait(drive.stopped, None, who="the test")
-    host._maintain()
+    drive = lost_by(host, flow, job_id)
     assert [f"reserve {job_id}"] == done
     assert f"job '{job_id}' belongs to 'b' {LOST}" == str(drive.error)

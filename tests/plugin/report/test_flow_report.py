@@ -261,15 +261,19 @@ def test_a_wrong_value_has_a_red_row_and_fails_the_block_at_its_end(verify_in):
         lambda verify: [
             verify("retry count", 2, 3),
             verify("history", 2, 2),
+            verify("count", "4", 4),
+            verify("name", "", "shop"),
             verify.that("items complete", False, "2 of 3"),
         ]
     )
     assert raised.splitlines() == [
-        "Saved and continued: 2 of 3 checks failed",
+        "Saved and continued: 4 of 5 checks failed",
         "  ❌ retry count: expected 2, actual 3",
+        "  ❌ count: expected '4', actual 4",
+        "  ❌ name: expected '', actual 'shop'",
         "  ❌ items complete: 2 of 3",
     ]
-    assert [line.split()[0] for line in text.splitlines()[-3:]] == ["❌", "✅", "❌"]
+    assert [line.split()[0] for line in text.splitlines()[-5:]] == [*"❌✅❌❌❌"]
 
 
 def test_brief_is_one_line_if_every_check_holds_and_a_table_if_not(verify_in):

@@ -395,9 +395,9 @@ def test_threading_does_not_list_the_watchdog_and_a_fork_finds_no_thread(pyteste
         def test_forks(flow_clock):
             assert (1, 2) == (threading.active_count(), count())
             if (child := os.fork()) == 0:
-                os._exit(0)
-            os.waitpid(child, 0)
-            assert not watchdog._watchdog._runs.locked()
+                os._exit(watchdog._watchdog._runs.locked())
+            assert (child, 0) == os.waitpid(child, 0)
+            assert watchdog._watchdog._runs.locked(), "the parent checks no more"
 
         def test_checks_again(flow_clock):
             assert watchdog._watchdog._runs.locked()

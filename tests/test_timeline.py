@@ -1,0 +1,31 @@
+"""The timeline of a job: commits in words, and payloads in short."""
+
+from __future__ import annotations
+
+from routilux import ExecutionMonitor, FakeClock, JobState, Runtime
+from routilux.timeline import JobTimeline, describe
+from tests.routines import chain, counts, rest
+
+
+def texts(job: JobState) -> list[str]:
+    timeline = JobTimeline(ExecutionMonitor.of(job), job.job_id, job.commits, job.started_ns)
+    return [
+        "".join(part if type(part) is str else part[0] for part in line.parts)
+        for line in timeline.lines()
+    ]
+
+
+def test_the_failure_of_a_job_as_a_whole_is_described_with_its_reason():
+    with Runtime(clock=FakeClock(), max_steps=2) as runtime:
+        job = counts(9).execute("a", runtime=runtime)
+    text = describe(job.commits[-1])
+    assert text.startswith("the job is failed: StepLimitError: job "), text
+
+
+def test_a_member_with_one_item_keeps_its_name():
+    def lines(n: dict[str, list[int]]) -> str:
+        with Runtime(clock=FakeClock()) as runtime:
+            return "\n".join(texts(chain(a=rest).execute("a", {"n": n}, runtime=runtime)))
+
+    assert "status: 1 item: 7" in lines({"status": [7]})
+    assert "2 orders: 7, 8" in lines({"orders": [7, 8]})

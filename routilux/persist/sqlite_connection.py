@@ -25,6 +25,7 @@ from routilux.clocks.clock import SystemClock
 from routilux.clocks.durations import SECOND
 from routilux.clocks.forks import begin_in_children
 from routilux.errors import CorruptStateError, SavedStateError
+from routilux.persist import sqlite_files
 from routilux.persist.sqlite_files import (
     BEGINNING,
     BEGUN,
@@ -44,8 +45,6 @@ _PATIENCE: Final = 60 * SECOND
 _READERS_PATIENCE: Final = 5 * SECOND  # seldom needed: a reader does not wait for writers
 _FIRST_NAP: Final = 100_000  # nanoseconds; each is half as long again as the one before
 _LONGEST_NAP: Final = 5_000_000
-_LONGEST_LOG: Final = 4 << 20  # bytes; then a checkpoint copies it to the database
-_FRESH: Final = 1_000_000  # nanoseconds for which a check is not repeated before a write
 _LONGEST_CHECKPOINT: Final = SECOND // 20  # that a write waits for other writers and readers
 _SCHEMA: Final = f"""
 CREATE TABLE IF NOT EXISTS jobs (
@@ -125,9 +124,7 @@ class SqliteFile:
         self._guard: sqlite3.Connection | None = None
         self._abandoned: finalize[..., SqliteFile] | None = None
         self._process = 0
-        self._checked = 0  # the instant
         self._begun = False
-        self._most = _LONGEST_LOG
         begin_in_children(self._begin_process)
         self.use(lambda _: None)
 
@@ -193,8 +190,10 @@ class SqliteFile:
             try:
                 db = self.connection()
                 try:
-                    if writes and not self._begun and not self.read_only:
-                        self._begin(db)
+                    if writes and not self.read_only:
+                        self._files.check_before(db)
+                        if not self._begun:
+                            self._begin(db)
                     return work(db)
                 finally:
                     self.check()
@@ -209,8 +208,6 @@ class SqliteFile:
         if self._connection is None or self._process != os.getpid():
             self._disown()
             self._open()
-        elif not self._unlocked and _clock.monotonic_ns() > self._checked + _FRESH:
-            self._files.check_before(self._connection)
         assert self._connection is not None
         return self._connection
 
@@ -222,9 +219,8 @@ class SqliteFile:
             self._files.check_database()
             return
         self._files.check(self._connection)
-        self._checked = _clock.monotonic_ns()
         # The next write begins a generation if the log is long, or ends what another has begun.
-        self._begun &= self._files.size <= self._most and not self._files.beginning
+        self._begun &= self._files.size <= self._files.most and not self._files.beginning
 
     def copy_to(self, copy: sqlite3.Connection) -> None:
         """Copy the store as of now to an empty database, without delaying commits."""
@@ -248,7 +244,7 @@ class SqliteFile:
         files = self._files
         files.check(db)
         since = _clock.monotonic_ns()
-        long = files.size > self._most
+        long = files.size > files.most
         while not _in_transaction(db, partial(self._has_begun, long=long)):
             long = False
             [(busy, _, _)] = db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
@@ -267,8 +263,6 @@ class SqliteFile:
             _clock.wait(None, since + waited + _FIRST_NAP)
         files.check(db)
         self._begun = True
-        # Where a reader is in the way, it is tried again soon.
-        self._most = max(_LONGEST_LOG, files.size + _LONGEST_LOG // 4)
 
     def _has_begun(self, db: sqlite3.Connection, *, long: bool) -> bool:
         """Return whether another process has begun the generation; otherwise begin one."""
@@ -305,7 +299,7 @@ class SqliteFile:
             if self._guard is not None:
                 self._abandoned = finalize(self, _abandon, os.getpid(), self._guard, db)
                 self._abandoned.atexit = False
-            self._process, self._begun, self._most = os.getpid(), False, _LONGEST_LOG
+            self._process, self._begun = os.getpid(), False
         except BaseException:
             self._part(ours=False)
             raise
@@ -326,7 +320,7 @@ class SqliteFile:
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA wal_autocheckpoint = 0")
-        db.execute("PRAGMA journal_size_limit = 0")  # the size of a log is what is in it
+        db.execute(f"PRAGMA journal_size_limit = {sqlite_files.LONGEST_LOG}")
         if self._guard is None:
             self._open_guard()
         Generation.of(db)

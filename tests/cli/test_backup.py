@@ -69,8 +69,8 @@ def test_a_full_disk_leaves_no_half_copy(store, refused, monkeypatch):
 WRITES = """
 import sys
 from routilux import SqliteStore
-from routilux.persist import sqlite_connection
-sqlite_connection._LONGEST_LOG = 100_000
+from routilux.persist import sqlite_files
+sqlite_files.LONGEST_LOG = 100_000
 store = SqliteStore(sys.argv[1])
 name = sys.argv[2]
 store.create(name, b"row", name, flow_id="f", status="running")

@@ -295,8 +295,8 @@ def test_a_process_that_runs_while_a_file_is_removed_acknowledges_nothing_more(e
 COUNTS = """
 import os, sys
 from routilux import SqliteStore
-from routilux.persist import sqlite_connection
-sqlite_connection._LONGEST_LOG = 40_000
+from routilux.persist import sqlite_files
+sqlite_files.LONGEST_LOG = 40_000
 name, dies = sys.argv[2], int(sys.argv[3])
 store = SqliteStore(sys.argv[1])
 seen = []
@@ -366,7 +366,7 @@ def test_a_checkpoint_that_was_killed_after_any_page_is_no_damage(path, tmp_path
             append(store, seq, b"x" * 3_000)
         with using(store) as db:
             db.set_trace_callback(traced)
-            store._file._most = 0
+            store._file._files.most = 0
             store._file._begin(db)
     old, new = images["PRAGMA"]["jobs.db"], images["UPDATE"]["jobs.db"]
     page = 4096

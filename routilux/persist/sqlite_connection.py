@@ -140,7 +140,7 @@ class SqliteFile:
                 return
             ours = False
             try:
-                self.check()
+                self._check()
                 if not self._unlocked and Generation.of(db).state == BEGINNING:
                     self._begin(db)
                 ours = True
@@ -184,40 +184,38 @@ class SqliteFile:
     def use(self, work: Callable[[sqlite3.Connection], _T], *, writes: bool = False) -> _T:
         """Return `work(connection)`, in which each statement is a transaction by itself.
 
-        Raises if one of the files has changed: then the result counts for nothing.
+        Raises before it if one of the files was removed, replaced or overwritten.
         """
         with self.lock:
             try:
                 db = self.connection()
+                if not writes or self.read_only:
+                    return work(db)
+                if not self._begun:
+                    self._begin(db)
                 try:
-                    if writes and not self.read_only:
-                        self._files.check_before(db)
-                        if not self._begun:
-                            self._begin(db)
                     return work(db)
                 finally:
-                    self.check()
+                    self._files.written()
             except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise self.named(error) from error
 
     def connection(self) -> sqlite3.Connection:
-        """Return the connection, after opening it if necessary; the caller holds `lock`.
+        """Return the connection, after opening it or checking its files; the caller holds `lock`.
 
-        The caller calls `check` after the use, before it relies on what was read or written.
+        What is removed or overwritten during a write is noticed by the next use, as it would be
+        after the write: a check after the flush costs 50 us, because all caches are cold.
         """
         if self._connection is None or self._process != os.getpid():
             self._disown()
             self._open()
+        else:
+            self._check()
         assert self._connection is not None
         return self._connection
 
-    def check(self) -> None:
-        """Raise if one of the files was removed, replaced or overwritten; end a long log."""
-        if self._connection is None:
-            return
-        if self._unlocked:
-            self._files.check_database()
-            return
+    def _check(self) -> None:
+        assert self._connection is not None
         self._files.check(self._connection)
         # The next write begins a generation if the log is long, or ends what another has begun.
         self._begun &= self._files.size <= self._files.most and not self._files.beginning
@@ -292,10 +290,7 @@ class SqliteFile:
         self._unlocked = self.read_only and not self._has_log()
         try:
             db = self._open_for_reading() if self.read_only else self._open_for_writing()
-            if self._unlocked:
-                self._files.opened_alone()
-            else:
-                self._files.opened(db)
+            self._files.opened(db, alone=self._unlocked)
             if self._guard is not None:
                 self._abandoned = finalize(self, _abandon, os.getpid(), self._guard, db)
                 self._abandoned.atexit = False
@@ -365,12 +360,13 @@ class SqliteFile:
 
     def named(self, error: sqlite3.Error | UnicodeDecodeError) -> Exception:
         """Convert `error` to an error that names the file and says what to do."""
-        try:
-            self.check()  # it may be the reason
-        except sqlite3.Error:
-            pass
-        except (OSError, SavedStateError) as cause:
-            return cause
+        if self._connection is not None:
+            try:
+                self._check()  # it may be the reason
+            except sqlite3.Error:
+                pass
+            except (OSError, SavedStateError) as cause:
+                return cause
         name = getattr(error, "sqlite_errorname", "")
         # The statements are correct, so SQLITE_ERROR means that the tables are not.
         # A message of SQLite that quotes a damaged schema may be no UTF-8.

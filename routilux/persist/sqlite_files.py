@@ -53,6 +53,7 @@ A longer one grows only at its end: to change the size of a file costs 0.1 ms mo
 """
 _HEAD: Final = 32  # bytes, of which two random numbers are new each time a log is begun
 _SHARED: Final = 0x40000002, 510  # bytes of the database that SQLite locks while it is in use
+_TICK: Final = 20_000_000  # nanoseconds, more than the clock of any file system takes for a step
 _TRIES: Final = 200
 _NAP: Final = 5_000_000
 _WRITE_ERRORS: Final = (
@@ -98,7 +99,9 @@ class StoreFiles:
         self._uri = f"{place.as_uri()}?mode=ro&immutable=1"
         self._handle = -1
         self._identity: tuple[int, ...] = ()
-        self._changed = (0, 0)
+        self._folder = str(real.parent)
+        self._named: object = None
+        self._seen: object = None
         self._head = b""
         self._known: Generation | None = None
 
@@ -178,30 +181,22 @@ class StoreFiles:
 
     # --- while they are open ----------------------------------------------------------------------
 
-    def opened(self, db: sqlite3.Connection) -> None:
-        """Keep the identity of the files that a connection has just opened, and check them."""
+    def opened(self, db: sqlite3.Connection, *, alone: bool) -> None:
+        """Keep the identity of the files that a connection has just opened, and check them.
+
+        With `alone` it has opened the database without a log.
+        """
         self._known = None
-        self._identity = self._found()
+        if alone:
+            self._identity = self._found(self.main)
+            return
+        self._identity = self._found(self.main, self.index, self.log)
         for files in _in_use:  # SQLite has one index for all connections of a process to a database
             if files._identity[:2] == self._identity[:2] and files._identity != self._identity:
                 raise files._replaced()
         self._handle = os.open(self.log, os.O_RDONLY)
         _in_use.add(self)
         self._judge(db)
-
-    def opened_alone(self) -> None:
-        """Keep the identity of the database, which was opened without a log."""
-        found = Path(self.main).stat()
-        self._identity = found.st_dev, found.st_ino
-
-    def check_database(self) -> None:
-        """Raise if the database was removed or replaced."""
-        try:
-            found = Path(self.main).stat()
-        except FileNotFoundError:
-            raise self._replaced() from None
-        if (found.st_dev, found.st_ino) != self._identity:
-            raise self._replaced()
 
     def exist(self) -> bool:
         """Return whether there is a database that is not empty."""
@@ -214,35 +209,40 @@ class StoreFiles:
         if handle >= 0:
             os.close(handle)
 
-    def check_before(self, db: sqlite3.Connection) -> None:
-        """Raise before a write that would overwrite commits of others, or leave a gap in the log.
-
-        After the write the size of a log that lost its end would be right again.
-        """
-        try:
-            index = _stat(self.index)
-        except FileNotFoundError:
-            raise self._replaced() from None
-        if index.st_ino != self._identity[-1] or os.fstat(self._handle).st_size < self.size:
-            self.check(db)
-
     def check(self, db: sqlite3.Connection) -> None:
         """Raise if a file was removed, replaced or overwritten by anything but a checkpoint."""
+        if self._handle < 0:
+            if self._found(self.main) != self._identity:
+                raise self._replaced()
+            return
         try:
-            main, log, index = _stat(self.main), _stat(self.log), _stat(self.index)
+            main, folder = _stat(self.main), _stat(self._folder)
         except FileNotFoundError:
             raise self._replaced() from None
-        if (main.st_dev, main.st_ino, log.st_ino, index.st_ino) != self._identity:
-            raise self._replaced()
-        if (
-            log.st_size < self.size
-            or (main.st_ctime_ns, main.st_size) != self._changed
-            or self._head_now() != self._head
-            or self.beginning
-        ):
+        if self._named != (folder.st_ino, folder.st_mtime_ns):
+            self._check_names(folder)
+        size = os.lseek(self._handle, 0, os.SEEK_END)
+        seen = main.st_ino, main.st_ctime_ns, main.st_size, self._head_now()
+        if seen != self._seen or size < self.size:
             self._judge(db)
         else:
-            self.size = log.st_size
+            self.size = size
+
+    def _check_names(self, folder: os.stat_result) -> None:
+        """Raise if a file was removed or replaced, which changes the time of the folder.
+
+        To ask for the log itself at each write would cost 30 us: the system keeps the time of a
+        file's change more exactly after somebody has read it, and each write has to store it.
+        """
+        if self._found(self.main, self.index, self.log) != self._identity:
+            raise self._replaced()
+        # A time that is still new may stay the same at the next change.
+        settled = SystemClock().now_ns() - folder.st_mtime_ns > _TICK
+        self._named = (folder.st_ino, folder.st_mtime_ns) if settled else None
+
+    def written(self) -> None:
+        """Keep the size of the log after a write: it will tell if the log loses that write."""
+        self.size = max(self.size, os.lseek(self._handle, 0, os.SEEK_END))
 
     def _judge(self, db: sqlite3.Connection) -> None:
         before: object = None
@@ -250,7 +250,7 @@ class StoreFiles:
             main = _stat(self.main)
             kept, now = self.in_database(), Generation.of(db)
             # Read last, so that the head is not one of the generation before.
-            size, head = os.fstat(self._handle).st_size, self._head_now()
+            size, head = os.lseek(self._handle, 0, os.SEEK_END), self._head_now()
             error = self._error(kept, now, size, head)
             if error is None:
                 break
@@ -259,11 +259,11 @@ class StoreFiles:
             if found == before:
                 raise error
             before = found
-        self._changed = main.st_ctime_ns, main.st_size
         if self._known is None or self._known.number != now.number:
             # Where a reader keeps the log from being overwritten, it is tried again soon.
             self.most = max(LONGEST_LOG, size) + LONGEST_LOG // 16
         self._known, self._head, self.size = now, head, size
+        self._seen = now.state == BEGUN and (main.st_ino, main.st_ctime_ns, main.st_size, head)
 
     def _error(
         self, kept: Generation | None, now: Generation, size: int, head: bytes
@@ -282,9 +282,9 @@ class StoreFiles:
             return self._overwritten()
         return None
 
-    def _found(self) -> tuple[int, ...]:
+    def _found(self, *names: str) -> tuple[int, ...]:
         try:
-            found = [Path(name).stat() for name in (self.main, self.log, self.index)]
+            found = [_stat(name) for name in names]
         except FileNotFoundError:
             raise self._replaced() from None
         return found[0].st_dev, *(file.st_ino for file in found)
@@ -297,7 +297,7 @@ class StoreFiles:
     # --- what to do -------------------------------------------------------------------------------
 
     def _replaced(self) -> OSError:
-        names = (self.main, self.log, self.index)
+        names = (self.main, self.index, self.log)
         which = []
         for name, inode in zip(names, self._identity[1:], strict=False):
             found = None

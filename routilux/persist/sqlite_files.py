@@ -222,7 +222,7 @@ class StoreFiles:
         if self._named != (folder.st_ino, folder.st_mtime_ns):
             self._check_names(folder)
         size = os.lseek(self._handle, 0, os.SEEK_END)
-        seen = main.st_ino, main.st_ctime_ns, main.st_size, self._head_now()
+        seen = main.st_ino, main.st_ctime_ns, main.st_size, _pread(self._handle, _HEAD, 0)
         if seen != self._seen or size < self.size:
             self._judge(db)
         else:
@@ -250,7 +250,7 @@ class StoreFiles:
             main = _stat(self.main)
             kept, now = self.in_database(), Generation.of(db)
             # Read last, so that the head is not one of the generation before.
-            size, head = os.lseek(self._handle, 0, os.SEEK_END), self._head_now()
+            size, head = os.lseek(self._handle, 0, os.SEEK_END), _pread(self._handle, _HEAD, 0)
             error = self._error(kept, now, size, head)
             if error is None:
                 break
@@ -288,11 +288,6 @@ class StoreFiles:
         except FileNotFoundError:
             raise self._replaced() from None
         return found[0].st_dev, *(file.st_ino for file in found)
-
-    def _head_now(self) -> bytes:
-        if sys.platform == "win32":
-            return b""
-        return os.pread(self._handle, _HEAD, 0)
 
     # --- what to do -------------------------------------------------------------------------------
 
@@ -389,6 +384,11 @@ def back_up(
             ) from error
 
 
+def _pread_of_windows(handle: int, size: int, at: int) -> bytes:
+    return b""  # no file can be replaced there while it is open
+
+
+_pread: Final = getattr(os, "pread", _pread_of_windows)
 _stat: Final = os.stat  # half the cost of Path.stat; at every write
 _in_use: Final[WeakSet[StoreFiles]] = WeakSet()
 

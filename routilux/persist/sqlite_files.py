@@ -10,6 +10,8 @@ Invariants:
   checkpoint of the whole log it no longer says so. So the loss of a log is noticed.
 - A process knows each file by device and inode, the database also by the time of its last change,
   and the log by its head and by its size, which only another generation makes smaller.
+- A write that starts after such a change is refused. One that is going on may still end: a change
+  during a write can't be told from a change after it.
 - This module opens only the log. To close a handle of another file would release the locks that
   SQLite has on it for the whole process; SQLite itself reads the database without the log.
 """
@@ -92,6 +94,7 @@ class StoreFiles:
         self.index = f"{real}-shm"
         self.size = 0
         """The size of the log in bytes at the last check."""
+        self._main_size = 0
         self.most = 0
         """The size at which the next generation is to begin."""
         self._shown = shown
@@ -248,10 +251,12 @@ class StoreFiles:
         before: object = None
         while True:
             main = _stat(self.main)
-            kept, now = self.in_database(), Generation.of(db)
+            kept, now = self.in_database(), self._in_log(db)
             # Read last, so that the head is not one of the generation before.
             size, head = os.lseek(self._handle, 0, os.SEEK_END), _pread(self._handle, _HEAD, 0)
             error = self._error(kept, now, size, head)
+            if error is None and main.st_size < self._main_size:
+                error = self._overwritten()
             if error is None:
                 break
             # Another process may have gone on between two of these; then they are not the same.
@@ -263,7 +268,19 @@ class StoreFiles:
             # Where a reader keeps the log from being overwritten, it is tried again soon.
             self.most = max(LONGEST_LOG, size) + LONGEST_LOG // 16
         self._known, self._head, self.size = now, head, size
+        self._main_size = main.st_size
         self._seen = now.state == BEGUN and (main.st_ino, main.st_ctime_ns, main.st_size, head)
+
+    def _in_log(self, db: sqlite3.Connection) -> Generation:
+        try:
+            return Generation.of(db)
+        except sqlite3.Error as error:
+            cut = os.lseek(self._handle, 0, os.SEEK_END) < self.size
+            other = _pread(self._handle, _HEAD, 0) != self._head
+            name = getattr(error, "sqlite_errorname", "")
+            if self._known and (cut or other) and name.startswith(("SQLITE_IOERR", *_NOT_A_STORE)):
+                raise self._overwritten() from error
+            raise
 
     def _error(
         self, kept: Generation | None, now: Generation, size: int, head: bytes
@@ -338,9 +355,9 @@ class StoreFiles:
     def _overwritten(self) -> CorruptStateError:
         return CorruptStateError(
             str(self._shown),
-            f"was changed while the store was open, and not by SQLite: {self._log_name} or"
-            f" {self._index_name} is an older or another one. End all processes that use the store,"
-            " and put the files back, or restore a backup",
+            f"was changed while the store was open, and not by SQLite: the file,"
+            f" {self._log_name} or {self._index_name} is cut, older or another one. End all processes that use the"
+            " store, and put the files back, or restore a backup",
         )
 
 

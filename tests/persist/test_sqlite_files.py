@@ -101,13 +101,10 @@ def test_no_commit_is_acknowledged_after_a_file_was_overwritten(end, path, other
         assert kept.keys() == all_of(path).keys()
 
 
-def test_a_file_that_is_removed_during_a_write_keeps_it_from_being_acknowledged(path):
+def test_a_file_that_is_removed_during_a_write_is_noticed_by_the_next_use(path):
     for end in ("", "-wal", "-shm"):
         with SqliteStore(path) as store:
             start(store, f"j{end}")
-            with using(store) as db:
-                db.create_function("removes", 0, beside(path, end).rename)
-                db.execute("CREATE TEMP TABLE once AS SELECT 1")
             removed = []
 
             def removes(statement: str, end: str = end, removed: list[str] = removed) -> None:
@@ -115,12 +112,14 @@ def test_a_file_that_is_removed_during_a_write_keeps_it_from_being_acknowledged(
                     removed.append(statement)
                     beside(path, end).rename(beside(path, ".kept"))
 
-            db.set_trace_callback(removes)
-            with pytest.raises(OSError, match=REPLACED.format(end)):
-                append(store, 2, job_id=f"j{end}")
+            store._file.use(lambda db, removes=removes: db.set_trace_callback(removes))
+            append(store, 2, job_id=f"j{end}")
             assert removed
+            for use in (lambda: store.holders(f"j{end}"), lambda: append(store, 3)):  # noqa: B023
+                with pytest.raises(OSError, match=REPLACED.format(end)):
+                    use()
             beside(path, ".kept").rename(beside(path, end))
-            db.set_trace_callback(None)
+            store._file.use(lambda db: db.set_trace_callback(None))
 
 
 @pytest.mark.parametrize("how", ["emptied", "older"])
@@ -281,13 +280,59 @@ def test_two_stores_of_one_process_do_not_share_an_index_that_was_replaced(end, 
             SqliteStore(path)
 
 
-@pytest.mark.parametrize("end", ["", "-wal", "-shm"])
-def test_a_process_that_runs_while_a_file_is_removed_acknowledges_nothing_more(end, path):
-    with processes(WRITES, [path]) as [child]:
-        line_of(child)
-        beside(path, end).unlink()
-        go([child])
-        assert f"jobs.db{end} was removed or replaced" in line_of(child)
+WORKS = """
+import sys
+from routilux import SqliteStore
+store, name = SqliteStore(sys.argv[1]), sys.argv[2]
+store.create(name, b"row 1", name, flow_id="f", status="running")
+for seq in range(2, 40):
+    store.append(name, seq, b"x" * 900, name, status="running")
+print(flush=True)
+for line in sys.stdin:
+    try:
+        if sys.argv[3] == "commit":
+            store.append(name, 40, b"row 40", name, status="running")
+        else:
+            store.holders(name)
+        print("acknowledged", flush=True)
+    except Exception as error:
+        print(type(error).__name__, error, flush=True)
+"""
+
+
+def harm(path: Path, end: str, how: str, other: Path) -> None:
+    file = beside(path, end)
+    if how == "removed":
+        file.unlink()
+    elif how == "renamed":
+        file.rename(beside(path, ".kept"))
+    elif how == "replaced":
+        shutil.copy(file, beside(path, ".copy"))
+        beside(path, ".copy").replace(file)
+    elif how == "overwritten":
+        overwrite(file, beside(other, end))
+    else:
+        with file.open("r+b") as cut:
+            cut.truncate(0 if how == "emptied" else file.stat().st_size // 2)
+
+
+HARMS = [(end, how) for end in ("", "-wal", "-shm") for how in ("removed", "renamed", "replaced")]
+HARMS += [(end, how) for end in ("", "-wal") for how in ("overwritten", "emptied", "cut")]
+
+
+@pytest.mark.parametrize(("end", "how"), HARMS)
+def test_processes_that_run_while_a_file_is_harmed_acknowledge_nothing_more(end, how, path, other):
+    uses = ("commit", "effect", "commit")
+    with processes(WORKS, *([path, f"j{n}", use] for n, use in enumerate(uses))) as children:
+        for child in children:
+            line_of(child)
+        harm(path, end, how, other)
+        for _ in range(2):  # the second time too
+            go(children)
+            for child in children:
+                told = line_of(child)
+                assert f"jobs.db{end}" in told, told
+                assert any(cure in told for cure in ("put ", "backup", "open it again")), told
 
 
 # --- generations ----------------------------------------------------------------------------------

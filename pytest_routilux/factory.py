@@ -68,7 +68,7 @@ class FlowFactory:
         max_workers: int = 4,
         error_handler: ErrorHandler | None = None,
     ) -> Flow:
-        """Return a new flow of the given routines and functions; the class describes the shapes."""
+        """Return a new flow of the given routines and functions."""
         draft = _Draft()
         draft.edges += pairwise(draft.add(chain, "chain"))
         if fan_out is not None:
@@ -153,7 +153,7 @@ class FunctionRoutine(Routine):
 
 @dataclass(frozen=True, slots=True)
 class PlainFunction:
-    """Wraps a function for a `FunctionRoutine`; a saved flow holds only the function's name."""
+    """A plain function that is saved by name."""
 
     function: Function
 
@@ -165,7 +165,7 @@ class PlainFunction:
 
     @property
     def takes_payload(self) -> bool:
-        """Whether the function's only parameter is `payload`, which receives the whole payload."""
+        """Whether the function's only parameter is called `payload`."""
         parameters = inspect.signature(self.function).parameters
         return [p.kind for p in parameters.values()] == [
             inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -177,7 +177,7 @@ class PlainFunction:
         return self.function.__module__
 
     def saved_name(self) -> str:
-        """Return `module:qualname`; raise `ValueError` if no other process can import it."""
+        """Return the importable name `module:qualname`, or raise `ValueError`."""
         name = f"{self.module}:{self.function.__qualname__}"
         if _found(name) is not self.function:
             place = f" ({where})" if (where := definition_of(self.function)) else ""
@@ -213,7 +213,7 @@ def _found(name: str) -> Function | None:
 
 
 class _Draft:
-    """A flow that is not built yet: its nodes by id, and the edges between them."""
+    """The nodes and edges of a flow that is not built yet."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, Routine | PlainFunction] = {}
@@ -221,7 +221,7 @@ class _Draft:
         self._ids: dict[tuple[Node, int], str] = {}
 
     def add(self, nodes: Sequence[Node], where: str) -> list[str]:
-        """Add the nodes that are not in the draft yet, and return the ids of all `nodes`."""
+        """Add all new nodes, and return the ids of `nodes`."""
         seen: Counter[Node] = Counter()
         ids = []
         for node in _nodes(nodes, where):
@@ -255,7 +255,7 @@ class _Draft:
         return routine_id
 
     def build(self, flow: Flow) -> Flow:
-        """Add this draft's routines and connections to the empty `flow`, and return the flow."""
+        """Add the draft's routines and connections to the empty `flow`."""
         for routine_id, node in self.nodes.items():
             if isinstance(node, PlainFunction):
                 node = self._function_routine(routine_id, node)

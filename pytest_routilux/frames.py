@@ -1,4 +1,4 @@
-"""Finds user code in stack frames, and hides the frames of routilux in tracebacks.
+"""Finds user code in stack frames, and hides routilux in tracebacks.
 
 Invariants:
 - A traceback hides our frames if the error names its culprit and what to do. It shows them if the
@@ -37,14 +37,14 @@ _LIBRARY: Final = tuple(
 
 
 def outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    """Yield `frame`, then the caller's frame, and so on to the outermost frame."""
+    """Yield `frame` and all frames of its callers, innermost first."""
     while frame is not None:
         yield frame
         frame = frame.f_back
 
 
 def is_users(module: str, file: str | None) -> bool:
-    """Return whether a module is user code: not part of routilux and not part of a library."""
+    """Return whether a module is user code, not a library."""
     if file is None or module.partition(".")[0] in _OURS or file.startswith("<"):
         return False
     return not file.startswith(_LIBRARY)
@@ -60,7 +60,7 @@ def users_modules() -> list[ModuleType]:
 
 
 def users_frame(frames: Iterable[FrameType]) -> FrameType | None:
-    """Return the first of `frames` that runs user code; None if there is no such frame."""
+    """Return the first frame of user code; None if there is none."""
     for frame in frames:
         if is_users(frame.f_globals.get("__name__", ""), frame.f_code.co_filename):
             return frame
@@ -68,7 +68,7 @@ def users_frame(frames: Iterable[FrameType]) -> FrameType | None:
 
 
 def object_named(name: str) -> object:
-    """Return the object called `name` (`module:qualname`); None if it is not in a loaded module."""
+    """Return the object called `module:qualname`; None if not loaded."""
     module, _, qualname = name.partition(":")
     found: object = sys.modules.get(module)
     for part in qualname.split("."):
@@ -77,31 +77,31 @@ def object_named(name: str) -> object:
 
 
 def definition_of(function: Callable[..., object]) -> str:
-    """Return the `file:line` where a function is defined; "" for a callable without Python code."""
+    """Return the `file:line` of a function's definition; "" if unknown."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return "" if code is None else f"{code.co_filename}:{code.co_firstlineno}"
 
 
 def handler_of(flow: Flow, routine_id: str | None) -> str:
-    """Return the `file:line` where a routine's first handler is defined; "" if it is not known."""
+    """Return the `file:line` of a routine's first handler; "" if unknown."""
     routine = flow.routines.get(routine_id or "")
     places = [] if routine is None else [definition_of(s.handler) for s in routine.slots.values()]
     return next(filter(None, places), "")
 
 
 def place_of(frame: FrameType) -> str:
-    """Return the `file:line` that `frame` runs; a path in the current folder becomes relative."""
+    """Return the `file:line` that `frame` runs."""
     return seen_from_here(f"{frame.f_code.co_filename}:{frame.f_lineno}")
 
 
 def seen_from_here(where: str) -> str:
-    """Shorten `where` (`file:line`) to a relative path if the file is inside the current folder."""
+    """Make a `file:line` in the current folder relative; keep others."""
     path = Path(where)  # its last part contains the line
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else where
 
 
 def hide_ours(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-    """Hide routilux's frames in a traceback, unless the error may be a bug of routilux."""
+    """Hide routilux's frames in the traceback of a user's error."""
     if not _names_its_culprit(excinfo):
         return
     for entry in excinfo.traceback:

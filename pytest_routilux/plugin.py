@@ -1,4 +1,4 @@
-"""Fixtures and hooks of the plugin; a fixture imports heavy modules only when a test uses it.
+"""The fixtures and hooks of the plugin.
 
 Invariants:
 - A suite that uses no fixture of the plugin imports neither routilux nor freezegun nor rich.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
-    """A fake clock; datetime.now(), time.time() and time.sleep() in user code use its time."""
+    """A fake clock that `time` and `datetime` in user code follow."""
     facts = _facts(request)
     facts.refuse_two_clocks("flow_clock")
     from pytest_routilux.settings import sleeping
@@ -50,7 +50,7 @@ def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
 
 @pytest.fixture
 def flow_clock_bare(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
-    """A fast fake clock that leaves `time` and `datetime` real; user code must use ctx.now()."""
+    """A fast fake clock that leaves `time` and `datetime` real."""
     facts = _facts(request)
     facts.refuse_two_clocks("flow_clock_bare")
     from pytest_routilux.virtual_time.late_failures import fail_at_end
@@ -65,7 +65,7 @@ def flow_clock_bare(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
 
 @pytest.fixture
 def flow_monitor(request: pytest.FixtureRequest) -> FlowMonitor:
-    """Records what the jobs of `flow_runtime` do, and offers assertions about these jobs."""
+    """Records the jobs of `flow_runtime`, and offers assertions about them."""
     from pytest_routilux.monitor.assertions import FlowMonitor
 
     monitor = FlowMonitor()
@@ -75,7 +75,7 @@ def flow_monitor(request: pytest.FixtureRequest) -> FlowMonitor:
 
 @pytest.fixture
 def flow_runtime(request: pytest.FixtureRequest, flow_monitor: FlowMonitor) -> Iterator[Runtime]:
-    """The test's default runtime, with a fake clock and with `flow_monitor` as an observer."""
+    """The test's default runtime, with a fake clock and `flow_monitor`."""
     from routilux import RoutiluxError, Runtime, use_runtime
 
     _facts(request).add_monitor(flow_monitor)
@@ -105,7 +105,7 @@ def flow_factory() -> FlowFactory:
 
 @pytest.fixture
 def serialize_roundtrip(tmp_path: Path) -> SerializeRoundtrip:
-    """Saves and loads an object; fails if the loaded object differs in a value or a type."""
+    """Saves and loads an object, and fails if the copy differs."""
     from pytest_routilux.hosts.roundtrip import SerializeRoundtrip
 
     return SerializeRoundtrip(tmp_path)
@@ -113,7 +113,7 @@ def serialize_roundtrip(tmp_path: Path) -> SerializeRoundtrip:
 
 @pytest.fixture
 def flow_hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FlowHosts]:
-    """Runs jobs on hosts (processes with a fresh interpreter), kills hosts, and resumes jobs."""
+    """Runs and resumes jobs on hosts: processes that a test can kill."""
     from pytest_routilux.hosts.flow_hosts import FlowHosts
     from pytest_routilux.settings import sleeping
 
@@ -142,7 +142,7 @@ def flow_faults(request: pytest.FixtureRequest) -> Iterator[FlowFaults]:
 
 @pytest.fixture
 def flow_sim(request: pytest.FixtureRequest) -> Iterator[FlowSim]:
-    """Simulates a job, crashes its host at every possible point, and checks each recovery."""
+    """Crashes a simulated job at every possible point, and checks each recovery."""
     _facts(request)  # real time is counted from here
     from pytest_routilux.settings import sleeping
     from pytest_routilux.sim.flow_sim import START, FlowSim
@@ -162,7 +162,7 @@ def flow_sim(request: pytest.FixtureRequest) -> Iterator[FlowSim]:
 
 @pytest.fixture
 def flow_report(request: pytest.FixtureRequest) -> FlowReport:
-    """Collects a report on the test's flows; pytest shows it with -v and if the test fails."""
+    """Collects a report that pytest shows with -v or on failure."""
     from pytest_routilux.report.flow_report import FlowReport
 
     return FlowReport(request.node, request.config)
@@ -226,7 +226,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:  # xdist has no types
-    """Send the width and the colours of the controller's terminal to an xdist worker."""
+    """Send the terminal's width and colours to an xdist worker."""
     from pytest_routilux.settings import report_look
 
     node.workerinput["routilux_look"] = report_look(node.config)
@@ -236,7 +236,7 @@ def pytest_configure_node(node: Any) -> None:  # xdist has no types
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Attach the recorded facts of a test's run to pytest's report on that test."""
+    """Attach the facts of a test's run to pytest's report."""
     if call.excinfo is not None and "routilux" in sys.modules:
         from pytest_routilux.frames import hide_ours
 
@@ -258,7 +258,7 @@ def pytest_runtest_makereport(
 
 
 class _Printer:
-    """Prints flow reports and the summary, in the one process that owns the terminal."""
+    """Prints flow reports and the summary to the terminal."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config

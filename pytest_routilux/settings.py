@@ -1,4 +1,4 @@
-"""The command line options and configuration settings of the plugin, and their valid values.
+"""The plugin's command line options and configuration settings.
 
 Invariants:
 - An invalid value ends the session before it runs, with its name and the valid values.
@@ -98,10 +98,10 @@ def report_mode(config: pytest.Config) -> str:
 
 
 def find_report_look(config: pytest.Config) -> bool:
-    """Find out the width and the colours of reports; return whether this process prints reports.
+    """Find out the width and the colours of reports.
 
-    An xdist worker gets the width and the colours from its controller. This function runs
-    at the start, since pytest's capturing hides the terminal later.
+    Returns whether this process prints reports: an xdist worker gets both from its controller.
+    This function runs at the start, since pytest's capturing hides the terminal later.
     """
     from_controller = getattr(config, "workerinput", {}).get("routilux_look")
     if from_controller is not None:
@@ -114,5 +114,5 @@ def find_report_look(config: pytest.Config) -> bool:
 
 
 def report_look(config: pytest.Config) -> tuple[int, bool]:
-    """Return the width of reports in columns, and whether reports have colours."""
+    """Return the width of reports, and whether reports have colours."""
     return config.stash[_LOOK]

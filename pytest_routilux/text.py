@@ -1,4 +1,4 @@
-"""Functions that format texts for messages and reports: widths, counts, errors, seconds.
+"""Functions that format texts for messages and reports.
 
 Invariants:
 - A width is counted in cells: a wide character takes two, a combining one none.
@@ -36,12 +36,12 @@ def width(text: str) -> int:
 
 
 def padded(text: str, cells: int) -> str:
-    """Pad `text` with blanks on the right to a width of at least `cells`."""
+    """Pad `text` on the right to at least `cells` cells."""
     return text + " " * (cells - width(text))
 
 
 def shorten(text: str, cells: int, keep: Literal["start", "end", "both"] = "start") -> str:
-    """Cut `text` to at most `cells` cells; `keep` is the part that stays: start, end or both.
+    """Cut `text` to at most `cells` terminal cells.
 
     >>> shorten("gateway.charge", 8)
     'gateway…'
@@ -69,9 +69,9 @@ def shorten(text: str, cells: int, keep: Literal["start", "end", "both"] = "star
 
 
 def wrapped(text: str, cells: int, lines: int) -> list[str]:
-    """Wrap `text` to at most `lines` lines of `cells` cells; shorten the last line if necessary.
+    """Wrap `text` to at most `lines` lines of `cells` cells.
 
-    A no-break space joins words, and is written as a blank.
+    The last line may be shortened. A no-break space joins words, and is written as a blank.
 
     >>> wrapped("one two three four", 9, 2)
     ['one two', 'three fo…']
@@ -94,7 +94,7 @@ def wrapped(text: str, cells: int, lines: int) -> list[str]:
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:
-    """Return `number` and `noun` as one text, with the noun in the singular or the plural.
+    """Return `number` with `noun` in the singular or the plural.
 
     >>> count(1, "retry", "retries"), count(4, "retry", "retries"), count(1200, "run")
     ('1 retry', '4 retries', '1,200 runs')
@@ -103,7 +103,7 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:
-    """Join the first `most` names in one line, and add how many names are left out.
+    """Join the first `most` names, and count the others.
 
     >>> listed(["a", "b", "c"], 2)
     'a, b and 1 more'
@@ -113,7 +113,7 @@ def listed(names: Sequence[str], most: int = 4) -> str:
 
 
 def shown(value: object, cells: int = 60) -> str:
-    """Return the shortened `repr` of `value`, or a replacement if `repr(value)` raises."""
+    """Return the shortened `repr` of `value`, even if `repr` raises."""
     try:
         return shorten(repr(value), cells)
     except Exception as error:
@@ -121,7 +121,7 @@ def shown(value: object, cells: int = 60) -> str:
 
 
 def without_addresses(text: str) -> str:
-    """Remove the memory addresses from `text`, since they differ in every run.
+    """Remove all memory addresses from `text`.
 
     >>> without_addresses("<shop.Cart object at 0x7f1c09f3>")
     '<shop.Cart object>'
@@ -135,7 +135,7 @@ def class_name(name: str) -> str:
 
 
 def error_text(error: ErrorInfo | BaseException) -> str:
-    """Return an error as text: the name of its class, then its message.
+    """Return an error as `class name: message`.
 
     >>> error_text(ErrorInfo("shop.errors.GatewayDown", "try 2")), error_text(ValueError("no"))
     ('GatewayDown: try 2', 'ValueError: no')
@@ -149,7 +149,7 @@ def error_text(error: ErrorInfo | BaseException) -> str:
 
 
 def short_id(job_id: str) -> str:
-    """Return a job's id, shortened to 8 characters if it has more than 16.
+    """Shorten a job's id that has more than 16 characters.
 
     >>> short_id("order-A7"), short_id("6483cf7c27cffd2c2c587a4bcbae9d52")
     ('order-A7', '6483cf7c…')
@@ -158,7 +158,7 @@ def short_id(job_id: str) -> str:
 
 
 def seconds(length: int) -> str:
-    """Convert nanoseconds to exact seconds as text, without zeros at the end.
+    """Format nanoseconds as exact seconds, without zeros at the end.
 
     >>> seconds(675_000_000), seconds(2_000_000_000), seconds(-500_000_000)
     ('0.675', '2', '-0.5')

@@ -1,4 +1,4 @@
-"""Entry point of `python -m routilux`, the command line; see `routilux.cli`."""
+"""Entry point of the command `python -m routilux`."""
 
 from routilux.cli import main
 

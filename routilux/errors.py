@@ -1,4 +1,4 @@
-"""Error classes of routilux, grouped by cause: flow, job, saved data, environment, wrong call.
+"""Error classes of routilux, grouped by cause.
 
 Invariants:
 - `RoutiluxError` is the root of one tree. The class says who has to act; the message says what
@@ -44,18 +44,18 @@ class RoutiluxError(Exception):
 
 
 class FlowDefinitionError(RoutiluxError):
-    """The program defines a flow, a routine or a handler wrongly, so a retry can't help."""
+    """The program defines a flow, a routine or a handler wrongly."""
 
 
 # --- a job that runs ----------------------------------------------------------------------------
 
 
 class JobFailedError(RoutiluxError):
-    """The job ended with status `failed`; only `JobState.raise_for_status()` raises this error."""
+    """The job has status `failed`; see `JobState.raise_for_status`."""
 
 
 class StepTimeoutError(RoutiluxError):
-    """An attempt of a task took longer than the `timeout` of its error handler."""
+    """An attempt took longer than the `timeout` of the error handler."""
 
 
 class StepLimitError(RoutiluxError):
@@ -63,11 +63,11 @@ class StepLimitError(RoutiluxError):
 
 
 class PoisonJobError(RoutiluxError):
-    """The job was resumed too often without progress; a handler may crash the process."""
+    """The job was resumed too often without progress."""
 
 
 class ClockStalledError(RoutiluxError):
-    """A job waits for an instant that its fake clock will never reach."""
+    """A job waits for an instant that the fake clock will never reach."""
 
 
 # --- saved data ---------------------------------------------------------------------------------
@@ -102,11 +102,11 @@ def _shortened(text: str, most: int) -> str:
 
 
 class CorruptStateError(SavedStateError):
-    """The saved data is damaged, or routilux did not write the data."""
+    """The saved data is damaged or was not written by routilux."""
 
 
 class UnsupportedVersionError(SavedStateError):
-    """The saved data has a format that this version of routilux does not know."""
+    """This version of routilux does not know the data's format."""
 
 
 class UnknownRoutineError(SavedStateError):
@@ -114,18 +114,18 @@ class UnknownRoutineError(SavedStateError):
 
 
 class FlowMismatchError(SavedStateError):
-    """A saved job or flow does not match the graph of the flow in this program."""
+    """A saved job or flow does not match the program's flow."""
 
 
 class UnserializableError(SavedStateError):
-    """A value can't be saved in a form that loads as an equal value of the same type."""
+    """A value can't be saved and loaded without a change."""
 
 
 # --- the environment ----------------------------------------------------------------------------
 
 
 class LeaseLostError(RoutiluxError):
-    """Another host owns the job now, so the store accepts no commit from this host."""
+    """This host does not own the job."""
 
 
 class DuplicateJobError(RoutiluxError):
@@ -140,18 +140,18 @@ class NotResumableError(RoutiluxError):
 
 
 class NoActiveStepError(RoutiluxError):
-    """`ctx` or `emit` was used outside a handler, or by a handler whose step has ended."""
+    """`ctx` or `emit` was used outside a running step."""
 
 
 class IllegalTransitionError(RoutiluxError):
-    """The engine broke one of its own rules and changed nothing; please report this bug."""
+    """The engine broke an internal rule; please report this bug."""
 
 
 # --- messages -----------------------------------------------------------------------------------
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """Return "; did you mean X?" if a name X in `known` is similar to `name`; else "".
+    """Return "; did you mean X?" for a known name X similar to `name`.
 
     >>> nearest("chrage", ["fetch", "charge"]), nearest("ship", ["fetch", "charge"])
     ("; did you mean 'charge'?", '')

@@ -1,4 +1,4 @@
-"""`Flow`: a graph of routines, with methods to build, run and save the graph.
+"""`Flow`: builds, runs and saves a graph of routines.
 
 Invariants:
 - Running a flow does not change it; any number of jobs share it.
@@ -81,8 +81,8 @@ class ResumeOptions(TypedDict, total=False):
     execution_strategy: ExecutionStrategy | None
 
 
-class Runner(Protocol):
-    """The methods of `Runtime` that a flow calls; this protocol avoids a circular import."""
+class Runner(Protocol):  # avoids a circular import
+    """The methods of `Runtime` that a flow calls."""
 
     def execute(
         self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
@@ -103,7 +103,7 @@ _default_runner: Callable[[], Runner]
 
 
 def set_default_runner(find: Callable[[], Runner]) -> None:
-    """Set `find`, the function that returns the runner for calls without a `runtime`."""
+    """Set the function that finds the runner for calls without `runtime`."""
     global _default_runner
     _default_runner = find
 
@@ -113,7 +113,7 @@ def _runner(given: Runner | None) -> Runner:
 
 
 class Flow:
-    """A graph of routines; each connection delivers an event of a routine to a slot.
+    """A graph of routines and connections.
 
     `execution_strategy` "sequential" runs one step at a time, "concurrent" up to `max_workers`.
 
@@ -149,9 +149,9 @@ class Flow:
     # --- building it ----------------------------------------------------------------------------
 
     def add_routine(self, routine: Routine, routine_id: str | None = None) -> str:
-        """Add `routine` with the id `routine_id` (default: its class name); return the id.
+        """Add `routine` to the flow, and return the routine's id.
 
-        Raises `FlowDefinitionError` if the id is taken.
+        The default id is the name of the class. Raises `FlowDefinitionError` if the id is taken.
         """
         if not isinstance(routine, Routine):
             raise FlowDefinitionError(
@@ -198,12 +198,12 @@ class Flow:
         return connection
 
     def set_error_handler(self, handler: ErrorHandler | None) -> None:
-        """Set the error handler for routines without one; `handler=None` means strategy STOP."""
+        """Set the default error handler of the routines; None means STOP."""
         self._error_handler = checked_handler(handler, f"flow {self.flow_id!r}")
 
     @property
     def routines(self) -> Mapping[str, Routine]:
-        """The routines of the flow as a read-only mapping from id to routine."""
+        """A read-only mapping from id to routine."""
         return MappingProxyType(self._routines)
 
     @property
@@ -228,16 +228,16 @@ class Flow:
 
     @property
     def shape(self) -> tuple[str, ...]:
-        """The routines, slots, events and connections of the flow as sorted lines of text."""
+        """The flow's graph as sorted lines of text."""
         return self.plan().shape
 
     @property
     def fingerprint(self) -> str:
-        """A digest of `shape`: flows with equal fingerprints can resume each other's jobs."""
+        """A digest of `shape`, to compare two flows."""
         return "sha256:" + hashlib.sha256("\n".join(self.shape).encode()).hexdigest()
 
     def plan(self, execution_strategy: ExecutionStrategy | None = None) -> Plan:
-        """Return a plan for running a job; later changes to the flow do not affect the plan."""
+        """Return a fixed copy of the flow for running a job."""
         strategy = execution_strategy or self.execution_strategy
         _check_strategy(strategy)
         # A routine may have been given slots and events after it was added.
@@ -287,7 +287,7 @@ class Flow:
         job_id: str | None = None,
         runtime: Runner | None = None,
     ) -> JobState:
-        """Run a new job that begins at routine `entry`; return the job when it has stopped.
+        """Run a new job from routine `entry`, and return the stopped job.
 
         A failed job is returned, not raised: see `JobState.raise_for_status`. Raises
         `FlowDefinitionError` where `entry`, `slot` or `params` don't fit.
@@ -303,7 +303,7 @@ class Flow:
         job_id: str | None = None,
         runtime: Runner | None = None,
     ) -> JobState:
-        """Run a new job as `execute` does, but without blocking the event loop."""
+        """Run a new job as `execute` does, without blocking the event loop."""
         return await _runner(runtime).aexecute(self, entry, params, slot=slot, job_id=job_id)
 
     def start(
@@ -315,7 +315,7 @@ class Flow:
         job_id: str | None = None,
         runtime: Runner | None = None,
     ) -> Run:
-        """Start a new job in the background and return a `Run` to control the job."""
+        """Start a new job in the background, and return the job's `Run`."""
         return _runner(runtime).start(self, entry, params, slot=slot, job_id=job_id)
 
     def resume(
@@ -327,7 +327,7 @@ class Flow:
         allow_changed_flow: bool = False,
         execution_strategy: ExecutionStrategy | None = None,
     ) -> JobState:
-        """Resume a loaded, paused or interrupted job; return the job when it has stopped.
+        """Resume a loaded, paused or interrupted job, and return the stopped job.
 
         The given job does not change. `retry_failed` gives failed tasks a fresh budget.
         `allow_changed_flow` accepts a flow of another shape on which every pending task still
@@ -344,7 +344,7 @@ class Flow:
     # --- saving it ------------------------------------------------------------------------------
 
     def serialize(self) -> dict[str, object]:
-        """Return the flow as data for JSON; `deserialize` turns the data into a flow.
+        """Return the flow as data for JSON.
 
         Raises `UnserializableError` for constructor arguments that have no saved form.
         """
@@ -367,7 +367,7 @@ class Flow:
 
     @classmethod
     def deserialize(cls, document: Mapping[str, object]) -> Flow:
-        """Build a flow from `document`, the data that `serialize` returned.
+        """Build a flow from data that `serialize` returned.
 
         The program must have imported the routines' classes. Raises `SavedStateError` with the
         path of a value that does not fit.
@@ -376,9 +376,9 @@ class Flow:
 
     @classmethod
     def load(cls, document: object, path: str, shape: Sequence[str] = ()) -> Flow:
-        """Build a flow from decoded data; `path` is the place of the data in a saved document.
+        """Build a flow from decoded data.
 
-        `shape` is the flow's shape as a job recorded it, to report what has changed since.
+        `path` is the data's place in a document. `shape` is the shape in a job, to report changes.
         """
         data = codec.check_fields(document, path, _FLOW_FIELDS)
         try:

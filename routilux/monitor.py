@@ -35,19 +35,19 @@ _START = CommitKind.START
 
 
 class Observer(Protocol):
-    """An object that gets each commit of a runtime's jobs, in order and one at a time.
+    """An object that receives each commit of a runtime's jobs.
 
-    An optional method `on_step(job, step)` gets each step that starts; steps are not durable. An
-    error that an observer raises is logged and counted, and changes nothing else.
+    Commits come in order, one at a time. The optional `on_step(job, step)` gets each step that
+    starts; steps are not durable. An observer's error is logged and counted; nothing else changes.
     """
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
-        """Handle `commit`, which is already durable; this method must not change `job`."""
+        """Handle a durable commit without changing `job`."""
 
 
 @dataclass(slots=True)
 class DataFlow:
-    """One delivered event: `event` of `source` reached `slot` of `target` as task `task_id`."""
+    """One delivery of an event from a routine to a slot."""
 
     job_id: str
     seq: int
@@ -79,10 +79,10 @@ class StateChange:
 
 @dataclass(slots=True)
 class Retry:
-    """One retry of a task: its `number` (counted from 1), its planned delay and its real start.
+    """One retry of a task, with planned and actual times.
 
     Attempt `attempt` failed at `failed_ns`; the next attempt was due at `due_ns` and started at
-    `started_ns`, which is None until that attempt has ended.
+    `started_ns`, which is None until that attempt has ended. `number` counts retries from 1.
     """
 
     job_id: str
@@ -113,7 +113,7 @@ class Retry:
 
 
 class _Followed:
-    """The routines and tasks of one job as a monitor follows them."""
+    """A monitor's record of one job's routines and tasks."""
 
     __slots__ = ("failed_routines", "failed_tasks", "last", "states", "waiting")
 
@@ -164,7 +164,7 @@ class ExecutionMonitor:
         return monitor
 
     def summary(self) -> dict[str, int]:
-        """Return how many events, data flows and state changes this monitor has recorded."""
+        """Return the numbers of recorded events, data flows and state changes."""
         return {
             "events": len(self.events),
             "data_flows": len(self.data_flows),

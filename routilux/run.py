@@ -1,4 +1,4 @@
-"""`Run`: waits for, pauses or cancels a job that runs in the background.
+"""`Run`: controls a job that runs in the background.
 
 Invariants:
 - It shows a copy of the job after its last commit; changing the copy does not change the job.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Run:
-    """Controls a job that runs in the background; `Flow.start` returns a `Run`.
+    """Controls a job that runs in the background; see `Flow.start`.
 
     >>> from routilux import Flow, Routine
     >>> class Hello(Routine):
@@ -47,13 +47,13 @@ class Run:
 
     @property
     def job(self) -> JobState:
-        """A copy of the job, with the state after the job's last commit."""
+        """A copy of the job's state after the last commit."""
         return self._drive.snapshot()
 
     def wait(self, timeout: float | timedelta | None = None) -> JobState:
-        """Wait until the job has stopped, and return the job; `timeout` is in seconds.
+        """Wait until the job has stopped, and return the job.
 
-        Raises `TimeoutError` when that time has passed on the runtime's clock. Also raises an error
+        Raises `TimeoutError` after `timeout` seconds of the runtime's clock. Also raises an error
         from outside the flow that ended the run, such as an interrupt or the error of a store.
         """
         drive = self._drive
@@ -71,21 +71,21 @@ class Run:
         return drive.snapshot()
 
     def pause(self) -> None:
-        """Pause the job: the running steps still commit, and no more steps start.
+        """Pause the job, but let the running steps commit.
 
         Raises `NotResumableError` if the job is not running.
         """
         self._drive.request("pause")
 
     def cancel(self, reason: str | None = None) -> None:
-        """Cancel the job for good: the running steps still commit, and no more steps start.
+        """Cancel the job for good, but let the running steps commit.
 
         Raises `NotResumableError` if the job has already ended.
         """
         self._drive.request("cancel", reason)
 
     def checkpoint(self, path: str | Path, *, key: bytes | None = None) -> None:
-        """Save the present state of the job and its flow to a file; see `SavedState.write`."""
+        """Save the job and the flow to a file; see `SavedState.write`."""
         try:
             self._save(self._drive.snapshot(), path, key)
         finally:

@@ -51,7 +51,7 @@ _log = logging.getLogger("routilux")
 
 
 class Runtime:
-    """Runs flows; any number of flows, jobs and threads may share one runtime.
+    """Runs any number of flows and jobs for any number of threads.
 
     `clock` is the system's by default. With a `store`, a commit counts once it is stored.
     `executor` runs the steps instead of our own threads. `observers` are notified of every commit.
@@ -103,7 +103,7 @@ class Runtime:
 
     @property
     def owner(self) -> str:
-        """The name by which a store knows this runtime as the owner of a job."""
+        """The name under which this runtime owns jobs in a store."""
         return self.environment.owner
 
     # --- running --------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ class Runtime:
     def execute(
         self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
     ) -> JobState:
-        """Run a new job in this thread; return the stopped job. See `Flow.execute`."""
+        """Run a new job in this thread; see `Flow.execute`."""
         self.environment.observers.refuse("execute a job")
         return self.threads.drive(self._new(flow, entry, params, **options))
 
@@ -144,7 +144,7 @@ class Runtime:
     def start(
         self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
     ) -> Run:
-        """Start a new job in the background and return its `Run`; see `Flow.start`."""
+        """Start a new job in the background; see `Flow.start`."""
         drive = self._new(flow, entry, params, **options)
         self.threads.drive_in_background(drive)
 
@@ -159,7 +159,7 @@ class Runtime:
     def submit(
         self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
     ) -> str:
-        """Put a new job into the store, where any host can take it; return the job's id.
+        """Store a new job for any host, and return the job's id.
 
         Raises `DuplicateJobError` if the store already holds that id.
         """
@@ -171,7 +171,7 @@ class Runtime:
         return self._new(flow, entry, params, queued=True, **options).machine.job.job_id
 
     def resume(self, flow: Flow, job: JobState, **options: Unpack[ResumeOptions]) -> JobState:
-        """Resume a job in this thread; return the stopped job. See `Flow.resume`."""
+        """Resume a job in this thread; see `Flow.resume`."""
         self.environment.observers.refuse("resume a job")
         return self.threads.drive(self.resumed(flow, job, **options))
 
@@ -185,7 +185,7 @@ class Runtime:
         execution_strategy: ExecutionStrategy | None = None,
         acquired: Acquired | None = None,
     ) -> Drive:
-        """Commit the resumption of `job` by this host; return a `Drive`, which the caller must run.
+        """Commit the resumption of `job`, and return the `Drive` to run.
 
         A job that was `acquired` is resumed under its lease and is not claimed. If its lease was
         lost meanwhile, a claim would hold the job without one, and no host could take it over.
@@ -214,10 +214,10 @@ class Runtime:
         return drive
 
     def load(self, job_id: str, *, history: bool = False) -> JobState:
-        """Load a job's last stored state, with the commits after the job's latest snapshot.
+        """Load the last stored state of a job.
 
-        With `history` it has every commit, whatever the runtime's `history_limit`. Raises
-        `KeyError` if the store does not hold it, `SavedStateError` for damaged rows.
+        It has the commits since a snapshot; with `history` every commit, whatever `history_limit`
+        is. Raises `KeyError` if the store does not hold it, `SavedStateError` for damaged rows.
         """
         job = None
         if self.environment.journal is not None:
@@ -228,7 +228,7 @@ class Runtime:
         return job
 
     def close(self) -> None:
-        """End the idle threads of this runtime; a busy thread ends once it has no more work."""
+        """End the threads of this runtime as soon as they are idle."""
         self.threads.close()
 
     @property
@@ -238,7 +238,7 @@ class Runtime:
 
     @property
     def observer_failures(self) -> list[ObserverFailure]:
-        """The observers that raised errors, each with the first error and the number of errors."""
+        """One `ObserverFailure` for each observer that has raised an error."""
         return self.environment.observers.failures
 
     def __enter__(self) -> Self:
@@ -318,7 +318,7 @@ _default: list[Runtime] = []
 
 
 def default_runtime() -> Runtime:
-    """Return the runtime that `use_runtime` set; if none is set, one with the system's clock."""
+    """Return the runtime of `use_runtime`, or one with the system's clock."""
     for runtime in list(_in_use.values())[-1:]:
         return runtime
     if not _default:

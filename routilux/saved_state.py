@@ -47,7 +47,7 @@ _SUMMARY: codec.Fields = {"events": int, "data_flows": int, "state_changes": int
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SavedState:
-    """A flow and a job that are saved together; `saved_at_ns` is the time of saving.
+    """A flow and a job that are saved together.
 
     >>> import tempfile, pathlib
     >>> from routilux import Flow, Routine
@@ -80,12 +80,12 @@ class SavedState:
 
     @property
     def retry_count(self) -> int:
-        """The largest number of retries that a single task of the job has used."""
+        """The most retries that one task of the job has used."""
         return self.job.retry_count()
 
     @classmethod
     def capture(cls, flow: Flow, job: JobState, monitor: ExecutionMonitor | None = None) -> Self:
-        """Return a `SavedState` with `flow` and a copy of `job` in its present state.
+        """Return a `SavedState` with `flow` and a copy of `job`.
 
         Call this from an observer, or while no step commits. The saved state has the counts of
         `monitor`; with `monitor=None`, counts made from the commits of the job. Raises
@@ -98,7 +98,7 @@ class SavedState:
         return cls(flow, own, now, summary, _texts(flow, own))
 
     def to_bytes(self, *, key: bytes | None = None) -> bytes:
-        """Return the document as bytes with a digest; with a `key`, also with a signature.
+        """Return the document as bytes; a `key` adds a signature.
 
         >>> from routilux import Flow, JobState
         >>> flow, key = Flow("empty"), b"sixteen bytes or more"
@@ -130,7 +130,7 @@ class SavedState:
         return with_digest(text.removesuffix("}").encode(), mac)
 
     def write(self, path: str | os.PathLike[str], *, key: bytes | None = None) -> None:
-        """Write the document atomically to a file that only the current user can read (mode 0600).
+        """Write the document atomically to a file of mode 0600.
 
         With a `key` of at least 16 bytes the document is signed by HMAC-SHA256, for a file that
         other people can change: reading the file with that key returns the written state, or
@@ -173,7 +173,7 @@ class SavedState:
 
     @classmethod
     def from_bytes(cls, data: bytes, *, verify: bool = True, key: bytes | None = None) -> Self:
-        """Read a saved flow and job from `data`, the bytes of a document; see `read`."""
+        """Read a saved flow and job from bytes; see `read`."""
         try:
             mac = new_mac(key)
         finally:
@@ -225,7 +225,7 @@ def _texts(flow: Flow, job: JobState) -> tuple[str, str]:
 def _handler_retries(
     flow: dict[str, Any], job: JobState
 ) -> Iterator[tuple[str, dict[str, Any], int]]:
-    """For each error handler of a flow, yield the path, saved data and number of used retries.
+    """Yield the path, data and used retries of each error handler.
 
     The handler of the flow has the most retries of the routines without a handler of their own.
     """

@@ -1,4 +1,4 @@
-"""Timeline of a job: describes each commit in lines of text, whose parts have named styles.
+"""Timeline of a job: describes each commit in lines of text.
 
 Invariants:
 - Lines are made from commits alone, so that every host shows the same lines of a job.
@@ -49,9 +49,10 @@ STATUS_STYLES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of a timeline; a line with empty `mark` and `clock` continues the previous line.
+    """A line of a timeline.
 
-    A line with `cut` is cut to the width of the terminal, not wrapped.
+    A line with empty `mark` and `clock` continues the previous line. A line with `cut` is cut to
+    the width of the terminal, not wrapped.
     """
 
     mark: str
@@ -61,7 +62,7 @@ class Line:
 
 
 def describe(commit: Commit) -> str:
-    """Return one line that describes `commit` but omits the names of its routine and task."""
+    """Describe a commit in one line, without routine and task."""
     kind = commit.kind
     if kind is CommitKind.START:
         root = commit.tasks[0]
@@ -96,11 +97,11 @@ def describe(commit: Commit) -> str:
 
 
 class JobTimeline:
-    """Builds the lines of a job's timeline; `monitor` must have observed all of `commits`."""
+    """Builds the lines of a job's timeline."""
 
     def __init__(
         self,
-        monitor: ExecutionMonitor,
+        monitor: ExecutionMonitor,  # has observed all of `commits`
         job_id: str,
         commits: Sequence[Commit],
         start: int,
@@ -272,13 +273,13 @@ def _summary(value: object) -> list[str]:
 
 
 def shorten(text: str, longest: int = 48) -> str:
-    """Return `text` as one line of at most `longest` characters; cut a longer text."""
+    """Cut `text` to one line of at most `longest` characters."""
     line = " ".join(text.split())
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 def plain(text: str) -> str:
-    """Return `text` with each unprintable character replaced by an escape sequence.
+    """Replace each unprintable character of `text` by an escape sequence.
 
     >>> plain("a\x1b[2J")
     'a\\\\x1b[2J'
@@ -314,5 +315,5 @@ def _load(payload: Mapping[str, object]) -> str:
 
 
 def payload_text(payload: Mapping[str, object]) -> str:
-    """Return one line with the name and a short value of each member of `payload`."""
+    """Return the names and short values of a payload in one line."""
     return ", ".join(f"{name}={_summary(value)[0]}" for name, value in payload.items()) or "empty"

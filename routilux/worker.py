@@ -1,4 +1,4 @@
-"""`Worker`: takes jobs from a store under a lease and runs them; many hosts may share a store.
+"""`Worker`: leases jobs from a store and runs these jobs.
 
 Invariants:
 - Only the host that has acquired a job drives it. It renews the lease while handlers run. A host
@@ -49,7 +49,7 @@ _LONGEST_LEASE: Final = 366 * 86_400 * SECOND
 
 
 class Worker:
-    """Takes jobs of `flows` from `store` and runs these jobs until `stop` is called.
+    """Runs the stored jobs of `flows` until `stop` is called.
 
     It takes jobs that were submitted, given back, or left by a host whose lease has ended. `lease`
     is in seconds: how long other hosts wait before they take over from a host that has died. Jobs
@@ -117,18 +117,18 @@ class Worker:
         self._broke_off = False  # by an exception, so the store may hold leases that are not known
 
     def stop(self) -> None:
-        """Make `run` return once the running steps have committed; any thread may call this."""
+        """Make `run` return once the running steps have committed; thread-safe."""
         self._stopping = True
         self._signal.set()
 
     def run(self, *, until_idle: bool = False) -> None:
-        """Take and run jobs until `stop` is called or, in the main thread, a signal arrives.
+        """Run jobs until `stop` is called or a signal arrives.
 
         After `stop`, SIGTERM or SIGINT (Ctrl-C), steps in flight end and commit, and the jobs are
         given back. Then `run` returns; after a SIGINT it raises `KeyboardInterrupt`. A second
         signal does not wait for the steps: their jobs are free at once, as after a crash, and the
         steps run again with the same idempotency keys. A third acts as if there were no worker.
-        A SIGINT that the program ignores or handles itself is left to the program.
+        Only the main thread gets signals. A SIGINT that the program ignores or handles is its own.
 
         With `until_idle` it also ends when every job of its flows has stopped, here and on other
         hosts, and the error of a job that can't be resumed is raised. Raises the errors of the
@@ -202,7 +202,7 @@ class Worker:
                 self._wait_out(error)
 
     def _find_lost(self) -> None:
-        """Find the jobs that an exception left between two lists."""
+        """Complete the bookkeeping that an exception interrupted."""
         with self._environment.lock:
             for drive in self._drives.values():
                 if drive.loop is None and drive not in self._stopped_jobs:
@@ -220,7 +220,7 @@ class Worker:
                     drive.loop.fail(drive, _SecondSignal("a second signal"))
 
     def _wait_out(self, error: OSError) -> None:
-        """Wait before the next try; raise `error` if the store fails for as long as a lease."""
+        """Wait before the next try, or give up and raise `error`."""
         now = self._clock.monotonic_ns()
         if self._outage is None:
             self._outage, self._next_wait = now, _FIRST_WAIT
@@ -243,7 +243,7 @@ class Worker:
             self._broke_off = False
 
     def _report_damaged(self) -> None:
-        """Log, once in a lease, the jobs that the store never hands out because of damage."""
+        """Log the damaged jobs of the store once per lease."""
         now = self._clock.monotonic_ns()
         if now < self._report_at:
             return
@@ -385,7 +385,7 @@ class Worker:
             del self._to_release[job_id]
 
     def _forget(self, job_id: str) -> None:
-        """Forget the lease of a job unless another worker owns the job; needs `lease_lock`."""
+        """Forget this worker's lease of a job; the caller holds `lease_lock`."""
         taken = self._environment.leases
         if taken.get(job_id) == self._lose:
             del taken[job_id]
@@ -405,7 +405,7 @@ class Worker:
             self._lose(job_id)
 
     def _lose(self, job_id: str) -> None:
-        """Stop running a job whose lease this host has lost; any thread may call this."""
+        """Stop running a job whose lease is lost; thread-safe."""
         drive = self._drives.get(job_id)
         if drive is None:
             return

@@ -1,4 +1,4 @@
-"""Injected faults: handlers that raise or start late, clocks that jump, stores that fail.
+"""Injected faults of handlers, clocks and stores.
 
 Invariants:
 - A fault names its routine as the user does. A fault that names no routine is refused before the
@@ -30,7 +30,7 @@ NEVER_STRUCK: Final = (
 
 
 class Fault:
-    """Base class of faults that a test injects; the methods of this class inject nothing.
+    """Base class of the faults that a test injects.
 
     `struck` counts how often the fault struck; `used` is true once a simulation has the fault.
     """
@@ -39,28 +39,28 @@ class Fault:
     used: bool = False
 
     def begin(self, writes: int) -> None:
-        """Prepare for a new run, whose store already holds `writes` commits."""
+        """Prepare for a run whose store already holds `writes` commits."""
 
     def check(self, flow: Flow) -> None:
-        """Raise `FlowDefinitionError` if `flow` does not have the routine that this fault names."""
+        """Raise `FlowDefinitionError` if `flow` lacks this fault's routine."""
 
     def unfit(self, runtime: Runtime) -> str | None:
-        """Return why this fault can't work on `runtime`, and what to do; None if it works."""
+        """Return why this fault can't work on `runtime`, with a fix."""
         return None
 
     def affect(self, step: StepInput, slot: Slot, clock: Clock) -> Slot:
-        """Return the slot to run in this step: `slot` itself, or a copy with a faulty handler."""
+        """Return `slot` or a copy with a faulty handler."""
         return slot
 
     def before_write(self, commit: Commit) -> None:
-        """Raise `OSError` if this fault fails the write; the store does not keep the commit."""
+        """Raise `OSError` to fail a write that the store does not keep."""
 
     def after_write(self, commit: Commit) -> None:
-        """Raise `OSError` if this fault fails the write, although the store has kept the commit."""
+        """Raise `OSError` to fail a write that the store has kept."""
 
 
 class OfRoutine(Fault):
-    """A fault in `attempts` of one routine; `attempts=None` means all attempts of the routine."""
+    """A fault in attempts of one routine; `attempts=None` means all attempts."""
 
     def __init__(self, routine: str, attempts: Iterable[int] | None) -> None:
         self.routine = routine
@@ -84,7 +84,7 @@ class OfRoutine(Fault):
             raise FlowDefinitionError(self.misnamed(f"flow {flow.flow_id!r}", list(flow.routines)))
 
     def misnamed(self, where: str, routines: Sequence[str]) -> str:
-        """Return the error message for a fault whose routine is not among `routines`."""
+        """Return the error message for a fault of an unknown routine."""
         known = ", ".join(map(repr, routines)) or "none"
         hint = nearest(self.routine, routines)
         return f"{self!r} names no routine of {where}; known: {known}{hint}"
@@ -180,7 +180,7 @@ class Slow(OfRoutine):
 
 
 class ClockJump(Fault):
-    """A fault that moves a host's wall clock by `seconds` when the host's first step begins."""
+    """A fault that moves each host's wall clock at the first step."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -211,9 +211,9 @@ class ClockJump(Fault):
 
 
 class StoreFails(Fault):
-    """A fault that makes the store's n-th write raise `OSError`; `write=1` is the first write.
+    """A fault that makes write number `write` raise `OSError`.
 
-    The writes of all hosts count. With `durable` the store keeps the commit, and only the
+    The writes of all hosts count, from 1. With `durable` the store keeps the commit, and only the
     acknowledgement fails.
     """
 
@@ -255,7 +255,7 @@ class StoreFails(Fault):
 
 
 def slot_with_faults(faults: Iterable[Fault], step: StepInput, slot: Slot, clock: Clock) -> Slot:
-    """Apply all `faults` to a step; return the slot that the step must run."""
+    """Apply `faults` to a step, and return the slot to run."""
     for fault in faults:
         slot = fault.affect(step, slot, clock)
     return slot
@@ -263,7 +263,7 @@ def slot_with_faults(faults: Iterable[Fault], step: StepInput, slot: Slot, clock
 
 @contextmanager
 def failing_write(faults: Sequence[Fault], commit: Commit) -> Iterator[None]:
-    """Return a context manager for one write to the store; `faults` can make that write fail."""
+    """Return a context manager in which `faults` can fail a write."""
     # A stack calls all of them, even if one raises: every fault counts every write.
     with ExitStack() as before:
         for fault in faults:

@@ -1,4 +1,4 @@
-"""The fixture `flow_faults`: makes faults and injects them into the jobs of a runtime.
+"""The fixture `flow_faults`: injects faults into the jobs of a runtime.
 
 Invariants:
 - `faults.py` has the behaviour of each fault, for simulations and runtimes alike. In a runtime this
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class FlowFaults:
-    """Makes faults and injects them into jobs; the value of the fixture `flow_faults`.
+    """Makes faults and injects them into jobs.
 
     Faults strike in the jobs of `flow_runtime` if the test uses it too, of each runtime that is
     passed to `on`, and of a simulation that gets them as `faults=[...]`. `attempts` are counted
@@ -84,21 +84,21 @@ class FlowFaults:
         return self._make(Slow(routine, seconds, attempts))
 
     def clock_jump(self, seconds: float) -> Fault:
-        """Return a fault that moves a host's wall clock by `seconds` at the host's first step."""
+        """Return a fault that moves the wall clock at each host's first step."""
         return self._make(ClockJump(seconds))
 
     def store_fails(self, write: int, *, durable: bool = False) -> Fault:
-        """Return a fault that makes the store's n-th write fail; `write=1` is the first write.
+        """Return a fault that makes write number `write` of the store fail.
 
-        With `durable` the store keeps the commit, and only the acknowledgement is lost.
+        Writes count from 1. With `durable` the store keeps the commit, but does not acknowledge it.
         """
         return self._make(StoreFails(write, durable=durable))
 
     def on(self, runtime: Runtime) -> Runtime:
-        """Inject the faults into each job that begins on `runtime` from now on; return `runtime`.
+        """Inject the faults into each new job of `runtime`.
 
         Faults that are made later strike there too. Raises `FlowDefinitionError` if the runtime
-        runs steps in other processes, which no fault reaches.
+        runs steps in other processes, which no fault reaches. Returns `runtime`.
         """
         executor = runtime.executor
         if executor is not None and not isinstance(executor, ThreadPoolExecutor):
@@ -127,10 +127,10 @@ class FlowFaults:
         return [fault for fault in self._made if not fault.used]
 
     def problems(self, *, after_failure: bool = False) -> list[str]:
-        """Return messages about the faults that were never injected, misspelt routines first.
+        """Return messages about the faults that were never injected.
 
-        With `after_failure` there are no messages about other faults, since the failed test may
-        have ended before these faults could strike.
+        With `after_failure` only faults of misspelt routines are reported, since the failed test
+        may have ended before other faults could strike.
         """
         idle = [fault for fault in self.live if not fault.struck]
         if not idle or (after_failure and not self._routines):

@@ -1,1 +1,1 @@
-"""Child processes in which a test runs jobs: fresh interpreters and forked processes."""
+"""Child processes in which a test runs jobs."""

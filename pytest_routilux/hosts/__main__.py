@@ -49,7 +49,7 @@ Request = dict[str, Any]
 
 
 class _RequestError(Exception):
-    """Raised if this host can't do what the test requested."""
+    """Raised if this host can't carry out the test's request."""
 
 
 class _Host:
@@ -71,7 +71,7 @@ class _Host:
         self.runtime = Runtime(clock=self.clock, store=store, observers=[self])
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
-        """Save the job, kill the host, or do both, as the request demands for this commit."""
+        """Save the job or kill the host, as requested for this commit."""
         self._job_id = job.job_id
         self._missed = [point for point in self._missed if not _is_at(point, commit)]
         self._commits.append(
@@ -85,7 +85,7 @@ class _Host:
             os.killpg(0, signal.SIGKILL)
 
     def look(self, name: str | None, state: SavedState) -> None:
-        """Call the function `name` with the loaded `state`; keep the result for the report."""
+        """Call the function `name` with `state`, and keep the result."""
         if name is not None:
             self._seen = codec.encode(_function(name)(state), "$.seen")
 

@@ -1,4 +1,4 @@
-"""A child process that ends when its parent ends; its output and its real time have limits.
+"""`Child`: a child process that never outlives its parent.
 
 Invariants:
 - The whole process group of a child is killed before the child is reaped. Until then no other
@@ -32,7 +32,7 @@ _WIDEST: Final = 400
 
 
 class Child:
-    """A child process that runs a module in a fresh interpreter: `python -m module arguments… FD`.
+    """A fresh interpreter that runs `python -m module arguments… FD`.
 
     The last argument, `FD`, is the pipe that the module passes to `die_with_parent`.
     """
@@ -65,18 +65,18 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """The id of the child process, which is also the id of its process group."""
+        """The id of the child process and of its process group."""
         return self._process.pid
 
     @property
     def status(self) -> int:
-        """The child's exit status; for example, -9 means that signal 9 killed the child."""
+        """The child's exit status, in the form of `Popen.returncode`."""
         status = self._process.returncode
         assert status is not None
         return status
 
     def ends_within(self, seconds: float) -> bool:
-        """Wait at most `seconds` for the child to end; return whether the child has ended."""
+        """Return whether the child ends within `seconds`."""
         if self._end is None:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(seconds)
@@ -96,9 +96,9 @@ class Child:
             os.close(self._held)
 
     def close(self) -> None:
-        """Close the process handle; call this once, after `kill` and all calls of `ends_within`."""
+        """Close the process handle."""
         if self._end is not None:
-            os.close(self._end)
+            os.close(self._end)  # once, after `kill` and all calls of `ends_within`
 
     def output(self) -> str:
         """Return the last mebibyte of the child's output."""
@@ -109,7 +109,7 @@ class Child:
 
 
 def quoted(output: str) -> str:
-    """Format the last lines of `output` for a message; each line begins with `|`.
+    """Quote the last lines of `output` for a message.
 
     >>> print(quoted("one\\ntwo"))
       | one
@@ -122,7 +122,7 @@ def quoted(output: str) -> str:
 
 
 def end_text(status: int) -> str:
-    """Return how a process ended, as text; `status=-9` means that signal 9 killed the process.
+    """Describe the end of a process with this exit `status`.
 
     >>> end_text(3), end_text(-9)
     ('exit status 3', 'SIGKILL')
@@ -136,7 +136,7 @@ def end_text(status: int) -> str:
 
 
 def die_with_parent(lifeline: int) -> None:
-    """Start a thread that kills this process group when the parent closes the pipe `lifeline`."""
+    """Start a thread that kills this process group when `lifeline` closes."""
     os.set_inheritable(lifeline, False)
 
     def watch() -> None:

@@ -1,4 +1,4 @@
-"""Starts and resumes jobs on hosts, and kills hosts; a host is a process with a new interpreter.
+"""Runs jobs on hosts, which are processes with a new interpreter.
 
 Invariants:
 - A host has its own module state and clock, and shares only files with the test. A job travels as a
@@ -48,7 +48,7 @@ Named = str | Callable[..., object]
 
 
 class HostError(Exception):
-    """Raised if a host can't do what the test requested; the message has the host's output."""
+    """Raised if a host can't carry out the test's request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class HostResult:
 
     @property
     def document(self) -> Path:
-        """The path of the job's last saved document; raises `HostError` if the host saved none."""
+        """The path of the last saved document; raises `HostError` without one."""
         if self.end is not None:
             return self.end
         if not self.saved:
@@ -116,7 +116,7 @@ class HostResult:
 
     @cached_property
     def job(self) -> JobState:
-        """The job, loaded from the store, or from the last document if the run had no store."""
+        """The job, loaded from the store or the last document."""
         for name in self.modules:
             importlib.import_module(name)
         if self.store is not None:
@@ -126,13 +126,13 @@ class HostResult:
 
     @cached_property
     def monitor(self) -> ExecutionMonitor:
-        """A monitor with the job's history, both on this host and on earlier hosts."""
+        """A monitor with the job's history on this and earlier hosts."""
         return ExecutionMonitor.of(self.job)
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A host that has ended: its folder, its report and its output."""
+    """The folder, report and output of a host that has ended."""
 
     name: str
     pid: int
@@ -142,7 +142,7 @@ class Launched:
 
 
 class FlowHosts:
-    """Starts and resumes jobs on hosts, and kills hosts; the value of the fixture `flow_hosts`.
+    """The fixture `flow_hosts`: runs jobs on hosts, and kills hosts.
 
     `build` makes the flow on a host: a function at the top level of a module, or its name
     `package.module:function`; `build_args` are its arguments by name. The host finds modules where
@@ -202,10 +202,10 @@ class FlowHosts:
         save_at: At | Sequence[At] = (),
         kill_at: At | None = None,
     ) -> HostResult:
-        """Run a new job on a new host until the job stops or the host is killed.
+        """Run a new job on a new host.
 
         The host's wall clock starts at `clock_start` (naive means UTC). `store` is the path of a
-        `SqliteStore` for the job.
+        `SqliteStore` for the job. Returns when the job has stopped or the host was killed.
         """
         name = _name_of(build)
         request = {
@@ -237,13 +237,13 @@ class FlowHosts:
         save_at: At | Sequence[At] = (),
         kill_at: At | None = None,
     ) -> HostResult:
-        """Resume a saved job on a new host until the job stops or the host is killed.
+        """Resume a saved job on a new host.
 
         The job comes from the `document` or, by its `job_id`, from the `store`. A store keeps no
         flows, so it needs `build`; a document holds its flow, which `build` can replace. The wall
         clock starts at `clock_start`, else when the job was saved or last committed. Before the
         host resumes the job, it calls `look` with the `SavedState`; the result has the returned
-        value as `seen`.
+        value as `seen`. Returns when the job has stopped or the host was killed.
         """
         if (document is None) == (store is None):
             raise HostError("resume() needs either a document, or a store with job_id= and build=")
@@ -312,7 +312,7 @@ class FlowHosts:
         imports: Iterable[str],
         environ: Mapping[str, str] | None = None,
     ) -> Launched:
-        """Run the task in `request` on a new host; raise `HostError` if the host fails."""
+        """Run the task in `request` on a new host."""
         with self._lock:
             self._count += 1
             number = self._count

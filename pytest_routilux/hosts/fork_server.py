@@ -1,4 +1,4 @@
-"""Runs functions in child processes that are forked from the test's process.
+"""Runs functions in forked children of the test's process.
 
 Invariants:
 - The fork server is forked before the simulation has run, and forks one child for each request. So
@@ -51,7 +51,7 @@ def can_fork() -> bool:
 
 @dataclass(slots=True)
 class Reply:
-    """The reply of a child process: a function's result, or how the child ended without a result.
+    """A child process's reply: a function's result, or the failure.
 
     `sent` holds the values that the child sent before its result. `ended` is None with a result;
     else it is such as `SIGKILL`, `exit status 3`, `no end within 30 s of real time`, or the error
@@ -66,7 +66,7 @@ class Reply:
 
 
 class ForkServer:
-    """Calls functions with `subject` as the first argument, each call in a new child process.
+    """Calls functions on `subject`, each in a new child process.
 
     The function is defined at the top level of a module and called as `function(subject, send,
     *args)`, where `send` sends a value at once. Arguments, results and sent values are pickled; the
@@ -92,7 +92,7 @@ class ForkServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the fork server, and the fork server's child if one still runs."""
+        """End the fork server and its child, if any."""
         self._to.close()
         # It sends no reply now, so the pipe becomes readable only at its end.
         ended = _readable(self._from, _GRACE)
@@ -102,7 +102,7 @@ class ForkServer:
         _reap(self._pid)
 
     def ask(self, function: Callable[..., object], *args: object) -> Reply:
-        """Run `function` in a new child process; wait for the result or for the child's end."""
+        """Run `function` in a new child process, and wait for the reply."""
         try:
             self._to.send_bytes(pickle.dumps((function, args)))
             if not _readable(self._from, self._timeout + _GRACE):
@@ -151,7 +151,7 @@ def _serve(subject: object, requests: Connection, replies: Connection, timeout: 
 def _in_child(
     subject: object, request: bytes, requests: Connection, replies: Connection, timeout: float
 ) -> tuple[bytes, str, bool]:
-    """Run `request` in a new child; return the child's data, its end, and whether it timed out."""
+    """Run `request` in a new child, and return (data, end, timed out)."""
     out, into = os.pipe()
     pid = _fork()
     if pid == 0:
@@ -176,7 +176,7 @@ def _in_child(
 
 
 def _collect(out: int, requests: Connection, pid: int, timeout: float) -> tuple[bytes, bool]:
-    """Read from a child until it ends or times out; return the bytes, and whether it timed out."""
+    """Read all data of a child, and return (data, timed out)."""
     sent = bytearray()
     closed = False
     until = _monotonic() + timeout

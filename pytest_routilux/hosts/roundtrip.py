@@ -40,7 +40,7 @@ _KINDS: Final[dict[str, Any]] = {
 
 
 class SerializeRoundtrip:
-    """Saves an object, loads it, and checks that the loaded object equals the original.
+    """Checks that an object survives saving and loading.
 
     Takes flows, jobs, error handlers, `SavedState`, and any value that a payload may hold.
     `via="memory"` goes through bytes, "file" through a file, "process" through a file to a fresh
@@ -62,7 +62,7 @@ class SerializeRoundtrip:
     def __call__(
         self, obj: _T, via: Via = "memory", *, imports: Iterable[str | ModuleType] = ()
     ) -> _T:
-        """Save and load `obj`, compare both objects, and return the loaded one."""
+        """Save, load and compare `obj`, and return the loaded object."""
         __tracebackhide__ = True
         kind = kind_of(obj)
         data = saved(obj)
@@ -115,7 +115,7 @@ def saved(obj: object) -> bytes:
 
 
 def restored(kind: str, data: bytes) -> object:
-    """Load an object of the given `kind` from `data`, the bytes of its saved form."""
+    """Load an object of this `kind` from the saved bytes `data`."""
     if kind == "state":
         return SavedState.from_bytes(data)
     if kind == "value":
@@ -125,7 +125,7 @@ def restored(kind: str, data: bytes) -> object:
 
 
 def first_reordered(was: object, became: object, path: str) -> str | None:
-    """Return a message about the first dict whose key order differs after loading, or None."""
+    """Describe the first dict with reordered keys; None if there is none."""
     if isinstance(was, dict) and isinstance(became, dict):
         keys = list(was), list(became)
         if any(not same_value(a, b) for a, b in zip(*keys, strict=True)):
@@ -149,7 +149,7 @@ def first_reordered(was: object, became: object, path: str) -> str | None:
 
 
 def _modules(obj: object) -> set[str]:
-    """Return the names of the modules that define the classes and functions of an object."""
+    """Return the names of the modules that an object needs."""
     if isinstance(obj, SavedState):
         return _modules(obj.flow) | _modules(obj.job)
     if isinstance(obj, ErrorHandler):

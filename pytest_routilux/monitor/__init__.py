@@ -1,1 +1,1 @@
-"""Assertions about recorded jobs, and texts that explain differences between jobs."""
+"""Assertions about recorded jobs, and explanations of differences."""

@@ -54,7 +54,7 @@ _TASK_ENDS = frozenset({CommitKind.DONE, CommitKind.FAILED, CommitKind.DROPPED})
 
 
 class FlowMonitor(ExecutionMonitor):
-    """A monitor that records jobs and offers assertions about the recorded jobs.
+    """Records jobs, and offers assertions about the recorded jobs.
 
     `job=` takes a job or its id and limits an assertion to it. `FlowMonitor.of(job)` checks a job
     that ran elsewhere. An assertion that does not hold raises `AssertionError`; an unknown name
@@ -86,7 +86,7 @@ class FlowMonitor(ExecutionMonitor):
         self._record_of(job).commits.append(commit)
 
     def on_step(self, job: JobState, step: StepInput) -> None:
-        """Record that an attempt started; `on_commit` records its end."""
+        """Record that an attempt started."""
         task = step.task
         self._record_of(job).started.append((task.routine_id, task.task_id, step.attempt))
 
@@ -232,7 +232,7 @@ class FlowMonitor(ExecutionMonitor):
         delays: Sequence[float | timedelta] | None = None,
         job: JobState | str | None = None,
     ) -> None:
-        """Assert the number (`times`) of a routine's retries and the waits (`delays`) before them.
+        """Assert how often a routine was retried, and after which delays.
 
         `delays` are in seconds, and must equal the planned and the real waits exactly; a wait that
         has not ended has no real one. Without `times` and `delays`: at least once. If several tasks
@@ -287,7 +287,7 @@ class FlowMonitor(ExecutionMonitor):
         *,
         job: JobState | str | None = None,
     ) -> None:
-        """Assert the status of each routine in `states`; other routines may have any status."""
+        """Assert the status of each routine in `states`."""
         __tracebackhide__ = True
         jobs = jobs_with(self._known(job), *states)
         statuses = [status.value for status in RoutineStatus]

@@ -1,4 +1,4 @@
-"""Explains why an `assert a == b` of two jobs, flows or error handlers failed.
+"""Explains a failed `assert a == b` of jobs, flows or error handlers.
 
 Invariants:
 - The most important lines come first: without -vv, pytest shows only eight to ten lines.
@@ -29,7 +29,7 @@ _MANY: Final = 100
 
 
 def explain_comparison(op: str, left: object, right: object, *, whole: bool) -> list[str] | None:
-    """Explain a comparison of two jobs, flows or error handlers; return None for other objects.
+    """Explain a comparison of jobs, flows or error handlers; None for other objects.
 
     The first line is the comparison itself. `whole` asks for all differences.
     """

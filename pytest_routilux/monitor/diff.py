@@ -1,4 +1,4 @@
-"""Differences between two jobs, flows or error handlers; each has a path and both values.
+"""Differences between two jobs, flows or error handlers.
 
 Invariants:
 - Each path that differs is listed once, the most important first.
@@ -48,20 +48,20 @@ class _Word(str):
 
 
 def job_differences(left: JobState, right: JobState) -> Iterator[PathDifference]:
-    """Yield the differences between two jobs; commits are not compared."""
+    """Yield the differences between two jobs, except commits."""
     yield from _differences(_job_parts(left), _job_parts(right))
     yield from _graph_differences(left.shape, right.shape)
 
 
 def flow_differences(left: Flow, right: Flow) -> Iterator[PathDifference]:
-    """Yield the differences between two flows: first graphs, then policies, then arguments."""
+    """Yield the differences between two flows, graphs first."""
     yield from _graph_differences(left.shape, right.shape)
     common = [name for name in left.routines if name in right.routines]
     yield from _differences(_flow_parts(left, common), _flow_parts(right, common))
 
 
 def handler_differences(left: ErrorHandler, right: ErrorHandler) -> Iterator[PathDifference]:
-    """Return the differences between the options and the delays of two error handlers."""
+    """Return the differences between two error handlers."""
     return _differences(_handler_parts(left), _handler_parts(right))
 
 

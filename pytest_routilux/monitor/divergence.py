@@ -1,4 +1,4 @@
-"""Finds the first commit that differs between two jobs, and advises where to look for the cause.
+"""Finds the first commit that differs between two jobs.
 
 Invariants:
 - Instants are compared as lengths of time since the start of the job.
@@ -21,7 +21,7 @@ _AROUND: Final = 12
 
 
 def divergence(left: JobState, right: JobState, *, whole: bool) -> list[str]:
-    """Describe the first commit that differs between two jobs; `whole` adds a table of commits."""
+    """Describe the first commit that differs between two jobs."""
     ours, theirs = left.commits, right.commits
     at = next(
         (
@@ -42,7 +42,7 @@ def divergence(left: JobState, right: JobState, *, whole: bool) -> list[str]:
             text = f"{seconds_text(commit.at_ns - job.started_ns)}  {commit_words(commit)}"
         lines.append(f"  {side}  {text}")
     lines += look_at(_look(pair[0], pair[1], left, right))
-    if not whole:
+    if not whole:  # else a table of commits is added
         return lines
     rows = [("", "t (s)", "", "what happened")]
     rows += [commit_row("both", c, left.started_ns) for c in ours[max(0, at - _AROUND) : at]]

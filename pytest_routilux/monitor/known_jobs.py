@@ -1,4 +1,4 @@
-"""Jobs that a monitor recorded, and checks of the names that an assertion uses.
+"""Recorded jobs, and checks of the names in assertions.
 
 Invariants:
 - The names are those of the flow, as the job recorded it, whether or not a routine has run.
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class KnownJob:
-    """A recorded job: state, commits, and the (routine, task, attempt) of each started attempt."""
+    """A recorded job with its commits and started attempts."""
 
     job: JobState
     commits: list[Commit] = field(default_factory=list)
-    started: list[tuple[str, str, int]] = field(default_factory=list)
+    started: list[tuple[str, str, int]] = field(default_factory=list)  # routine, task, attempt
 
     @property
     def connections(self) -> list[str]:
@@ -59,7 +59,7 @@ class KnownJob:
 
 
 def known_name(name: str, names: Iterable[str], what: str) -> str:
-    """Return `name` if it is one of `names`; raise `FlowDefinitionError` otherwise."""
+    """Return `name` if `names` contains it, else raise `FlowDefinitionError`."""
     __tracebackhide__ = True
     names = list(dict.fromkeys(names))
     if name in names:
@@ -71,7 +71,7 @@ def known_name(name: str, names: Iterable[str], what: str) -> str:
 
 
 def jobs_with(jobs: Sequence[KnownJob], *routines: str) -> list[KnownJob]:
-    """Return the jobs whose flows have all `routines`; raise `FlowDefinitionError` if none has."""
+    """Return the jobs that have all `routines`, else raise `FlowDefinitionError`."""
     __tracebackhide__ = True
     for routine in routines:
         names = [name for known in jobs for name in known.job.routine_states]
@@ -98,7 +98,7 @@ def check_connected(jobs: Sequence[KnownJob], source: str, target: str) -> None:
 
 
 def last_commit(jobs: Sequence[KnownJob], routine: str) -> tuple[KnownJob, Commit]:
-    """Return the last commit of `routine`, as a pair of job and commit.
+    """Return the pair (job, commit) for the last commit of `routine`.
 
     Without such a commit, return a job that has the routine, and the last commit of that job.
     """
@@ -111,7 +111,7 @@ def last_commit(jobs: Sequence[KnownJob], routine: str) -> tuple[KnownJob, Commi
 
 
 def reason_of_silence(known: KnownJob, routine: str) -> str:
-    """Return advice on where to look if a routine emitted no event or made no retry."""
+    """Return advice about a routine without emissions or retries."""
     if known.ended(routine):
         return f"the error of {routine}: only an attempt that succeeds emits"
     connections = listed(known.connections_to(routine)) or "none"

@@ -1,4 +1,4 @@
-"""Texts of failed assertions: the problem, the expected facts, the nearby commits, advice.
+"""The texts of failed assertions.
 
 Invariants:
 - The first line says what is wrong, in the user's names and in exact virtual seconds.
@@ -72,7 +72,7 @@ def assertion_error(
 
 
 def look_at(look: str) -> list[str]:
-    """Return lines that begin with the label `look at` and contain the advice `look`."""
+    """Return the advice `look` as lines with the label `look at`."""
     return _labelled("look at", look)
 
 
@@ -100,12 +100,12 @@ def _timeline(commits: Sequence[Commit], marked: Commit) -> list[str]:
 
 
 def commit_row(mark: str, commit: Commit, start_ns: int) -> tuple[str, str, str, str]:
-    """Return a commit's table row: mark, seconds since the job's start, number, description."""
+    """Return a commit as a row for `commit_table`."""
     return mark, seconds_text(commit.at_ns - start_ns), f"#{commit.seq}", commit_words(commit)
 
 
 def commit_table(rows: Sequence[tuple[str, str, str, str]], gap: str = "  ") -> list[str]:
-    """Format `rows` as lines with aligned columns; `gap` separates the mark from the time."""
+    """Format `rows` as lines with aligned columns."""
     first, second, third = (max(len(row[column]) for row in rows) for column in range(3))
     return [
         f"{mark:<{first}}{gap}{time:>{second}}  {number:<{third}}  {text}"
@@ -114,7 +114,7 @@ def commit_table(rows: Sequence[tuple[str, str, str, str]], gap: str = "  ") -> 
 
 
 def commit_words(commit: Commit) -> str:
-    """Return a commit as text: the name of its routine, if any, and a description."""
+    """Describe a commit in words, with its routine's name."""
     routine = "" if commit.routine_id is None else f"{commit.routine_id} "
     return f"{routine}{describe(commit)}"
 
@@ -123,7 +123,7 @@ def commit_words(commit: Commit) -> str:
 
 
 class Emitted(NamedTuple):
-    """An emission, its job and commit, and how its payload differs from the expected data."""
+    """An emission, and its difference from the expected data."""
 
     known: KnownJob
     commit: Commit
@@ -137,7 +137,7 @@ class Emitted(NamedTuple):
 
 
 def payload_difference(expected: object, actual: object, path: str = "data") -> str | None:
-    """Return the first difference between `expected` and `actual`; None if there is none.
+    """Return the first difference of two payloads; None if equal.
 
     Fields that `expected` does not name may have any value, in nested dicts too.
 
@@ -162,7 +162,7 @@ def payload_difference(expected: object, actual: object, path: str = "data") -> 
 def first_wrong_retry(
     task: str, retries: Sequence[Retry], times: int | None, wanted: Sequence[int] | None
 ) -> tuple[str, int, str] | None:
-    """Return the problem, index and advice of the first wrong retry; None if all are right.
+    """Return (problem, index, advice) for the first wrong retry; None if none.
 
     The advice has `{}` in place of the routine's name.
     """
@@ -187,7 +187,7 @@ def first_wrong_retry(
 
 
 def retry_text(retries: Sequence[Retry], wanted: Sequence[int] | None, at: int) -> str:
-    """Return the waits before one retry as text: the expected, the planned and the real wait."""
+    """Describe the expected, planned and real wait before a retry."""
     parts = []
     if wanted is not None:
         parts.append(f"expected {seconds(wanted[at])} s" if at < len(wanted) else "not expected")
@@ -200,7 +200,7 @@ def retry_text(retries: Sequence[Retry], wanted: Sequence[int] | None, at: int) 
 
 
 def retries_text(times: int | None) -> str:
-    """Return a number of retries as text; `times=None` means at least one retry.
+    """Return a number of retries as text.
 
     >>> retries_text(None), retries_text(1), retries_text(4)
     ('a retry', '1 retry', '4 retries')

@@ -1,4 +1,4 @@
-"""Converts flows, jobs and error handlers to plain data, so that tests can compare them.
+"""Converts flows, jobs and error handlers to comparable plain data.
 
 Invariants:
 - A view holds what saving keeps, and the public attributes of a routine that are plain data. Two
@@ -42,7 +42,7 @@ _JOB_PARTS: Final = (
 
 
 def view(obj: object) -> object:
-    """Return a flow, routine, job, handler or saved state as plain data; else `obj` itself.
+    """Return an object of routilux as plain data; others unchanged.
 
     >>> view(ErrorHandler("skip", timeout=2))
     {'strategy': <ErrorStrategy.SKIP: 'skip'>, 'timeout': 2}

@@ -1,4 +1,4 @@
-"""The fixture `flow_report`: a report that pytest shows with -v and if the test fails.
+"""The fixture `flow_report`, which reports on one test.
 
 Invariants:
 - A part is rendered when it is added: the report shows the state of that moment. A renderable that
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class FlowReport:
-    """Collects the report of one test; each method adds one part.
+    """Collects the report of one test, part by part.
 
     A source is a job or a monitor. The report is shown with -v and if the test fails;
     `--routilux-report=always` shows every report, `never` none.
@@ -40,7 +40,7 @@ class FlowReport:
         self._width, self._colour = report_look(config)
 
     def add(self, *renderables: RenderableType, title: str | None = None) -> None:
-        """Add objects that rich can render; text such as `[bold]` in a `str` is shown unchanged."""
+        """Add objects that rich can render."""
         from rich.console import Console
         from rich.padding import Padding
         from rich.rule import Rule
@@ -55,7 +55,7 @@ class FlowReport:
             no_color=not self._colour,
             legacy_windows=False,
             emoji=False,
-            markup=False,
+            markup=False,  # text such as [bold] is shown unchanged
             highlight=False,
             _environ={},
         )
@@ -69,25 +69,25 @@ class FlowReport:
             self._parts.append(text)
 
     def timeline(self, source: JobState | ExecutionMonitor, *, title: str | None = None) -> None:
-        """Add one line for each event of a job, with the time since the job's start."""
+        """Add one line for each event of a job."""
         from pytest_routilux.report.tables import timeline
 
         self.add(timeline(source), title=title)
 
     def status(self, job: JobState, *, max_retries: int | None = None) -> None:
-        """Add one line: a job's status, retries (out of `max_retries`) and number of records."""
+        """Add one line with a job's status, retries and record count."""
         from pytest_routilux.report.tables import status
 
         self.add(status(job, max_retries))
 
     def summary(self, source: JobState | ExecutionMonitor, *, title: str | None = None) -> None:
-        """Add a summary: counts of events, the duration, and a table with one row per routine."""
+        """Add counts of events and a table of the routines."""
         from pytest_routilux.report.tables import summary
 
         self.add(summary(source), title=title)
 
     def retries(self, source: JobState | ExecutionMonitor, *, title: str | None = None) -> None:
-        """Add a chart of all attempts, and a table of all retries with planned and real waits."""
+        """Add a chart of all attempts and a table of all retries."""
         from pytest_routilux.report.tables import retries
 
         self.add(retries(source, self._width - 2), title=title)
@@ -99,13 +99,13 @@ class FlowReport:
         *,
         title: str | None = None,
     ) -> None:
-        """Add the contents of a saved state, and the name and the size of the file `path`."""
+        """Add a table about a saved state and the file `path`."""
         from pytest_routilux.report.tables import saved_state
 
         self.add(saved_state(saved, path), title=title)
 
     def verification(self, title: str, *, brief: bool = False) -> Verification:
-        """Return a context manager that collects checks; its exit shows and asserts all checks.
+        """Return a context manager that collects and asserts checks.
 
         `brief` shows one line instead of the table if every check passed.
         """
@@ -133,7 +133,7 @@ class Verification:
         self._rows.append((good, check, *texts))
 
     def that(self, check: str, condition: object, detail: object = "") -> None:
-        """Check that a condition holds; `detail` is shown as the actual value."""
+        """Check a condition, and show `detail` as the actual value."""
         self._rows.append((bool(condition), check, "", _shown(detail)))
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Facts about one run of a test: report parts, simulations, and counts of jobs.
+"""Facts about one run of a test, for reports.
 
 Invariants:
 - A run has one `RunFacts`. A test that is run again gets a new one, and no fact is reported twice.
@@ -30,7 +30,7 @@ _PROPERTIES: Final = {f"{_HEAD}{name}" for name in (*_COUNTS, "virtual_seconds",
 
 
 def facts_of(item: pytest.Item) -> RunFacts:
-    """Return the `RunFacts` of a test's current run; the first call makes them."""
+    """Return the `RunFacts` of a test's current run."""
     facts = item.stash.get(RUN_FACTS, None)
     if facts is None:
         facts = item.stash[RUN_FACTS] = item.config.stash[OPEN_RUN] = RunFacts()
@@ -38,7 +38,7 @@ def facts_of(item: pytest.Item) -> RunFacts:
 
 
 class RunFacts:
-    """Collects facts about one run of a test, until pytest has reported the run."""
+    """Collects facts about one run of a test."""
 
     def __init__(self) -> None:
         self.parts: list[str] = []
@@ -52,7 +52,7 @@ class RunFacts:
         self._counts: dict[str, int] = {}  # empty until the run ends
 
     def refuse_two_clocks(self, name: str) -> None:
-        """Fail the test if it uses both fixtures, `flow_clock` and `flow_clock_bare`."""
+        """Fail a test that uses both `flow_clock` and `flow_clock_bare`."""
         if self._clock_name not in (None, name):
             pytest.fail(
                 "this test uses both flow_clock and flow_clock_bare, which show different"
@@ -63,35 +63,35 @@ class RunFacts:
         self._clock_name = name
 
     def add_clock(self, clock: FakeClock) -> None:
-        """Include the virtual time of `clock` in the counts of this run."""
+        """Count the virtual time of `clock`."""
         self._clocks.append(clock)
 
     def add_monitor(self, monitor: Observer) -> None:
-        """Include the jobs of `monitor` in the counts; ignore an observer that records no jobs."""
+        """Count the jobs of `monitor`."""
         if not any(monitor is known for known in self._monitors):
             self._monitors.append(monitor)
 
     def add_simulated_job(self, job: JobState) -> None:
-        """Include a simulated job and the virtual time of that job in the counts of this run."""
+        """Count a simulated job and its virtual time."""
         self._simulated.append(job)
 
     def add_simulation(self, simulation: dict[str, Any]) -> None:
-        """Add a simulation's result, with the numbers of planned and of executed crash points."""
+        """Add a simulation's result, and count the crash points."""
         self.simulations.append(simulation)
         for name in ("planned", "executed"):
             self._tried[name] += sum(simulation[name].values())
 
     def end(self, item: pytest.Item, *, properties: bool) -> None:
-        """Count the facts of the ended run; with `properties`, add the counts for --junitxml."""
+        """Count the facts of the ended run."""
         del item.stash[RUN_FACTS]
         del item.config.stash[OPEN_RUN]
-        # Properties of an earlier run of the same test are removed.
+        # Properties are for --junitxml; those of an earlier run of the same test are removed.
         kept = [(name, value) for name, value in item.user_properties if name not in _PROPERTIES]
         self._counts = self.counts()
         item.user_properties[:] = kept + (_properties(self._counts) if properties else [])
 
     def attach_to(self, report: pytest.TestReport, *, passing: bool, failing: bool) -> None:
-        """Store in `report` the facts that are new since the run's previous report."""
+        """Attach to `report` all facts since the run's previous report."""
         attributes = vars(report)
         if self.simulations:
             attributes["flow_simulations"] = self.simulations
@@ -104,7 +104,7 @@ class RunFacts:
             attributes["flow_facts"] = self._counts
 
     def counts(self) -> dict[str, int]:
-        """Return the run's counts and durations (nanoseconds) by name; {} if all are zero."""
+        """Return counts and durations (ns) by name; {} if all are zero."""
         if not (self._clocks or self._monitors or self._simulated or self._tried):
             return {}
         from routilux import ExecutionMonitor

@@ -1,4 +1,4 @@
-"""Prints the flow reports of the session, the failed simulations, and one summary line.
+"""Prints the session's flow reports, failed simulations and summary.
 
 Invariants:
 - It prints what the reports of tests carry, each once, in the process that has the terminal.
@@ -29,7 +29,7 @@ _MEANT: Final = (
 
 
 class SessionSummary:
-    """Collects the facts in pytest's test reports; prints them during and after the session."""
+    """Collects facts from pytest's test reports, and prints them."""
 
     def __init__(self, config: pytest.Config, mode: str) -> None:
         self._config = config
@@ -48,7 +48,7 @@ class SessionSummary:
             report.sections.append(("Flow report", text))
 
     def after(self, report: pytest.TestReport) -> None:
-        """Print a test's flow report below the test's line, or keep it until the session ends."""
+        """Print or keep the flow report of a test."""
         text = getattr(report, "flow_report", None)
         if text is not None and self._terminal is not None:
             if not report.failed and self._config.option.verbose > 0:
@@ -73,11 +73,11 @@ class SessionSummary:
 
     @property
     def reproduced(self) -> list[str]:
-        """One line for each simulation that ran the reproducer: the test and the result."""
+        """One line for each simulation that ran the reproducer."""
         return [f"{nodeid}: {s['repro']}" for nodeid, s in self._simulations if s["repro"]]
 
     def show(self) -> None:
-        """Print what belongs at the end of the session: flow reports, simulations, the summary."""
+        """Print the reports and the summary at the session's end."""
         terminal = self._terminal
         assert terminal is not None
         if self._later:

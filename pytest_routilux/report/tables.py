@@ -1,4 +1,4 @@
-"""Parts of a report as rich tables: timeline, status, summary, retries, saved state.
+"""The parts of a report, as rich tables.
 
 Invariants:
 - Every figure is counted from commits or read from the saved state.
@@ -37,7 +37,7 @@ _ATTEMPTS: Final = (CommitKind.DONE, CommitKind.RETRY, CommitKind.FAILED, Commit
 
 
 def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """Return an empty table in the style of all reports; columns in `right` are right-aligned."""
+    """Return an empty table in the style of all reports."""
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -51,7 +51,7 @@ def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 
 def timeline(source: JobState | ExecutionMonitor) -> Table:
-    """Return a table with one line for each event of the jobs in `source`."""
+    """Return a table with one line for each event."""
     monitor = _monitor_of(source)
     jobs = _commits_by_job(monitor)
     table = Table.grid(padding=(0, 1))
@@ -73,7 +73,7 @@ def timeline(source: JobState | ExecutionMonitor) -> Table:
 
 
 def status(job: JobState, max_retries: int | None) -> Text:
-    """Return one line with a job's status, number of retries and number of history records."""
+    """Return one line with a job's status, retries and record count."""
     spent = job.retry_count()
     retry = f"{spent}" if max_retries is None else f"{spent}/{max_retries}"
     style = STATUS_STYLES.get(job.status.value, "bold")
@@ -85,7 +85,7 @@ def status(job: JobState, max_retries: int | None) -> Text:
 
 
 def summary(source: JobState | ExecutionMonitor) -> RenderableType:
-    """Return a line of counts (events, data flows, state changes) above a table of the routines."""
+    """Return counts of events above a table of the routines."""
     monitor = _monitor_of(source)
     jobs = _commits_by_job(monitor)
     starts = _starts(source, monitor)
@@ -133,7 +133,7 @@ def summary(source: JobState | ExecutionMonitor) -> RenderableType:
 
 
 def retries(source: JobState | ExecutionMonitor, width: int) -> RenderableType:
-    """Return a chart of attempts and waits, fitted to `width` columns, and a table of retries."""
+    """Return a chart of attempts above a table of retries."""
     monitor = _monitor_of(source)
     if not monitor.retries:
         return Text("⏳ no retries", style="dim")
@@ -206,7 +206,7 @@ def _lanes(monitor: ExecutionMonitor, start: int, width: int) -> Table:
 
 
 def saved_state(saved: SavedState, path: str | os.PathLike[str] | None) -> RenderableType:
-    """Return a table about a saved state: the time of saving, job, status and pending tasks."""
+    """Return a table about a saved state."""
     job = saved.job
     counts = saved.monitor_summary
     name = Path(path).name if path is not None else "in memory"

@@ -1,1 +1,1 @@
-"""Simulates jobs: runs a flow with a crash at each possible point, and checks each result."""
+"""Simulates a job with a crash at each possible point."""

@@ -1,4 +1,4 @@
-"""Lists the crash points of a run: the moments at which a host can die.
+"""Lists the points of a run at which a host can die.
 
 Invariants:
 - Points are enumerated from the undisturbed run, in the order of its log.
@@ -25,7 +25,7 @@ _LONG: Final = 3600 * SECOND
 
 
 def crash_points(run: Undisturbed, *, documents: bool = True) -> list[CrashPoint]:
-    """Return each point of `run` at which a host can die, in the order of the run's log."""
+    """Return each point of `run` at which a host can die."""
     return list(_Points(run, documents=documents).all())
 
 
@@ -34,11 +34,11 @@ _Step: TypeAlias = tuple[str | None, str | None, int]
 
 
 class _Instant(NamedTuple):
-    """An instant (UTC nanoseconds), and how many commits and effect calls were made until then."""
+    """The number of commits and effect calls at an instant."""
 
     commits: int
     calls: int
-    at_ns: int
+    at_ns: int  # UTC
 
 
 class _Points:

@@ -1,4 +1,4 @@
-"""Runs a job once for each crash point, with a crash at that point, and checks each result.
+"""Crashes a job at each crash point and checks the results.
 
 Invariants:
 - A flow first runs without a crash, with every perturbation that must not change its result. A run
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 def explore(case: Case, start_ns: int, checks: Checks, choose: Choose | None = None) -> Exploration:
-    """Run a case without a crash, then once for each crash point; `choose` may drop points."""
+    """Run a case without a crash, then once for each crash point."""
     begun = perf_counter()
     coverage = Coverage()
     if case.store is not None:
@@ -105,7 +105,7 @@ def _has_saved_form(run: Undisturbed, coverage: Coverage) -> bool:
 def run_reference(
     case: Case, start_ns: int, checks: Checks, coverage: Coverage, hosts: ForkedHosts | None = None
 ) -> Reference:
-    """Run a case without a crash in several ways, and return what all these runs have in common."""
+    """Return the common result of several runs without a crash."""
     if hosts is None:
         with ForkedHosts(case, start_ns, coverage, isolated=checks.isolated) as hosts:
             return run_reference(case, start_ns, checks, coverage, hosts)
@@ -133,7 +133,7 @@ def run_reference(
 
 
 def check_disturbed(reference: Reference, disturbed: Disturbed, checks: Checks) -> Finding | None:
-    """Return the most important finding on a run with a crash; None if the run is correct."""
+    """Return the most important finding on a run with a crash."""
     run, world = reference.run, disturbed.world
     for host in disturbed.hosts:
         if host.store_finding is not None:
@@ -170,7 +170,7 @@ def _check_invariant(checks: Checks, job: JobState, world: World) -> Finding | N
 
 
 def check_undisturbed(run: Undisturbed) -> Finding | None:
-    """Check a run without a crash; return a finding, or None if the run is a usable reference."""
+    """Return the most important finding on a run without a crash."""
     finding = run.host.store_finding or _check_engine(run, run.world, [run.host])
     if finding is not None:
         return finding

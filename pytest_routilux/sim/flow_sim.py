@@ -1,4 +1,4 @@
-"""The fixture `flow_sim`: runs a user's flow with simulated crashes and checks the results.
+"""The fixture `flow_sim`: tests a flow with simulated crashes.
 
 Invariants:
 - A planned crash point that was not executed fails the test, and so does a fault that never struck.
@@ -48,7 +48,7 @@ _NO_BREAK_SPACE: Final = "\u00a0"
 
 
 class FlowSim:
-    """Simulates jobs of flows; a test gets an instance from the fixture `flow_sim`.
+    """Simulates jobs of a test's flows.
 
     `build` makes a new flow each time it is called. `faults` are made by `flow_faults`. Handlers
     run in this process, in virtual time. Their external calls go through doubles made by `effect`;
@@ -84,7 +84,7 @@ class FlowSim:
         seed: int | None = None,
         faults: Sequence[Fault] = (),
     ) -> Outcome:
-        """Run one job without a crash; return the job and the recorded calls of its effects.
+        """Run one job without a crash, and return the `Outcome`.
 
         With `seed`, steps start and end in another order, the same for the same seed. Raises the
         error that ended the host, such as the error of a store.
@@ -116,7 +116,7 @@ class FlowSim:
         isolated: bool = True,
         store: OpenStore | None = None,
     ) -> Coverage:
-        """Crash a job's host at each point, and check that the job ends as it does without a crash.
+        """Check that a crash at any point does not change a job's result.
 
         The job may also fail each time; the terminal says so unless a check is given.
         `invariant` must hold for every outcome, and `always` for the job after every commit: each
@@ -168,7 +168,7 @@ class FlowSim:
         slot: str = "trigger",
         faults: Sequence[Fault] = (),
     ) -> None:
-        """Run one job several times, and check that all runs write the same records.
+        """Check that several runs of one job write the same records.
 
         With another start instant, other ids and other random numbers of `ctx`, only values may
         differ, not the steps; with another hash seed nothing may. Fails the test with the first
@@ -186,7 +186,7 @@ class FlowSim:
         self._report("  🔁 all runs wrote the same records", coverage.notes)
 
     def close(self) -> None:
-        """Fail the test if no simulation in it fits the reproducer in `--routilux-repro`."""
+        """Fail a test in which no simulation fits `--routilux-repro`."""
         if self._repro is not None and not self._repeated:
             reasons = self._stale or ["the test runs no simulation"]
             pytest.fail(

@@ -1,4 +1,4 @@
-"""Compares a run with a crash and a run without one, by what a user can see of the job.
+"""Compares the visible results of runs with and without a crash.
 
 Invariants:
 - A view holds what a user can see of a job: status, routines, shared data, outputs, emissions,
@@ -39,7 +39,7 @@ _BAGS: Final = ("tasks", "emissions", "outputs")
 
 
 def view_of(job: JobState, world: World) -> View:
-    """Return all that a user can see of a job and of its effect calls."""
+    """Return what a user can see of a job and its effects."""
     tasks: dict[str, list[View]] = {}
     emissions: dict[str, list[object]] = {}
     by_id: dict[str, View] = {}
@@ -90,9 +90,9 @@ def view_of(job: JobState, world: World) -> View:
 
 
 def varying(view: View, others: Iterable[View], *, ordered: bool) -> Mask:
-    """Return the paths at which `view` and `others` differ; `ordered` also compares list order."""
+    """Return the paths at which `view` differs from any of `others`."""
     found: set[tuple[str, ...]] = set()
-    base = view if ordered else unordered(view)
+    base = view if ordered else unordered(view)  # several workers append in any order
     for other in others:
         _vary(base, other if ordered else unordered(other), (), found)
     return frozenset(found)
@@ -115,7 +115,7 @@ def _vary(a: object, b: object, path: tuple[str, ...], found: set[tuple[str, ...
 
 
 def unordered(value: Any) -> Any:
-    """Return a copy of `value` with all lists sorted, since several workers append in any order."""
+    """Return a copy of `value` with all lists sorted."""
     if type(value) is dict:
         return {key: unordered(item) for key, item in value.items()}
     if type(value) is list:
@@ -132,7 +132,7 @@ def _sorted_bags(view: View) -> View:
 
 
 def canonical(value: Any) -> str:
-    """Return `value` as a text with sorted dict keys, so that equal values give equal texts."""
+    """Return a text that is the same for equal values."""
     kind = type(value)
     if kind in SCALARS:
         return repr(value)
@@ -157,9 +157,9 @@ def _attributes(value: object) -> str:
 
 
 def trie_of(mask: Iterable[tuple[str, ...]]) -> Trie:
-    """Convert a mask (a set of paths) to a tree; each path also hides all paths below it."""
+    """Convert a set of paths to a tree."""
     root: Trie = {}
-    for path in sorted(mask, reverse=True):
+    for path in sorted(mask, reverse=True):  # a path replaces all paths below it
         node = root
         for step in path[:-1]:
             node = node.setdefault(step, {})
@@ -168,9 +168,9 @@ def trie_of(mask: Iterable[tuple[str, ...]]) -> Trie:
 
 
 def masked(value: Any, trie: Trie) -> Any:
-    """Return a copy of `value` that hides the paths in `trie` and shares all other parts."""
+    """Return a copy of `value` that hides the paths in `trie`."""
     if type(value) is dict:
-        kept = value.copy()
+        kept = value.copy()  # shares the other parts
         for step, below in trie.items():
             if not below:
                 kept[step] = _HIDDEN  # also if it is missing: either may be
@@ -198,9 +198,9 @@ _KINDS: Final = {
 
 
 class Expected:
-    """The view that a run with a crash must have, apart from the parts that may vary.
+    """The view that a run with a crash must have.
 
-    `ordered`: one worker, so that the order of the user's lists counts.
+    Parts in `trie` may vary. `ordered`: one worker, so that the order of the user's lists counts.
     """
 
     def __init__(self, view: View, trie: Trie, *, ordered: bool) -> None:
@@ -211,7 +211,7 @@ class Expected:
         self._bytes = _bytes(self._plain)
 
     def compare(self, view: View) -> Finding | None:
-        """Return a finding if `view` differs from the expected view; effects are not compared."""
+        """Return a finding if `view` differs from the expected view."""
         other = _without_effects(masked(view, self._trie))
         if self._bytes is None:
             if same_value(self._plain, other):
@@ -248,7 +248,7 @@ def _without_effects(view: View) -> View:
 
 
 def _where(path: str, a: View, b: View) -> tuple[str, str | None]:
-    """Return the first name in `path`, and the id of the routine that differs between the views."""
+    """Return the first name in `path` and the routine that differs."""
     part = path.partition(".")[0].partition("[")[0]
     if part == "routines" or part in _BAGS:
         for name in {**a[part], **b[part]}:
@@ -307,7 +307,7 @@ def _first_row(name: str, a: object, b: object) -> list[tuple[str, str, str]]:
 
 
 def compare_effects(before: World, after: World, trie: Trie) -> Finding | None:
-    """Return a finding if the calls or keys of an effect differ between two runs, None if not."""
+    """Return a finding if two runs differ in effect calls or keys."""
     if not before.calls and not after.calls:
         return None
     inputs = trie.get("effects", {})
@@ -338,7 +338,7 @@ def compare_effects(before: World, after: World, trie: Trie) -> Finding | None:
 
 
 def unstable_key(world: World) -> Finding | None:
-    """Return a finding if attempts of one task call an effect under different keys, None if not."""
+    """Return a finding if a task's attempts call an effect with different keys."""
     made: dict[tuple[str, str, str], dict[int, list[Call]]] = {}
     for call in world.calls:
         if call.key is None:

@@ -1,4 +1,4 @@
-"""Runs a simulated job without a crash, or with a crash and a resume on other hosts.
+"""Runs a simulated job with or without a crash.
 
 Invariants:
 - After a crash, the durable state is a prefix of the undisturbed run's world, read back from its
@@ -48,9 +48,10 @@ _REFUSALS: Final = ("store refuses", "store does not answer")
 
 
 def run_undisturbed(case: Case, start_ns: int) -> Undisturbed:
-    """Run a job without a simulated crash; a new host resumes the job if a handler kills a host.
+    """Run a job without a simulated crash.
 
-    Raises the error of an entry or params that the flow does not accept.
+    A new host resumes the job if a handler kills the host. Raises the error of an entry or params
+    that the flow does not accept.
     """
     world = _new_world(case, start_ns)
     hosts = _run_hosts(case, world, None, checked=True)
@@ -94,7 +95,7 @@ def _new_world(case: Case, start_ns: int) -> World:
 
 
 def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
-    """Crash a job's host at `point`, and resume the job on other hosts until the job ends."""
+    """Crash a job's host at `point`, then resume the job on other hosts."""
     case = run.case
     if point.kind in _REFUSALS:
         # The host is alive when the store fails, so it runs from the start of the job.
@@ -127,9 +128,9 @@ def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
 
 
 class _FailsAt(Fault):
-    """Makes the write of commit `seq` fail once; if `durable`, the store keeps the commit.
+    """Makes the write of commit `seq` fail once.
 
-    It does not count writes: because of the test's own faults, a commit may need several.
+    If `durable`, the store keeps the commit. Writes aren't counted: a commit may need several.
     """
 
     def __init__(self, seq: int, error: BaseException, *, durable: bool) -> None:
@@ -152,8 +153,8 @@ class _FailsAt(Fault):
 
 
 def _crash_on_resume(case: Case, world: World, job: JobState) -> tuple[JobState, bool]:
-    """Crash a host right after its resume; return the stored job, and whether the host died."""
-    dies = _FailsAt(len(world.commits) + 1, HostCrash(), durable=True)
+    """Crash a host right after a resume, and return the stored job."""
+    dies = _FailsAt(len(world.commits) + 1, HostCrash(), durable=True)  # no user code runs then
     for fault in case.faults:
         fault.begin(len(world.commits))
     for _ in range(_MOST_HOSTS):  # a store that the test lets fail may end others before
@@ -162,11 +163,11 @@ def _crash_on_resume(case: Case, world: World, job: JobState) -> tuple[JobState,
         if dies.struck:
             break
     world.add_note(world.now_ns, "CRASH, right after the resume")
-    return job, dies.struck == 1
+    return job, dies.struck == 1  # whether the crash happened
 
 
 def _stored(case: Case, world: World, job: JobState | None, host: Host) -> JobState | None:
-    """Return the job in the store after `host` died; `job` is the job that this host loaded."""
+    """Return the job in the store after the end of `host`."""
     if world.files is not None:
         stored = world.files.stored_job(case.job_id, world)
         if not isinstance(stored, Finding):
@@ -174,7 +175,7 @@ def _stored(case: Case, world: World, job: JobState | None, host: Host) -> JobSt
         host.store_finding = stored
     if not world.commits:
         return None
-    job = JobState(case.job_id) if job is None else job.copy()
+    job = JobState(case.job_id) if job is None else job.copy()  # as the host loaded it
     for commit in world.commits[job.seq :]:
         job.fold(commit)
     return job
@@ -188,7 +189,7 @@ def _run_hosts(
     checked: bool = False,
     flow: Flow | None = None,
 ) -> list[Host]:
-    """Run one host after another until the job ends or `_MOST_HOSTS` hosts have died."""
+    """Run up to `_MOST_HOSTS` hosts, one after another, until the job ends."""
     for fault in case.faults:
         fault.begin(len(world.commits))
     hosts: list[Host] = []

@@ -1,4 +1,4 @@
-"""Reproducers: one-word texts that each name one failure, such as `R1.9f3c.0.0@a1.effect1+f1`.
+"""Reproducers: texts such as `R1.9f3c.0.0@a1.effect1+f1` that name a failure.
 
 Invariants:
 - A reproducer is one word for a shell, unquoted: a character that a shell changes is written as `%`
@@ -39,12 +39,12 @@ _IN_QUOTES: Final = re.compile(r"[^\"$`\\!\x00-\x1f\x7f]*")
 
 
 class StaleError(Exception):
-    """Raised if a reproducer does not fit the test; the message says why."""
+    """Raised if a reproducer does not fit the test."""
 
 
 @dataclass(frozen=True, slots=True)
 class Repro:
-    """Identifies one failure, so that a test can reproduce the failure.
+    """A reproducer, which identifies one failure of a test.
 
     `place` is the name of a crash point as it is written here; without it nothing crashes, and
     `seed` orders the work, None for FIFO. `faults` are the numbers, from 1, of the case's faults
@@ -71,14 +71,14 @@ class Repro:
         seed: int | None = None,
         faults: Sequence[int] | None = None,
     ) -> Repro:
-        """Make a reproducer for `case` and its `flow`; `faults=None` means all faults."""
+        """Make a reproducer for `case`; `faults=None` means all faults."""
         numbers = range(1, len(case.faults) + 1) if faults is None else faults
         place = None if point is None else _written(point.name)
         return cls(digest_of(case, flow), place, seed, tuple(numbers))
 
     @classmethod
     def parse(cls, text: str) -> Repro:
-        """Parse the text of a reproducer; raises `pytest.UsageError` if the text is invalid."""
+        """Parse the text of a reproducer; raises `pytest.UsageError` if invalid."""
         match = _WRITTEN.fullmatch(text)
         faults = tuple(map(int, match[4].split("+f")[1:])) if match else ()
         if match is None or list(faults) != sorted(set(faults)):
@@ -111,7 +111,7 @@ class Repro:
         return replace(case, faults=tuple(case.faults[number - 1] for number in self.faults))
 
     def point(self, points: Sequence[CrashPoint]) -> CrashPoint:
-        """Find this reproducer's crash point in `points`; raises `StaleError` if it is missing."""
+        """Return this reproducer's crash point; raises `StaleError` if missing."""
         for point in points:
             if _written(point.name) == self.place:
                 return point
@@ -119,7 +119,7 @@ class Repro:
 
 
 def digest_of(case: Case, flow: Flow) -> str:
-    """Return 4 hex digits that identify a flow, with its entry, slot, faults and store."""
+    """Return 4 hex digits for a flow, entry, slot, faults and store."""
     faults = [without_addresses(repr(fault)) for fault in case.faults]
     store = [] if case.store is None else [f"store={store_name(case.store)}"]
     made_for = "\n".join([*flow.shape, case.entry, case.slot, *faults, *store])

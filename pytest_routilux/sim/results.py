@@ -1,4 +1,4 @@
-"""Data classes of a simulation with crashes: checks, coverage, reference run and findings."""
+"""Data classes for the checks and results of simulations with crashes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The result of a simulated run: the job, and the calls of its effects."""
+    """The job and the effect calls of a simulated run."""
 
     job: JobState
     calls: Sequence[Call]
@@ -38,7 +38,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """The checks that a test adds to the comparison of each run with the run without a crash.
+    """The test's own checks of each simulated run.
 
     `isolated=False` runs nothing in forked processes, for resources that forks must not share.
     """
@@ -50,7 +50,7 @@ class Checks:
 
 @dataclass(slots=True)
 class Coverage:
-    """The extent of an exploration: planned and executed crash points, runs, and real seconds."""
+    """The coverage of an exploration: crash points, runs and real seconds."""
 
     planned: Counter[str] = field(default_factory=Counter)
     executed: Counter[str] = field(default_factory=Counter)
@@ -67,7 +67,7 @@ class Coverage:
 
 @dataclass(slots=True)
 class Reference:
-    """The run without a crash, its view, and the parts of the view that vary from run to run.
+    """The run without a crash, with which other runs are compared.
 
     `ordered`: one worker, so that the order of the user's lists counts. `custom` is the test's own
     view. With a `finding`, crashes prove nothing.
@@ -89,7 +89,7 @@ class Reference:
 
 @dataclass(slots=True)
 class Exploration:
-    """The result of an exploration: the reference run, and each failed point with its finding.
+    """The result of an exploration: the reference run and all failures.
 
     `disturbed` holds, for each signature of a finding, the run of the simplest point that shows it.
     """

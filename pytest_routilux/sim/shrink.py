@@ -1,4 +1,4 @@
-"""Finds the smallest cause of a finding: the fewest faults, then the simplest, earliest crash.
+"""Finds the fewest faults and the simplest crash that cause a finding.
 
 Invariants:
 - The smaller cause shows a finding of the same kind, the same routine and the same first path.
@@ -30,14 +30,14 @@ _FORKED_ONLY: Final = ("module-state",)
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """The smallest cause of a finding; `point=None` means that the finding needs no crash.
+    """The smallest cause of a finding.
 
     `faults` are the numbers, from 1, of the case's faults that it needs. `exploration` has the
     undisturbed run with those faults alone, and the coverage with all faults. `runs` is the number
     of runs that shrinking took, `text` the size of the cause before, None if it did not shrink.
     """
 
-    point: CrashPoint | None
+    point: CrashPoint | None  # None: no crash is needed
     finding: Finding
     faults: tuple[int, ...]
     exploration: Exploration
@@ -50,9 +50,9 @@ def shrink(
     case: Case,
     start_ns: int,
     checks: Checks,
-    finding: Finding | None = None,
+    finding: Finding | None = None,  # None: the first one
 ) -> Cause:
-    """Return the smallest cause of `finding`; the default is the first finding of `exploration`."""
+    """Return the smallest cause of `finding`."""
     reference = exploration.reference
     finding = finding or reference.finding or exploration.failures[0][1]
     signature = finding.signature
@@ -90,7 +90,7 @@ _Found: TypeAlias = "tuple[Reference, Disturbed | None, Finding] | None"
 
 
 class _Search:
-    """Runs a case with fewer faults, to see whether a known finding still occurs."""
+    """Checks whether a finding still occurs with fewer faults."""
 
     def __init__(
         self, case: Case, start_ns: int, checks: Checks, signature: Signature, *, documents: bool
@@ -103,7 +103,7 @@ class _Search:
         self.coverage = Coverage()
 
     def run_with(self, faults: Iterable[int]) -> _Found:
-        """Run the case with only `faults`; return the simplest run with the finding, or None."""
+        """Return the simplest run that shows the finding with only `faults`."""
         case = replace(self._case, faults=tuple(self._case.faults[n - 1] for n in faults))
         if self._signature[0] in _FORKED_ONLY:
             return self._explore_forked(case)

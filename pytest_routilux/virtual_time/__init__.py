@@ -1,1 +1,1 @@
-"""Virtual time in a test: the frozen clock, and handlers that wait in real time."""
+"""Virtual time in a test, and checks for waits in real time."""

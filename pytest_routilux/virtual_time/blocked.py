@@ -1,4 +1,4 @@
-"""Describes a blocked thread: its step, line of user code, blocking call and stack.
+"""Describes where and in which step a thread is blocked.
 
 Invariants:
 - The line is the innermost line of user code. The call is the function that it calls or awaits.
@@ -24,7 +24,7 @@ _RUN_STEP: Final = run_step.__code__
 
 
 def blocked_report(frame: FrameType, who: str, seconds: float) -> str:
-    """Return the report on a thread that has been blocked for `seconds` of real time."""
+    """Return the report on a thread that is blocked in real time."""
     stack = _stack_of(frame)
     lines = [
         f"{who} is blocked: it has neither ended nor waited on its virtual clock for {seconds:g} s"
@@ -49,7 +49,7 @@ def blocked_report(frame: FrameType, who: str, seconds: float) -> str:
 
 
 def _stack_of(frame: FrameType) -> list[FrameType]:
-    """Return the frames of the innermost step and its coroutines, without the engine's frames."""
+    """Return the frames of the innermost step, without the engine's frames."""
     inside = list(takewhile(lambda outer: outer.f_code is not _RUN_STEP, outwards(frame)))
     inside.reverse()
     stack = inside + _awaited(inside)

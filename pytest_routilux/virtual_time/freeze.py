@@ -1,4 +1,4 @@
-"""Makes `time` and `datetime` follow a virtual clock: `frozen_clock()`, `frozen_simulation()`.
+"""Makes `time` and `datetime` follow a virtual clock.
 
 Invariants:
 - Every reading asks the clock. In a handler of a simulation this is the clock of its host,
@@ -154,7 +154,7 @@ def _replacement(real: Callable[..., Any], virtual: Callable[..., Any]) -> Calla
 
 
 class _Replacement(type):
-    """Metaclass: isinstance, issubclass, == and hash give the results of the replaced class."""
+    """Metaclass that makes a replacement class equal to the real class."""
 
     def __instancecheck__(cls, value: object) -> bool:
         return type.__instancecheck__(_real_class(cls), value)
@@ -266,7 +266,7 @@ _FAKE_OF: Final = {id(real): fake for real, fake in _PAIRS}
 def frozen_clock(
     sleeping: Sleeping = "virtual", *, start: datetime | str = "2026-01-01"
 ) -> Iterator[FakeClock]:
-    """Yield a fake clock; in the `with` block, `time` and `datetime` use this clock in all threads.
+    """Yield a fake clock that `time` and `datetime` follow in all threads.
 
     Fails the test if another freeze of the time is active around the block or begins in it.
     """
@@ -279,7 +279,7 @@ def frozen_clock(
 
 @contextmanager
 def frozen_simulation(start_ns: int, sleeping: Sleeping = "virtual") -> Iterator[None]:
-    """In the `with` block, let `time` and `datetime` follow the clock of the simulation.
+    """Let `time` and `datetime` follow the simulation's clock in the `with` block.
 
     While no simulated handler runs they show `start_ns`, or the clock of an outer `frozen_clock()`.
     Fails the test if another freeze of the time is active around the block or begins in it.

@@ -1,4 +1,4 @@
-"""Fails a test that missed an error: in a thread, in a bare `except`, or a missing `await`.
+"""Fails a test that missed an error or forgot an `await`.
 
 Invariants:
 - An error that reached the code that waits for the job is not reported again. Any other recorded
@@ -34,13 +34,13 @@ _HOOK: Final = "_warn_unawaited_coroutine"  # the function of `warnings` that Py
 
 
 def record_failure(error: BaseException) -> None:
-    """Record `error`; `fail_at_end` fails the test unless a waiting caller received the error."""
+    """Record `error`, so that `fail_at_end` can fail the test."""
     _recorded.append(error)
 
 
 @contextmanager
 def fail_at_end() -> Iterator[None]:
-    """At the end of the `with` block, fail the test with the first failure that the test missed."""
+    """At the end of the block, fail a test that missed errors."""
     before = len(_recorded)
     warn = getattr(warnings, _HOOK)
 
@@ -73,7 +73,7 @@ def _was_raised_at_a_wait(error: BaseException) -> bool:
 
 
 def _lost(coroutine: Any) -> str | None:
-    """Return the failure text for an unawaited coroutine; None if Python's warning is enough."""
+    """Return the failure text for a coroutine that was never awaited."""
     at = users_frame(outwards(sys._getframe(2)))
     where = "" if at is None else f" at {place_of(at)}"
     context = active.get()
@@ -81,7 +81,7 @@ def _lost(coroutine: Any) -> str | None:
     if getattr(coroutine, "cr_code", None) in _EXECUTES:
         return f"{name} was called{where} without await, so the job never started; await the call"
     if context is None or context.step is None or at is None:
-        return None
+        return None  # Python's warning is enough
     return (
         f"{context.step.who} called {name}{where} without await, so {name} never ran; await"
         " the call"

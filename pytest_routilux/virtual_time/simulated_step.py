@@ -1,4 +1,4 @@
-"""The simulated step whose handler runs now, and the clock of its simulation.
+"""The clock of a simulation, and the step that runs now.
 
 Invariants:
 - A simulation has one thread. Its time passes only while a handler sleeps or the driver waits.
@@ -26,7 +26,7 @@ _signal: Final = SystemClock().signal  # nothing waits for it, so it is only a f
 
 @final
 class SimClock(Clock):
-    """The clock of a simulation; a wait ends at once and moves the time forward."""
+    """The clock of a simulation, on which waits take no real time."""
 
     def __init__(self, start_ns: int, mono: int = 0) -> None:
         self.wall = start_ns - mono  # what the wall clock showed at monotonic 0
@@ -40,11 +40,11 @@ class SimClock(Clock):
         return self.mono
 
     def now(self) -> datetime:
-        """Return the wall clock's time as a `datetime` with the zone UTC."""
+        """Return the wall clock's time as a UTC `datetime`."""
         return from_ns(self.now_ns())
 
     def jump(self, seconds: float) -> None:
-        """Move the wall clock by `seconds`, which may be negative; no virtual time passes."""
+        """Move the wall clock, not the monotonic clock, by `seconds`."""
         self.wall += signed_ns(seconds)
 
     def signal(self) -> Signal:
@@ -68,7 +68,7 @@ class SimClock(Clock):
 
 
 class Flight:
-    """A step whose handler has run; its outcome and its effects happen later in virtual time."""
+    """A step whose handler has run, and the events still to deliver."""
 
     __slots__ = ("driven", "effects", "events", "step")
 
@@ -84,7 +84,7 @@ class Flight:
 
 
 class Running:
-    """The simulated step whose handler runs at this moment, and the clock of the simulation."""
+    """The step and the clock of the handler that runs now."""
 
     flight: Flight | None = None
     clock: SimClock | None = None

@@ -1,4 +1,4 @@
-"""Fails a test if a handler waits in real time instead of on the virtual clock.
+"""Fails a test if a handler waits in real time.
 
 Invariants:
 - A step is blocked when it has waited for `routilux_blocked_after` seconds. Its wait is the real
@@ -57,9 +57,9 @@ _now: Final = SystemClock.monotonic_ns
 
 @contextmanager
 def fail_blocked_steps(clock: FakeClock | None, config: pytest.Config) -> Iterator[None]:
-    """During the `with` block, fail each step that waits in real time instead of on `clock`.
+    """In the `with` block, fail each step that waits in real time.
 
-    `clock=None` is for the steps of a simulation.
+    `clock` is the virtual clock of the steps, None for the steps of a simulation.
     """
     after = blocked_after(config)
     if not after:
@@ -75,17 +75,17 @@ def fail_blocked_steps(clock: FakeClock | None, config: pytest.Config) -> Iterat
 
 
 class _Sight(NamedTuple):
-    """The state of a clock's running step; `marks` change whenever the step makes progress."""
+    """The state of a clock's running step at one check."""
 
     thread: int
     frame: FrameType
     turn: Turn | None
-    marks: tuple[object, ...]
+    marks: tuple[object, ...]  # change when the step makes progress
     computed_ns: int | None
 
 
 class _Watch:
-    """A watch over one clock: how long the clock's running step has waited in real time."""
+    """Measures how long a clock's running step waits in real time."""
 
     def __init__(self, clock: FakeClock | None, after: float, config: pytest.Config) -> None:
         self.every = after / _CHECKS
@@ -101,7 +101,7 @@ class _Watch:
         self._sent_at = 0
 
     def check(self) -> None:
-        """Report the clock's running step if it is blocked; report each step only once."""
+        """Report the clock's running step once if the step is blocked."""
         sight = self._sight()
         if sight is None or not _same(sight.marks, self._marks):
             self._marks = () if sight is None else sight.marks
@@ -190,7 +190,7 @@ def _main() -> int:
 
 
 def _steps_of(frame: FrameType | None) -> list[tuple[StepInput, Host]]:
-    """Return the steps that a thread runs, innermost first, as pairs of step and host."""
+    """Return the steps that a thread runs, innermost first."""
     return [
         (outer.f_locals["step"], outer.f_locals["host"])
         for outer in outwards(frame)
@@ -278,7 +278,7 @@ class _Watchdog:
         self.start()
 
     def start(self) -> None:
-        """Start the checking thread if there is a clock to check and no such thread."""
+        """Start the checking thread if there is a clock to check."""
         with self._lock:
             if self._watches and self._runs.acquire(blocking=False):
                 self._must_run.acquire(blocking=False)

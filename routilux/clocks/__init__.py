@@ -1,1 +1,1 @@
-"""Clocks: the system's clock, a fake clock for tests, and exact lengths of time."""
+"""The system's clock, a fake clock for tests, and exact lengths of time."""

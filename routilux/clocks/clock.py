@@ -1,4 +1,4 @@
-"""The interface `Clock`, and the class `SystemClock`, which reads the machine's time.
+"""The interface `Clock` and the machine's clock, `SystemClock`.
 
 Invariants:
 - Only this module uses `time`; all other code asks a `Clock`.
@@ -34,79 +34,79 @@ Key = tuple[float, ...]
 
 
 class Signal(ABC):
-    """A flag that any thread may set; `Clock.wait` waits until a signal is set."""
+    """A thread-safe flag that `Clock.wait` can wait for."""
 
     @abstractmethod
     def set(self) -> None:
-        """Set the signal: waiting threads wake; later waits return at once until `clear`."""
+        """Set the flag, and wake all waiting threads."""
 
     @abstractmethod
     def clear(self) -> None:
-        """Unset the signal, so that later waits for the signal block."""
+        """Unset the flag, so that later waits block."""
 
     @abstractmethod
     def is_set(self) -> bool:
-        """Return whether `set` was called after the last `clear`."""
+        """Return whether the flag is set."""
 
 
 class Party:
-    """A thread that waits on a clock; this base class is for real time, and its methods do nothing.
+    """A thread that a clock may schedule.
 
     A party is created where the work is handed out, before its thread runs. The thread that does
-    the work calls `start` and `stop`.
+    the work calls `start` and `stop`. This base class, for real time, does nothing.
     """
 
     __slots__ = ()
 
     def start(self) -> None:
-        """Register the calling thread as the thread of this party."""
+        """Register the calling thread as this party's thread."""
 
     def stop(self) -> None:
-        """Report that the thread of this party has finished its work; may be called twice."""
+        """Report that this party's thread has finished; may be called twice."""
 
     def cancel(self) -> None:
-        """Report that the thread of this party may never start."""
+        """Report that this party's thread may never start."""
 
 
 _UNKNOWN_PARTY: Final = Party()
 
 
 class Clock(ABC):
-    """A source of time; the method `wait` waits for an instant or a signal.
+    """A clock that the engine reads and waits on.
 
     A custom clock implements the four abstract methods. Instants are nanoseconds.
     """
 
     @abstractmethod
     def now_ns(self) -> int:
-        """Return the time of the wall clock in nanoseconds since the start of 1970 (UTC)."""
+        """Return the wall clock's time in nanoseconds since 1970 (UTC)."""
 
     @abstractmethod
     def monotonic_ns(self) -> int:
-        """Return nanoseconds since an arbitrary fixed instant; the value never decreases."""
+        """Return monotonic time: nanoseconds since an arbitrary instant."""
 
     @abstractmethod
     def signal(self) -> Signal:
-        """Return a new signal that the `wait` of this clock accepts."""
+        """Return a new signal for this clock's `wait`."""
 
     @abstractmethod
     def wait(self, signal: Signal | None, until: int | None, key: Key = (), who: str = "") -> bool:
-        """Wait until the signal is set or the monotonic instant `until` is reached.
+        """Wait for the signal, at most until the monotonic instant `until`.
 
         Returns whether the signal is set. `key` orders waits for the same instant; `who` names
         the waiting party in errors.
         """
 
     def party(self, who: str, key: Key = (), *, result: bool = False) -> Party:
-        """Return a party for a thread; `result` says whether the thread awaits a job's result."""
-        return _UNKNOWN_PARTY
+        """Return a party for a thread."""
+        return _UNKNOWN_PARTY  # `result`: the thread will wait for a job's result
 
     def record_wait(self, who: str, length: int) -> None:  # noqa: B027 - optional
         """Record that `who` asked for a wait of `length` nanoseconds."""
 
 
 class _SystemSignal(Signal):
-    """A flag, and a gate for each thread that waits: a lock that `set` opens.
+    """A flag with one lock, called gate, per waiting thread.
 
     `set` raises the flag before it reads the gates; `wait` adds its gate before it reads the flag.
     So either `set` finds the gate, or that thread finds the flag. It has no lock of its own, so
@@ -132,7 +132,7 @@ class _SystemSignal(Signal):
         return self._raised
 
     def wait(self, seconds: float = -1) -> bool:
-        """Wait until the signal is set, at most `seconds`; return whether the signal is set."""
+        """Return whether the signal is set within `seconds`."""
         gate = threading.Lock()
         gate.acquire()
         self._gates.append(gate)
@@ -144,7 +144,7 @@ class _SystemSignal(Signal):
 
 @final
 class SystemClock(Clock):
-    """The machine's clock; uses the real functions of `time` even when tests patch `time`.
+    """The machine's clock, even when tests patch `time`.
 
     >>> SystemClock().now_ns() > 1_700_000_000 * 10**9
     True
@@ -177,16 +177,16 @@ class SystemClock(Clock):
 
 
 def boot_ns() -> int:
-    """Return nanoseconds since this machine was started: a time that nobody can set.
+    """Return nanoseconds since this machine was started.
 
-    It is the same in all processes. Where the system does not count the time of a suspended
-    machine, that time is missing.
+    Nobody can set this time, and all processes read the same. Where the system does not count
+    the time of a suspended machine, that time is missing.
     """
     return _boot_ns()
 
 
 def boot_id() -> str:
-    """Return a text that differs for each start of this machine; empty if the system has none."""
+    """Return the id of this machine's last start; empty if unknown."""
     try:
         return _BOOT.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
@@ -194,7 +194,7 @@ def boot_id() -> str:
 
 
 def thread_cpu_ns(thread: int) -> int | None:
-    """Return a live thread's CPU time in nanoseconds; None if the system can't report CPU times."""
+    """Return a live thread's CPU time in nanoseconds; None if unknown."""
     try:
         return time.clock_gettime_ns(time.pthread_getcpuclockid(thread))
     except (AttributeError, OSError):

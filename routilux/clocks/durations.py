@@ -18,9 +18,9 @@ _exactly: Final = Context(prec=60).multiply  # a float has 17 digits; a quarter 
 
 
 def to_ns(value: float | timedelta) -> int:
-    """Convert a length of time to integer nanoseconds; the float 0.3 means exactly 3/10.
+    """Convert a length of time to integer nanoseconds.
 
-    Raises `ValueError` for a length that is negative or not finite.
+    The float 0.3 is exactly 3/10. Raises `ValueError` for a length that is negative or not finite.
 
     >>> to_ns(0.3), to_ns(timedelta(milliseconds=5))
     (300000000, 5000000)
@@ -39,7 +39,7 @@ def to_ns(value: float | timedelta) -> int:
 
 
 def signed_ns(seconds: float) -> int:
-    """Convert `seconds`, which may be negative, to integer nanoseconds; see `to_ns`.
+    """Convert positive or negative seconds to integer nanoseconds.
 
     >>> signed_ns(-0.3)
     -300000000
@@ -48,7 +48,7 @@ def signed_ns(seconds: float) -> int:
 
 
 def from_ns(instant: int) -> datetime:
-    """Convert nanoseconds since 1970 to an aware UTC datetime, rounded down to microseconds.
+    """Convert nanoseconds since 1970 to an aware UTC datetime.
 
     >>> from_ns(1_500_000_000).isoformat()
     '1970-01-01T00:00:01.500000+00:00'
@@ -57,7 +57,7 @@ def from_ns(instant: int) -> datetime:
 
 
 def instant_ns(instant: datetime | str) -> int:
-    """Convert a datetime or ISO text to nanoseconds since 1970; no time zone means UTC.
+    """Convert a datetime or ISO text to nanoseconds since 1970; naive means UTC.
 
     >>> instant_ns("1970-01-01T00:00:01+00:00")
     1000000000
@@ -69,7 +69,7 @@ def instant_ns(instant: datetime | str) -> int:
 
 
 def seconds_text(length: int, places: int = 3) -> str:
-    """Format `length` nanoseconds as seconds, rounded half up to `places` decimals.
+    """Format `length` nanoseconds as seconds with `places` decimals.
 
     >>> seconds_text(5_737_500_000), seconds_text(450_000_000, 4), seconds_text(-5_000_000)
     ('5.738', '0.4500', '-0.005')

@@ -1,4 +1,4 @@
-"""`FakeClock`: a clock for tests. Its time moves by method calls, or when all threads wait.
+"""`FakeClock`: a clock for tests, with virtual time.
 
 Invariants:
 - A thread keeps its turn until it waits or ends; then the next ready thread gets the turn. So a
@@ -47,13 +47,13 @@ class Wait:
 
     @property
     def length(self) -> timedelta:
-        """The requested length of the wait as a `timedelta`, rounded down to microseconds."""
+        """The requested length, rounded down to microseconds."""
         return timedelta(microseconds=self.length_ns // 1000)
 
 
 @dataclass(slots=True, eq=False)
 class _Party(Party):
-    """A thread that a fake clock schedules; the thread runs a loop or a step, or only waits.
+    """A thread that a fake clock schedules.
 
     `result`: the thread waits for a job's result. `outside`: it takes no turns and only waits.
     """
@@ -85,18 +85,18 @@ class _Party(Party):
         self.clock._cancel(self)
 
     def open(self) -> None:
-        """Let its thread run; a second call before it waits again does nothing."""
+        """Let the party's thread run."""
         if not self.opened:
             self.opened = True  # no exception can come between this line and the next call
             self.gate.release()
 
     def shut(self) -> None:
-        """Let its thread stop at the gate again."""
+        """Make the party's thread wait at the gate again."""
         self.gate.acquire(blocking=False)
         self.opened = False
 
     def nesting(self) -> Iterator[_Party]:
-        """Yield this party, then the party around this one, and so on to the outermost."""
+        """Yield this party, then each enclosing party of the same thread."""
         party: _Party | None = self
         while party is not None:
             yield party
@@ -105,7 +105,7 @@ class _Party(Party):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One turn on a fake clock: the party that may run, the party's thread, and the time.
+    """The right of one party to run on a fake clock.
 
     `at_ns` is monotonic. `cpu_ns` is the CPU time of that thread so far; None if unknown.
     """
@@ -117,12 +117,12 @@ class Turn:
 
     @property
     def who(self) -> str:
-        """The name of the step, job or loop whose turn this is."""
+        """The name of the step, job or loop that has this turn."""
         return self.party.who
 
 
 class _Signal(Signal):
-    """A signal of a fake clock; after `set`, the parties that waited for the signal can run."""
+    """A signal of a fake clock."""
 
     __slots__ = ("clock", "parties", "raised")
 
@@ -143,12 +143,12 @@ class _Signal(Signal):
 
 @final
 class FakeClock(Clock):
-    """A clock for tests: when all threads wait, the time jumps until the first wait ends.
+    """A clock for tests, with virtual time.
 
     `start` is the first instant (aware datetime or ISO text; naive means UTC). With `autojump`
-    the time jumps by itself while a thread waits for a result. Without it only `advance` and
-    `move_to` move the time, and a job that waits in the thread that made the clock raises
-    `ClockStalledError`.
+    the time jumps to the end of the first wait when all threads wait, one of them for a result.
+    Without it only `advance` and `move_to` move the time, and a job that waits in the thread that
+    made the clock raises `ClockStalledError`.
 
     >>> clock = FakeClock(start="2026-01-01")
     >>> clock.advance(1.5)
@@ -175,7 +175,7 @@ class FakeClock(Clock):
         begin_in_children(self._begin_process)
 
     def _begin_process(self) -> None:
-        """Forget all threads but the calling one, for which the time then moves by itself."""
+        """Forget all threads except the calling thread."""
         self._lock = threading.Lock()
         self._ready.clear()
         self._waiting.clear()
@@ -183,7 +183,7 @@ class FakeClock(Clock):
         self._movers.clear()
         self._current = here = self._here()
         self._results = set() if here is None else {here}
-        self.autojump = True
+        self.autojump = True  # no other thread can move the time
 
     def now_ns(self) -> int:
         return self._wall + self._now
@@ -197,7 +197,7 @@ class FakeClock(Clock):
 
     @property
     def waits(self) -> tuple[Wait, ...]:
-        """All requested waits, in order: the sleeps of handlers and the delays before retries."""
+        """All waits that steps and jobs requested, in order."""
         return tuple(Wait(*asked) for asked in self._waits)
 
     def record_wait(self, who: str, length: int) -> None:
@@ -206,14 +206,14 @@ class FakeClock(Clock):
     # --- a test moves it ------------------------------------------------------------------------
 
     def advance(self, seconds: float | timedelta) -> None:
-        """Move time forward by `seconds`; wait until each step that wakes has ended or waits again.
+        """Move time forward by `seconds`.
 
-        Inside a step, this call is a sleep of that step.
+        Returns when each step that wakes has ended or waits again. Inside a step, this is a sleep.
         """
         self._advance(to_ns(seconds))
 
     def move_to(self, instant: datetime | str) -> None:
-        """Move time forward until the wall clock shows `instant`; refuse an instant in the past."""
+        """Move time forward until the wall clock shows `instant`."""
         length = instant_ns(instant) - self.now_ns()
         if length < 0:
             raise ValueError(
@@ -223,7 +223,7 @@ class FakeClock(Clock):
         self._advance(length)
 
     def jump(self, seconds: float) -> None:
-        """Shift only the wall clock by `seconds`, which may be negative; waits are not affected."""
+        """Shift only the wall clock by positive or negative `seconds`."""
         step = signed_ns(seconds)
         with self._lock:
             self._wall += step
@@ -231,7 +231,7 @@ class FakeClock(Clock):
     # --- threads take turns on it -----------------------------------------------------------------
 
     def runs_here(self) -> bool:
-        """Return whether this clock schedules the calling thread, for example a step's thread."""
+        """Return whether this clock schedules the calling thread."""
         return self._here() is not None
 
     def party(self, who: str, key: Key = (), *, result: bool = False) -> Party:
@@ -249,7 +249,7 @@ class FakeClock(Clock):
         return _Signal(self)
 
     def _here(self) -> _Party | None:
-        """Return the party of the calling thread; None if the thread has no party."""
+        """Return the calling thread's party; None if there is none."""
         party: _Party | None = getattr(self._local, "party", None)
         return party
 
@@ -271,7 +271,7 @@ class FakeClock(Clock):
             raise
 
     def _moved(self, mover: int, gate: threading.Lock, target: int) -> bool:
-        """Move the time towards `target` while no thread can run; return whether it is reached."""
+        """Move the time forward; return whether `target` is reached."""
         with self._lock:
             self._movers[mover] = gate
             while self._current is None and not self._ready:
@@ -294,7 +294,7 @@ class FakeClock(Clock):
             self._pass_turn()
 
     def turn(self) -> Turn | None:
-        """Return the current turn; None if all threads wait. Any thread may call this."""
+        """Return the current turn; None if all threads wait."""
         with self._lock:  # which keeps the thread alive
             party = self._current
             if party is None:
@@ -302,10 +302,10 @@ class FakeClock(Clock):
             return Turn(party, party.thread, self._now, thread_cpu_ns(party.thread))
 
     def revoke(self, turn: Turn, error: BaseException) -> bool:
-        """Take the turn from a blocked thread; return whether `turn` was still the current turn.
+        """Take the turn from a blocked thread.
 
-        Other threads run on. A test that moves the time by hand gets `error`. When the thread
-        returns, it gets `ClockStalledError` with the same text. The caller fails its job first.
+        Returns False if `turn` has ended. Other threads run on. A test that moves the time by hand
+        gets `error`, the returning thread `ClockStalledError`. The caller fails the job first.
         """
         with self._lock:
             if self._current is not turn.party:
@@ -319,7 +319,7 @@ class FakeClock(Clock):
         return True
 
     def _raise(self, signal: _Signal) -> None:
-        """Set `signal`, and make each party that waits for `signal` ready to run."""
+        """Set `signal`, and wake the waiting parties."""
         with self._lock:
             try:
                 self._wake_all(signal)
@@ -369,7 +369,7 @@ class FakeClock(Clock):
         return signal is not None and signal.raised
 
     def _enter(self, party: _Party) -> None:
-        """Register the calling thread under `party`, and wait for its first turn."""
+        """Bind the calling thread to `party`, and wait for the first turn."""
         with self._lock:
             party.entered = True
             party.before = before = self._here()
@@ -390,7 +390,7 @@ class FakeClock(Clock):
         party.gate.acquire()
 
     def _leave(self, party: _Party) -> None:
-        """End the work of the calling thread as `party`, and give the turn to the next party."""
+        """Unregister `party`, and give the turn to the next party."""
         with self._lock:
             self._results.discard(party)
             if not party.entered:
@@ -405,7 +405,7 @@ class FakeClock(Clock):
             self._pass_turn()
 
     def _cancel(self, party: _Party) -> None:
-        """Forget a party whose thread may never come; if it does, the party has a turn anyway."""
+        """Forget a party whose thread may never start."""
         with self._lock:
             if party.entered:
                 return
@@ -479,7 +479,7 @@ class FakeClock(Clock):
             self._ready.append(party)
 
     def _pass_turn(self) -> None:
-        """Give the turn to the next party if none runs; a repeated call completes a broken one."""
+        """Give the turn to the next party if no party runs."""
         while self._current is None:
             if self._ready:
                 self._current = self._ready[0]
@@ -522,7 +522,7 @@ class FakeClock(Clock):
         self._pass_turn()
 
     def _within(self, party: _Party) -> list[_Party]:
-        """Return `party`, and the waiting parties of its job and of all jobs nested in that job."""
+        """Return all waiting parties of `party`'s job and its nested jobs."""
         found = [party]
         jobs = {party.key[:1]}
         rest = [p for p, _ in self._waiting.values() if p is not party and not p.outside]

@@ -1,4 +1,4 @@
-"""Resets objects in a forked child, because their threads and locks are its parent's.
+"""Resets objects in a forked child process.
 
 Invariants:
 - A child has only the thread that forked. A lock that another thread held stays locked there, and a
@@ -20,9 +20,9 @@ _all: Final[set[WeakMethod[Callable[[], None]]]] = set()
 
 
 def begin_in_children(begins: Callable[[], None]) -> None:
-    """Call the method `begins` in each forked child, as long as the method's object exists.
+    """Call the method `begins` in each forked child.
 
-    The method creates the object's locks and forgets its threads.
+    The method makes new locks and forgets threads. Its object is not kept alive.
     """
     _all.add(WeakMethod(begins, _all.discard))
 

@@ -1,4 +1,4 @@
-"""Converts values to JSON and back, for all data that the engine saves.
+"""Converts values to JSON and back.
 
 Invariants:
 - A value comes back equal and of the same type, or saving it fails and names the path.

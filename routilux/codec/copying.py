@@ -1,4 +1,4 @@
-"""Copies values; a copy shares no mutable object with its original.
+"""Makes deep copies of values.
 
 Invariants:
 - A copy is the same value and shares nothing mutable with its original.
@@ -19,7 +19,7 @@ _T = TypeVar("_T")
 
 
 def is_flat(payload: Mapping[str, object]) -> bool:
-    """Return whether all values of `payload` are scalars; a shallow copy is then enough.
+    """Return whether all values of `payload` are scalars.
 
     >>> is_flat({"n": 1, "text": "abc"}), is_flat({"items": [1]})
     (True, False)
@@ -28,7 +28,7 @@ def is_flat(payload: Mapping[str, object]) -> bool:
 
 
 def copy_value(value: _T) -> _T:
-    """Return a copy of `value`; the copy shares no mutable object with `value`.
+    """Return a copy that shares no mutable object with `value`.
 
     An object that occurs twice in the value is copied twice. Raises what `copy.deepcopy` raises
     for an object that can't be copied.

@@ -1,4 +1,4 @@
-"""Converts JSON text, or JSON data that is already parsed, to Python values.
+"""Converts JSON text or parsed JSON data to Python values.
 
 Invariants:
 - Loading never imports, calls by name or unpickles: a tag is looked up among the registered forms,
@@ -28,7 +28,7 @@ _takes_foreign: Final = ContextVar("takes_foreign", default=False)
 
 
 def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, untag: bool = True) -> Any:
-    """Parse a JSON text into a Python value; tagged objects become values of the tagged types.
+    """Parse a JSON text into a Python value.
 
     Without `untag`, tagged values stay JSON objects, which `decode` can decode later.
 
@@ -66,9 +66,9 @@ def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, untag: bool = True) 
 
 
 def decode(data: object, path: str = "$") -> Any:
-    """Convert parsed JSON data to a Python value; paths in errors begin with `path`.
+    """Convert parsed JSON data to a Python value.
 
-    Raises `CorruptStateError` with the path, as `loads` does.
+    Raises `CorruptStateError`, as `loads` does, with a path below `path`.
 
     >>> decode({"$type": "date", "value": "2026-01-03"})
     datetime.date(2026, 1, 3)
@@ -113,7 +113,7 @@ def _describe(error: json.JSONDecodeError) -> str:
 
 
 def _untag(members: dict[str, object]) -> object:
-    """Return the value of the tagged object with the already decoded `members`."""
+    """Return the value of a tagged object with decoded `members`."""
     tag = members[TAG]
     if len(members) != 2 or "value" not in members or type(tag) is not str:
         raise RefusalError(
@@ -134,15 +134,15 @@ def _untag(members: dict[str, object]) -> object:
 
 
 def _read(text: str, members: int, untag: bool = True) -> object:
-    """Parse `text` by the fast parser; all objects in `text` must have `members` members in total.
+    """Parse `text` by the fast parser.
 
-    A duplicate key loses a member. Counting takes half the time of a search in each object.
+    All objects must have `members` members in total: a duplicate key loses one.
     """
     lengths: list[int] = []
     count = lengths.append
 
     def counted(found: dict[str, object]) -> object:
-        count(len(found))
+        count(len(found))  # takes half the time of a search for duplicates in each object
         return _untag(found) if TAG in found and untag else found
 
     value = json.JSONDecoder(
@@ -161,11 +161,11 @@ def _read_float(text: str) -> float:
 
 
 class _Pairs(list[tuple[str, object]]):
-    """A JSON object as a list of pairs, which keeps duplicate keys; made by `_CAREFUL`."""
+    """A list of key and value pairs that keeps duplicate keys."""
 
 
 def _read_int(text: str) -> object:
-    """Return the integer in `text`; for a too long integer, return the error to raise later."""
+    """Return the integer in `text`, or an error to raise later."""
     try:
         if len(text.lstrip("-")) <= MAX_DIGITS:
             return int(text)

@@ -29,12 +29,12 @@ _SMALL: Final = 1 << 62
 
 
 class RefusalError(Exception):
-    """A value can't be encoded or decoded; `steps` is the path to this value, innermost first."""
+    """A value can't be encoded or decoded."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.steps: list[str] = []
+        self.steps: list[str] = []  # the path to the value, innermost step first
 
     def path(self, start: str) -> str:
         return start + "".join(reversed(self.steps))
@@ -47,9 +47,9 @@ def _too_deep() -> RefusalError:
 
 
 def encode(value: object, path: str = "$") -> Any:
-    """Convert a Python value to new JSON data; paths in errors begin with `path`.
+    """Convert a Python value to new JSON data.
 
-    Raises `UnserializableError` with the exact path of a value without a saved form: an
+    Raises `UnserializableError` with the path (below `path`) of a value without a saved form: an
     unregistered type, a subclass of a built-in, a lone surrogate, an integer of more than
     `MAX_DIGITS` digits, a value that is nested too deep or contains itself.
 
@@ -230,7 +230,7 @@ def dumps(data: object) -> str:
 
 
 def value_text(value: object, path: str) -> str:
-    """Convert `value` to JSON text; the caller must pass the complete text to `bounded`.
+    """Convert `value` to JSON text; only `bounded` checks the size.
 
     >>> value_text((1, 2.5), "$")
     '{"$type":"tuple","value":[1,2.5]}'
@@ -239,10 +239,10 @@ def value_text(value: object, path: str) -> str:
 
 
 def dumps_object(members: Mapping[str, object]) -> str:
-    """Convert encoded `members` to the JSON text of an object; the limits of `dumps` apply.
+    """Convert encoded `members` to the JSON text of an object.
 
-    An iterator among the members yields the JSON texts of an array's entries. If many entries were
-    in memory as data, the garbage collector would start, which costs more than the text.
+    An iterator among the members yields the JSON texts of an array's entries: many entries held as
+    data would start the garbage collector. The limits of `dumps` apply.
 
     >>> dumps_object({"n": 1, "at": iter(["2", "3"])})
     '{"n":1,"at":[2,3]}'
@@ -266,7 +266,7 @@ def _text(data: object) -> str:
 
 
 def bounded(text: str, path: str = "$") -> str:
-    """Return `text` unchanged if `loads` accepts a text of this size; else raise an error.
+    """Check the size of a JSON text, and return the text.
 
     Raises `UnserializableError` for more than `MAX_BYTES` or `MAX_NODES`, and for a lone surrogate.
 

@@ -1,4 +1,4 @@
-"""Compares two values by type and content, and finds the first difference between them.
+"""Compares two values and finds the first difference.
 
 Invariants:
 - Two values are the same if they are equal and of the same type at every level: `1`, `True` and
@@ -98,10 +98,10 @@ SCALARS: Final[frozenset[type]] = frozenset(_SAME)
 
 
 class _Memo(set[tuple[int, int]]):
-    """The pairs of values that are being compared, and numbers of hashable values.
+    """The pairs of values that are being compared.
 
-    Values that are the same have the same number, so that only values of one number must be
-    compared with each other. A number is found once for each value, in the time of its size.
+    Hashable values also have numbers. Values that are the same have the same number, so that only
+    values of one number must be compared. A number is found once, in the time of the value's size.
     """
 
     __slots__ = ("_numbers", "_of")
@@ -141,7 +141,7 @@ class _Memo(set[tuple[int, int]]):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A difference between two values: at `path`, one has `expected`, the other has `actual`.
+    """The difference between two values at `path`.
 
     `what` is "type", "value", "missing" (`actual` is None) or "added" (`expected` is None).
 
@@ -156,7 +156,7 @@ class Difference:
 
     @property
     def sides(self) -> tuple[str, str]:
-        """The texts of `expected` and `actual`; each text names the type if the types differ."""
+        """The texts that show `expected` and `actual`."""
         if self.what == "type":
             return _typed(self.expected), _typed(self.actual)
         expected, actual = _shown(self.expected), _shown(self.actual)
@@ -181,7 +181,7 @@ def same_value(a: object, b: object) -> bool:
 
 
 def first_difference(expected: object, actual: object, path: str = "$") -> Difference | None:
-    """Return the first difference between two values, or None if the values are the same.
+    """Return the first difference between two values, or None.
 
     The path of the difference begins with `path`.
 
@@ -266,15 +266,15 @@ def _compare_sets(a: Any, b: Any, level: int, memo: _Memo) -> Difference | None:
 def _partners(
     a: Iterable[Any], b: Iterable[Any], level: int, memo: _Memo
 ) -> tuple[dict[int, Any], list[Any]]:
-    """Return {id(key of `a`): same key of `b`}, and the keys of `b` that `a` does not have.
+    """Match each key of `a` to the same key of `b`.
 
-    A lookup is not enough: 1 would find True, and NaN would not find NaN.
+    Returns {id(key of `a`): key of `b`}, and the keys of `b` that `a` does not have.
     """
     by_hash = {key: key for key in b}
     partners: dict[int, Any] = {}
     strays = []
     for key in a:
-        twin = by_hash.get(key, _ABSENT)
+        twin = by_hash.get(key, _ABSENT)  # 1 finds True, and NaN does not find NaN
         if twin is _ABSENT or _compare(key, twin, level, memo) is not None:
             strays.append(key)
         else:
@@ -343,7 +343,7 @@ def _present(value: object, names: Iterable[str]) -> dict[str, object]:
 
 
 def _state(value: object) -> dict[str, object]:
-    """Return a dict of the state that `pickle` saves; raise if `pickle` refuses `value`."""
+    """Return the state that `pickle` saves, as a dict."""
     reduced = value.__reduce_ex__(4)
     if isinstance(reduced, str):
         raise TypeError(f"pickle saves this value only by its name {reduced}, without a state")
@@ -363,7 +363,7 @@ def _state(value: object) -> dict[str, object]:
 
 
 def path_step(key: object) -> str:
-    """Return the part of a JSON path that selects the member with the key `key`.
+    """Return the part of a JSON path that selects a key.
 
     >>> path_step("name"), path_step("two words"), path_step(1)
     ('.name', '["two words"]', '[1]')

@@ -1,4 +1,4 @@
-"""Limits the work of building sets, and dicts with keys that are no texts, from saved values.
+"""Limits the work of building hash tables from saved values.
 
 Invariants:
 - Values of a file choose their hashes: integers that differ by a multiple of 2**61 - 1 hash alike,
@@ -31,7 +31,7 @@ REASON: Final = "has {:,} elements or keys whose hashes collide too often; keep 
 
 
 def is_slow(keys: Collection[object], *, reading: bool) -> bool:
-    """Return whether a hash table of these keys would take too many steps.
+    """Return whether a hash table of the keys would take too many steps.
 
     Raises `ValueError` for keys that are equal.
 
@@ -43,7 +43,7 @@ def is_slow(keys: Collection[object], *, reading: bool) -> bool:
 
 
 def _steps(keys: Collection[object], most: int, weights: dict[int, int]) -> int:
-    """Return about how many steps a hash table needs beyond those of any keys, up to `most`.
+    """Estimate the steps that collisions add in a hash table, up to `most`.
 
     A step past a key of the same hash compares the two keys.
     """
@@ -79,7 +79,7 @@ def _steps(keys: Collection[object], most: int, weights: dict[int, int]) -> int:
 
 
 def _lighter(a: object, b: object, most: int, weights: dict[int, int]) -> int:
-    """Return the steps to compare two keys: those of the lighter one, up to `most`."""
+    """Estimate the steps to compare two keys, up to `most`."""
     if type(a) is not type(b) or type(a) in SCALARS:
         return 1
     enough = 16
@@ -91,7 +91,7 @@ def _lighter(a: object, b: object, most: int, weights: dict[int, int]) -> int:
 
 
 def _weight(value: Any, most: int, weights: dict[int, int]) -> int:
-    """Return the steps to compare a value with an equal one; a larger result is at least `most`."""
+    """Estimate the steps to compare a value with an equal value."""
     kind = type(value)
     if kind in SCALARS:
         return 1

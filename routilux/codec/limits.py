@@ -1,4 +1,4 @@
-"""Size limits of JSON texts, and functions that measure a text before a parser reads it.
+"""Size limits of JSON texts, and functions to measure a text.
 
 Invariants:
 - Bytes, values, depth and digits have limits, the same for writing and for reading.
@@ -26,7 +26,7 @@ _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 def outline(text: bytes) -> bytes:
-    """Return only the commas, colons and brackets of a JSON text; omit those in strings."""
+    """Return the commas, colons and brackets outside the strings of a text."""
     if b"\\" in text:
         text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
     # An empty string can go: the marks after it stay inside or outside of strings.
@@ -35,23 +35,23 @@ def outline(text: bytes) -> bytes:
 
 
 def nodes(marks: bytes) -> int:
-    """Return the number of values in the JSON text whose `outline` is `marks`."""
+    """Count the values in the JSON text with the outline `marks`."""
     return 1 + sum(map(marks.count, (b",", b"[", b"{")))
 
 
 def members(marks: bytes) -> int:
-    """Return the total number of object members in the JSON text whose `outline` is `marks`."""
+    """Count all object members in the JSON text with the outline `marks`."""
     return marks.count(b":")
 
 
 def depth(marks: bytes) -> int:
-    """Return the depth of nesting in the JSON text whose `outline` is `marks`."""
+    """Return the nesting depth of the JSON text with the outline `marks`."""
     steps = marks.translate(_STEPS, b",:")
     return max(accumulate(memoryview(steps).cast("b")), default=0)
 
 
 def is_doubtful(text: bytes) -> bool:
-    """Return whether `text` may contain an integer that is too long, or a lone surrogate."""
+    """Return whether `text` may contain too long integers or lone surrogates."""
     return _LONG in text[::_STRIDE].translate(_DIGITS) or (
         b"\\" in text and _SURROGATE.search(text) is not None
     )

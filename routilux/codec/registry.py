@@ -1,4 +1,4 @@
-"""Registry that holds the saved form of each type that JSON does not have.
+"""Registry of the saved forms of types that JSON lacks.
 
 Invariants:
 - A form is a type, a tag and two functions: `write` returns data of simpler types, and `parse`
@@ -36,12 +36,12 @@ _T = TypeVar("_T")
 
 
 def class_name(cls: type) -> str:
-    """Return the name by which saved data refers to a class: `module:qualname`."""
+    """Return a class's name in saved data: `module:qualname`."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def type_name(kind: type) -> str:
-    """Return the name of a class for messages, such as `int` or `pandas.DataFrame`.
+    """Return the name of a class for messages.
 
     >>> type_name(Decimal)
     'decimal.Decimal'
@@ -52,7 +52,7 @@ def type_name(kind: type) -> str:
 
 
 def error_text(error: Exception) -> str:
-    """Return the type and message of an exception, or only the type if its `__str__` raises.
+    """Return the type and the message of an exception as text.
 
     >>> error_text(KeyError("x"))
     "KeyError: 'x'"
@@ -65,7 +65,7 @@ def error_text(error: Exception) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The saved form of the type `kind`: a tag, and functions that write and parse the data.
+    """The saved form of a type: a tag and two functions.
 
     A `strict` form refuses data that `write` would not return.
 
@@ -80,7 +80,7 @@ class Form:
     strict: bool = True
 
     def read(self, data: object) -> object:
-        """Decode `data` to a value of `kind`; raise ValueError if `data` is not in this form."""
+        """Decode `data` to a value of `kind`, or raise ValueError."""
         try:
             value = self.parse(data)
             if type(value) is not self.kind:
@@ -95,7 +95,7 @@ class Form:
 
 # The closures keep the real classes: freezegun replaces the names of a module while it is active.
 def _moment(tag: str, kind: Any) -> Form:
-    """Return the form of `datetime` or `time`: ISO text, or a dict where ISO text loses data."""
+    """Return the form of `datetime` or `time`: ISO text or a dict."""
 
     def write(value: Any) -> object:
         zone = value.tzinfo
@@ -221,7 +221,7 @@ form_tagged: Final = _by_tag.get
 
 
 class Foreign:
-    """A value of an unregistered type; holds only the saved data, to show or save again."""
+    """The saved data of a value whose type is not registered."""
 
     __slots__ = ("data",)
     tag = ""
@@ -243,7 +243,7 @@ _foreign: dict[str, Form] = {}
 
 
 def foreign(tag: str) -> Form:
-    """Return a form for the unregistered type `tag`; its values are `Foreign` objects.
+    """Return a form for the unregistered type `tag`.
 
     >>> foreign("shop.types:Money").read({"amount": 5})
     Money({'amount': 5})
@@ -287,7 +287,7 @@ def register_type(
     encode: Callable[[Any], object] | None = None,
     decode: Callable[[Any], object] | None = None,
 ) -> type[_T] | Callable[[type[_T]], type[_T]]:
-    """Register the saved form of a dataclass or enum, or of any class by `encode` and `decode`.
+    """Register the saved form of a dataclass, an enum or another class.
 
     `name` is the type's name in saved data, by default `module:qualname`; with a name of its own
     the class can move. `encode` returns any value that can be saved; `decode` returns an equal
@@ -295,8 +295,8 @@ def register_type(
     values. Attributes that are no fields are lost. An enum is saved by the member's name, a flag
     by its value. A class of the same module and qualname may be registered again.
 
-    Raises `FlowDefinitionError` for a class that needs `encode` and `decode`, and for a name that
-    is taken.
+    Raises `FlowDefinitionError` for a name that is taken, and for a class that needs `encode` and
+    `decode`: one that is neither an enum nor a plain dataclass.
 
     >>> from routilux import codec
     >>> @register_type(name="money")

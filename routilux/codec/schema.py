@@ -1,4 +1,4 @@
-"""Checks that a record from JSON has exactly the expected fields with the expected types.
+"""Checks the fields and types of a record from JSON.
 
 Invariants:
 - A field that is missing, unknown or of another type is refused with its path, never repaired.
@@ -23,7 +23,7 @@ _NONE: Final[Fields] = MappingProxyType({})
 
 
 def fits(data: Mapping[str, object], required: Fields, optional: Fields = _NONE) -> bool:
-    """Check `data` quickly: True means valid; False means that `check_fields` must decide.
+    """Return whether a quick check already shows that `data` is valid.
 
     >>> fits({"seq": 1}, {"seq": int}), fits({"seq": True}, {"seq": int})
     (True, False)
@@ -41,7 +41,7 @@ def fits(data: Mapping[str, object], required: Fields, optional: Fields = _NONE)
 def check_fields(
     data: object, path: str, required: Fields, optional: Fields = _NONE
 ) -> dict[str, Any]:
-    """Return `data` if its fields have exactly the given names and types; else raise.
+    """Check the names and types of all fields, and return `data`.
 
     A subclass does not count: True is no int. Raises `CorruptStateError` with the path of the field
     that is missing, unknown or of another type.

@@ -1,1 +1,1 @@
-"""State machine of a job: commits, state and schedule, without a clock, threads or files."""
+"""State machine of a job, without a clock, threads or files."""

@@ -1,4 +1,4 @@
-"""`Commit`: a record of changes to a job; `HistoryRecord`: one event in a job's history.
+"""Records of a job's changes (`Commit`) and history (`HistoryRecord`).
 
 Invariants:
 - A commit is atomic and complete: the whole state of a job can be rebuilt from its commits.
@@ -57,7 +57,7 @@ class JobStatus(StrEnum):
 
 
 class CommitKind(StrEnum):
-    """The kind of a commit: a job's start, a step's effect or end, or a request such as a pause."""
+    """The kind of a commit, such as `start`, `done` or `paused`."""
 
     START = "start"
     DONE = "done"
@@ -79,7 +79,7 @@ _DROPPED = CommitKind.DROPPED
 
 @dataclass(slots=True)
 class Commit:
-    """A record of the changes that a step or a request makes to a job; a record never changes.
+    """A record of what one step or request changes in a job.
 
     `at_ns` and `started_ns` are UTC nanoseconds by the job's clock, `delay_ns` the planned wait
     of a retry and `due_ns` its end. `status` is the job's status after it. `worker` numbers the
@@ -107,18 +107,18 @@ class Commit:
 
     @property
     def started_at(self) -> datetime | None:
-        """The UTC time at which the attempt started; None if the commit belongs to no attempt."""
+        """The UTC time of the attempt's start; None without an attempt."""
         return None if self.started_ns is None else from_ns(self.started_ns)
 
     @property
     def finished_at(self) -> datetime:
-        """The UTC time of the commit; if the commit ends an attempt, the end of that attempt."""
+        """The UTC time of the commit."""
         return from_ns(self.at_ns)
 
     def dumps(self, path: str = "$") -> str:
-        """Return the commit as JSON text; `path` is the commit's place in the document.
+        """Return the commit as JSON text.
 
-        Raises `UnserializableError` with the path of a value that can't be saved.
+        Raises `UnserializableError` with the path (below `path`) of a value that can't be saved.
         """
         # Joined as text: encoding a dict takes twice as long.
         text = (
@@ -176,9 +176,9 @@ class Commit:
 
     @classmethod
     def load(cls, data: object, path: str) -> Commit:
-        """Make a commit from decoded data; `path` is the commit's place in the document.
+        """Make a commit from decoded data.
 
-        Raises `CorruptStateError` with the path of a wrong value.
+        Raises `CorruptStateError` with the path (below `path`) of a wrong value.
         """
         try:
             return cls._load(data)
@@ -233,7 +233,7 @@ class Commit:
 
 @dataclass(slots=True)
 class HistoryRecord:
-    """One event in a job's history: the job's start, an emission, or a failed or dropped task.
+    """One event in a job's history, such as a start or an emission.
 
     `event` is `start`, the emitted event's name, `error`, `error_continued` or `skipped`;
     `at_ns` is UTC nanoseconds.

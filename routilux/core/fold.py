@@ -1,4 +1,4 @@
-"""Applies commits to the state of a job: defines how each kind of commit changes the job.
+"""Applies commits to the state of a job.
 
 Invariants:
 - `fold` is the only method that changes a job. It checks a commit first; a commit that does not fit
@@ -36,7 +36,7 @@ _STEP_ENDS: Final = frozenset({_DONE, _RETRY, _FAILED, _DROPPED, _CONFLICT})
 
 
 class FoldedJob:
-    """A job's data, computed by applying the job's commits in order."""
+    """A job's data, computed from the job's commits."""
 
     __slots__ = (
         "_commits",
@@ -86,19 +86,19 @@ class FoldedJob:
 
     @property
     def pending_tasks(self) -> tuple[PendingTask, ...]:
-        """The tasks that are ready, wait for a retry or have failed; sorted by their `order`."""
+        """The ready, waiting and failed tasks, sorted by `order`."""
         return tuple(sorted(self._pending.values(), key=lambda task: task.order))
 
     @property
     def commits(self) -> Sequence[Commit]:
-        """The job's commits, oldest first; if `history_limit` is set, only the latest commits."""
+        """The commits that the job still keeps, oldest first."""
         return tuple(self._commits)
 
     def _first_difference(self, other: FoldedJob) -> str | None:
         return next((n for n in _COMPARED if not _same(getattr(self, n), getattr(other, n))), None)
 
     def fold(self, commit: Commit) -> Sequence[PendingTask]:
-        """Apply a commit to the job, and return the tasks to schedule: new tasks and retries.
+        """Apply a commit to the job, and return the tasks to schedule.
 
         Raises `IllegalTransitionError`, changing nothing, if the commit can't follow the last.
         """

@@ -1,4 +1,4 @@
-"""State machine of one job: decides which tasks may run, and makes the job's commits.
+"""State machine of one job: starts tasks and makes commits.
 
 Invariants:
 - It has no clock, no threads, no files and no randomness. The same calls give the same commits.
@@ -42,7 +42,7 @@ _COMPLETED = JobStatus.COMPLETED
 
 
 class Machine:
-    """The state machine of one job: starts the job's tasks, and makes the job's commits."""
+    """The state machine of one job."""
 
     __slots__ = (
         "_alone",
@@ -78,11 +78,11 @@ class Machine:
 
     @property
     def flights(self) -> Sequence[StepInput]:
-        """The steps that have started but have not ended, in the order of their starts."""
+        """The steps that have started but not ended, in start order."""
         return list(self._flights.values())
 
     def is_in_flight(self, step: StepInput) -> bool:
-        """Return whether `step` is in flight: it has neither ended nor was it given up."""
+        """Return whether the engine still waits for the end of `step`."""
         flying = self._flights.get(step.task.task_id)
         return flying is not None and flying.number == step.number
 
@@ -92,7 +92,7 @@ class Machine:
         return not self._flights and self.job.status is not _RUNNING
 
     def next_task(self) -> PendingTask | None:
-        """Return the task to start next, even if that task is not due yet.
+        """Return the task to start next, due or not.
 
         Returns None if no task can start before the next commit.
         """
@@ -104,7 +104,7 @@ class Machine:
         return None if first is None or (first.conflicts and self._must_wait(first)) else first
 
     def startable(self, now: int) -> list[PendingTask]:
-        """Return the tasks that may start at time `now`, in the order in which to start them."""
+        """Return the tasks that may start at time `now`, in start order."""
         first = self.next_task()
         if first is None or first.due_ns > now:
             return []
@@ -117,7 +117,7 @@ class Machine:
         return pending.conflicts >= MOST_CONFLICTS and bool(self._flights)
 
     def begin(self, pending: PendingTask, now: int) -> StepInput:
-        """Start a task: mark the task as in flight, and return the step to run."""
+        """Mark a task as started, and return the step to run."""
         task = pending.task
         job = self.job
         routine_id = task.routine_id
@@ -152,9 +152,9 @@ class Machine:
     def start(
         self, entry: str, slot: str, params: dict[str, object], now: int, *, queued: bool = False
     ) -> Commit:
-        """Return the first commit of a new job; the commit creates the job's root task `0`.
+        """Return the first commit of a new job.
 
-        A queued job is `pending` until a worker resumes it.
+        It creates the root task `0`. A queued job is `pending` until a worker resumes it.
         """
         if self.job.seq:
             raise IllegalTransitionError(f"job {self.job.job_id} was already started; resume it")
@@ -167,7 +167,7 @@ class Machine:
         return {"shape": list(self.plan.shape), "routines": list(self.plan.routines)}
 
     def finish(self, step: StepInput, outcome: StepOutcome, now: int) -> Commit | None:
-        """Return the commit that ends a step; None if the outcome is late or a duplicate."""
+        """Return the commit for an outcome; None if late or duplicate."""
         flying = self._flights.get(step.task.task_id)
         if flying is None or flying.number != outcome.number:
             return None
@@ -182,7 +182,7 @@ class Machine:
         return any(when.get(key, 0) > step.seq for key in reads)
 
     def effect(self, step: StepInput, name: str, effect: Effect, now: int) -> Commit | None:
-        """Return the commit that records an effect; None if the step is no longer in flight."""
+        """Return the commit that records an effect; None after the step's end."""
         if not self.is_in_flight(step):
             return None
         commit = step_commit(_EFFECT, self.job, step, now)
@@ -242,13 +242,13 @@ class Machine:
         )
 
     def fail(self, error: ErrorInfo, now: int) -> Commit:
-        """Return the commit that marks the job as failed; no task is marked as failed."""
+        """Return the commit that marks the job, but no task, as failed."""
         return Commit(self.job.seq + 1, CommitKind.FAILED, now, JobStatus.FAILED, error=error)
 
     # --- changing the job -----------------------------------------------------------------------
 
     def accept(self, commit: Commit) -> None:
-        """Apply a commit to the job, and schedule the new tasks and retries of the commit."""
+        """Apply a commit to the job, and schedule the commit's tasks."""
         ready = self.job.fold(commit)
         kind = commit.kind
         if kind is _RESUMED:

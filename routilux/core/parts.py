@@ -1,4 +1,4 @@
-"""Parts of a job's state, such as a pending task or an output, and their saved forms.
+"""Parts of a job's state, such as pending tasks and outputs.
 
 Invariants:
 - Only `FoldedJob.fold` changes a part. Values that can be derived from it are properties.
@@ -42,7 +42,7 @@ _COUNTS: Final = ("attempts", "retry_count", "completed", "skipped", "error_cont
 
 
 class RoutineStatus(StrEnum):
-    """The status of a routine in a job: the worst outcome of the routine's tasks."""
+    """The worst outcome of a routine's tasks in a job."""
 
     PENDING = "pending"
     COMPLETED = "completed"
@@ -56,7 +56,7 @@ DROPPED_AS: Final = (RoutineStatus.SKIPPED, RoutineStatus.ERROR_CONTINUED)
 
 @dataclass(slots=True)
 class RoutineState:
-    """One routine's state in a job: the routine's saved data, and counts of its tasks' outcomes.
+    """The saved data and the task counts of one routine in a job.
 
     `attempts` counts attempts that ended, over all tasks; `retry_count` is the most retries that
     one task has used; `completed`, `skipped`, `error_continued` and `failed` count tasks.
@@ -73,7 +73,7 @@ class RoutineState:
 
     @property
     def status(self) -> RoutineStatus:
-        """The worst outcome of the routine's tasks; `pending` while no task has ended."""
+        """The worst outcome of the routine's tasks; `pending` if none ended."""
         if self.failed:
             return RoutineStatus.FAILED
         if self.error_continued:
@@ -113,7 +113,7 @@ class RoutineState:
 
 @dataclass(slots=True)
 class PendingTask:
-    """A task that is ready to run, waits for a retry, or has failed.
+    """A task that is ready, waits for a retry or has failed.
 
     `attempt` is the number of the next attempt and is never reset; `retries` counts the retries of
     the current budget. The task may run from `due_ns` on; `delay_ns` is its current wait.
@@ -164,7 +164,7 @@ class PendingTask:
 
     @property
     def order(self) -> tuple[int, int, int]:
-        """The sort key of the task; the task with the smallest key runs first."""
+        """The sort key of the task; the smallest runs first."""
         return self.due_ns, self.seq, self.position
 
     def serialize(self, path: str) -> dict[str, object]:
@@ -229,7 +229,7 @@ class PendingTask:
 
 @dataclass(slots=True)
 class Output:
-    """A result of the job: an emission of an event that has no connection."""
+    """A result of the job: an emitted event without a connection."""
 
     seq: int
     routine_id: str
@@ -256,7 +256,7 @@ class Output:
 
 @dataclass(slots=True)
 class DroppedTask:
-    """A failed task that was dropped because of the error strategy `CONTINUE` or `SKIP`.
+    """A failed task that strategy `CONTINUE` or `SKIP` dropped.
 
     `outcome` is `error_continued` for `CONTINUE`, and `skipped` for `SKIP`.
     """

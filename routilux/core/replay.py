@@ -41,7 +41,7 @@ _REQUESTS: Final = (CommitKind.RESUMED, CommitKind.PAUSED, CommitKind.CANCELLED)
 
 
 def replay(job: FoldedJob, commits: Iterable[tuple[str, Commit]]) -> None:
-    """Apply loaded commits to a job, each with its path, in time proportional to their size.
+    """Apply loaded commits to a job; `commits` are (path, commit) pairs.
 
     No snapshot of the job may be in use. Raises `CorruptStateError` for a commit that can't follow.
     """
@@ -52,7 +52,7 @@ def replay(job: FoldedJob, commits: Iterable[tuple[str, Commit]]) -> None:
 
 
 def follow(job: FoldedJob, commit: Commit, path: str) -> None:
-    """Apply a loaded commit to a job; raise `CorruptStateError` if the commit does not fit."""
+    """Apply a loaded commit to a job, or raise `CorruptStateError`."""
     reason = _wrong_time(job, commit) or _wrong_task(job, commit) or _wrong_status(job, commit)
     if reason is None:
         try:

@@ -1,4 +1,4 @@
-"""Requests that need only a job's state, not the job's flow: pause, cancel, requeue, take over.
+"""Requests that need no flow: pause, cancel, requeue and take over.
 
 Invariants:
 - They are pure, like the machine: a commit that the store refuses changes nothing.
@@ -30,7 +30,7 @@ _KINDS: Final[Mapping[Request, tuple[CommitKind, JobStatus]]] = {
 
 
 def request(job: JobState, kind: Request, now: int, reason: str | None = None) -> Commit:
-    """Return the commit that pauses a running job, or cancels a job that is not final.
+    """Return the commit that pauses or cancels a job.
 
     Raises `NotResumableError` if the job's status does not allow it.
     """
@@ -44,9 +44,9 @@ def request(job: JobState, kind: Request, now: int, reason: str | None = None) -
 
 
 def requeue(job: JobState, now: int) -> Commit:
-    """Return the commit that marks a failed job pending, with a fresh retry budget.
+    """Return the commit that makes a failed job pending again.
 
-    Raises `NotResumableError` if the job has not failed.
+    The job gets a fresh retry budget. Raises `NotResumableError` if the job has not failed.
     """
     if job.status is not JobStatus.FAILED:
         paused = job.status is JobStatus.PAUSED
@@ -60,9 +60,9 @@ def requeue(job: JobState, now: int) -> Commit:
 
 
 def take_over(job: JobState, now: int) -> Commit:
-    """Return the commit that takes a job away from its host and marks the job pending.
+    """Return the commit that takes a job away from its host.
 
-    Raises `NotResumableError` if the job is neither pending nor running.
+    The job becomes pending. Raises `NotResumableError` if the job is neither pending nor running.
     """
     if not job.status.is_live:
         raise NotResumableError(
@@ -81,9 +81,9 @@ def resumed(
     recoveries: int = 0,
     retry_failed: bool = False,
     withdrawn: Sequence[str] = (),
-    **shape: object,
+    **shape: object,  # the new shape, if the flow has changed
 ) -> Commit:
-    """Return a commit of kind `resumed`; `shape` holds the new shape if the flow has changed."""
+    """Return a commit of kind `resumed`."""
     detail = {
         "recoveries": recoveries,
         "retry_failed": retry_failed,
@@ -94,7 +94,7 @@ def resumed(
 
 
 def ready_tasks(job: JobState, now: int) -> list[PendingTask]:
-    """Return the tasks that may run as soon as the job is resumed; all others wait for a retry.
+    """Return the tasks that may run as soon as the job resumes.
 
     A task without a delay that is due in the future was created by a clock that was ahead.
     """
@@ -102,7 +102,7 @@ def ready_tasks(job: JobState, now: int) -> list[PendingTask]:
 
 
 def error_tasks(job: JobState, failed: Iterable[PendingTask]) -> list[str]:
-    """Return the ids of pending tasks that were created by `error` events of `failed` tasks.
+    """Return the ids of pending tasks that failed tasks created.
 
     A retry of the failed tasks withdraws these pending tasks.
     """

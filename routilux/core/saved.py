@@ -1,4 +1,4 @@
-"""Writes a job in its saved form, and makes a job from a saved form.
+"""Converts a job to its saved form and back.
 
 Invariants:
 - The state of a job that was read equals the fold of its commits.
@@ -25,7 +25,7 @@ Job = TypeVar("Job", bound=FoldedJob)
 
 
 def members(job: FoldedJob, *, history: bool) -> dict[str, object]:
-    """Return the fields of a job's saved form by name; `history=False` leaves out the commits.
+    """Return the fields of a job's saved form by name.
 
     A field that is an iterator yields the JSON texts of an array's entries.
     """
@@ -53,7 +53,7 @@ def members(job: FoldedJob, *, history: bool) -> dict[str, object]:
 
 
 def load(new: Callable[[str], Job], data: object, path: str) -> Job:
-    """Make a job from decoded data, which becomes part of the job; `new(id)` makes an empty job.
+    """Make a job from decoded data; `new(id)` makes an empty job.
 
     Each commit replaces its data in the list. Otherwise the garbage collector would visit twice as
     many objects, which takes longer than all the rest.
@@ -78,7 +78,7 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
     for i, entry in enumerate(f["pending_tasks"]):
         pending = PendingTask.load(entry, f"{path}.pending_tasks[{i}]")
         if pending.task_id in job._pending:
-            raise CorruptStateError(f"{path}.pending_tasks[{i}].task_id", "is another task's id")
+            raise CorruptStateError(f"{path}.pending_tasks[{i}].task_id", "is the id of two tasks")
         job._pending[pending.task_id] = pending
         job._waiting.add(pending.task_id)
         if pending.failed:

@@ -43,7 +43,7 @@ class _Lanes(dict[str, _Lane]):
 
 
 class Schedule:
-    """The tasks of one job that wait to start, in the order in which they may start.
+    """The tasks of one job that wait to start, in start order.
 
     `routines` is None if at most one step is in flight; then no routine is ever busy.
     """
@@ -61,7 +61,7 @@ class Schedule:
             self.add(task)
 
     def add(self, pending: PendingTask) -> None:
-        """Add a task; the task may start as soon as it is due."""
+        """Add a task that may start once it is due."""
         order = (pending.due_ns, pending.seq, pending.position)
         queue = self._queue
         if not queue or self._last < order:
@@ -71,7 +71,7 @@ class Schedule:
             heappush(self._heap, (*order, pending))
 
     def first(self) -> PendingTask | None:
-        """Return the first task whose routine is not busy, even if the task is not due yet."""
+        """Return the first task whose routine is not busy, due or not."""
         queue, heap, lanes = self._queue, self._heap, self._lanes
         while queue or heap:
             queued = not heap or (queue and queue[0].order < heap[0][:3])
@@ -85,7 +85,7 @@ class Schedule:
         return None
 
     def ready(self, now: int) -> list[PendingTask]:
-        """Return the tasks that may start at time `now`, in the order in which to start them."""
+        """Return the tasks that may start at time `now`, in start order."""
         lanes = self._lanes
         entries = self._heap.copy()
         if lanes is not None:
@@ -99,7 +99,7 @@ class Schedule:
         return found
 
     def start(self, pending: PendingTask) -> None:
-        """Remove a task from the schedule because the task starts now."""
+        """Remove a task that starts now."""
         queue, lanes = self._queue, self._lanes
         if queue and queue[0] is pending:
             queue.popleft()
@@ -115,7 +115,7 @@ class Schedule:
             lanes[pending.task.routine_id].busy += 1
 
     def end(self, routine_id: str) -> None:
-        """Record that a step of a routine has ended, so that the routine's next task may start."""
+        """Record that a step of a routine has ended."""
         if self._lanes is None:
             return
         lane = self._lanes[routine_id]

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class JobState(FoldedJob):
-    """The state of a job (one execution of a flow); `==` compares by value.
+    """The state of a job, which is one execution of a flow.
 
-    Instants are UTC; `seq` is the number of the last commit. While a host runs the job, each commit
-    changes it: read it between two commits, through `run.job` or in an observer.
+    Instants are UTC. `seq` is the last commit's number. `==` compares by value. Each commit changes
+    a job that a host runs: read it between two commits, through `run.job` or in an observer.
 
     >>> JobState("job-1").status.value
     'pending'
@@ -36,22 +36,22 @@ class JobState(FoldedJob):
 
     @property
     def execution_history(self) -> list[HistoryRecord]:
-        """The job's start, emissions and errors, oldest first; derived from the commits."""
+        """The job's start, emissions and errors, oldest first."""
         return [record for commit in self._commits for record in history_of(commit)]
 
     @property
     def is_final(self) -> bool:
-        """Whether the job is completed or cancelled, so that no commit can follow."""
+        """Whether the job is completed or cancelled."""
         return self.status.is_final
 
     def retry_count(self, routine_id: str | None = None) -> int:
-        """Return the largest number of retries of any task, or of any task of `routine_id`."""
+        """Return the most retries that one task (of `routine_id`) has used."""
         if routine_id is not None:
             return self.routine_states[routine_id].retry_count
         return max((state.retry_count for state in self.routine_states.values()), default=0)
 
     def at(self, seq: int) -> JobState:
-        """Return the job's state after commit `seq`; `seq=0` means before the first commit.
+        """Return the job's state after commit `seq`; 0 means no commit.
 
         Raises `ValueError` if there is no such commit, or if older commits are no longer kept.
         """
@@ -120,7 +120,7 @@ class JobState(FoldedJob):
     # --- saving it ------------------------------------------------------------------------------
 
     def serialize(self) -> dict[str, object]:
-        """Return the job as data for JSON; `deserialize` turns the data into an equal job.
+        """Return the job as data for JSON.
 
         Raises `UnserializableError` with the path of a value that can't be saved.
         """
@@ -128,20 +128,20 @@ class JobState(FoldedJob):
         return data
 
     def dumps(self, *, history: bool = True) -> str:
-        """Return the job as JSON text; raises the same errors as `serialize`.
+        """Return the job as JSON text.
 
-        Without `history` the text contains no commits, as if none were kept.
+        Without `history` the text has no commits. Raises the same errors as `serialize`.
         """
         return codec.dumps_object(members(self, history=history))
 
     @classmethod
     def deserialize(cls, document: Mapping[str, object]) -> JobState:
-        """Make a job from a result of `serialize`; raises `SavedStateError` for any other data."""
+        """Make a job from a result of `serialize`, or raise `SavedStateError`."""
         return cls.load(codec.decode(document), "$")
 
     @classmethod
     def load(cls, data: object, path: str) -> JobState:
-        """Make a job from decoded data; the job keeps the data itself, not a copy.
+        """Make a job from decoded data, without copying the data.
 
         `path` is the job's path in the document. Raises `CorruptStateError` with the path.
         """

@@ -1,4 +1,4 @@
-"""Makes the commits that end a step; their kinds are `done`, `retry`, `dropped` and `failed`.
+"""Makes the commits that end a step.
 
 Invariants:
 - The commit is a pure function of the plan, the job, the step, its outcome and the time.
@@ -36,7 +36,7 @@ _RETRIES = ErrorStrategy.RETRY
 
 
 def child_id(parent: str, number: int) -> str:
-    """Return the id of child `number` of task `parent`; a long parent id is replaced by a digest.
+    """Return the id of child `number` of the task `parent`.
 
     >>> child_id("0.1", 2)
     '0.1.2'
@@ -48,7 +48,7 @@ def child_id(parent: str, number: int) -> str:
 
 
 def step_commit(kind: CommitKind, job: JobState, step: StepInput, now: int) -> Commit:
-    """Make a commit of a step; the job's status stays the same, and optional fields are empty."""
+    """Make a step's commit with the job's present status."""
     task = step.task
     return Commit(
         job.seq + 1,

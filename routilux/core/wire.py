@@ -1,4 +1,4 @@
-"""Saved forms of the values in a job and in its commits: errors, effects, tasks, numbers.
+"""Saved forms of the values in jobs and commits.
 
 Invariants:
 - A saved form is plain JSON with integer nanoseconds; a missing optional field has its default.
@@ -37,28 +37,28 @@ _EFFECT_FIELDS: codec.Fields = {"arguments": str, "result": object}
 
 
 def in_range(number: int, path: str, least: int = 0) -> int:
-    """Check that a number in saved data is from `least` to 2**53, and return it."""
+    """Check and return a saved number from `least` to 2**53."""
     if not least <= number <= _LARGEST_COUNT:
         raise CorruptStateError(path, f"must be a number from {least} to 2**53, not {number}")
     return number
 
 
 def instant(number: int, path: str) -> int:
-    """Check that an instant (ns) in saved data is in the years 1 to 9999, and return it."""
+    """Check and return a saved instant (ns) in the years 1 to 9999."""
     if not _EARLIEST <= number <= _LATEST:
         raise CorruptStateError(path, f"must be an instant in the years 1 to 9999, not {number} ns")
     return number
 
 
 def duration(number: int, path: str) -> int:
-    """Check that a duration (ns) in saved data is 0 to 9999 years, and return it."""
+    """Check and return a saved duration (ns) of 0 to 9999 years."""
     if not 0 <= number <= _LONGEST:
         raise CorruptStateError(path, f"must be a duration from 0 to 9999 years, not {number} ns")
     return number
 
 
 def payload(data: dict[str, object], path: str) -> dict[str, object]:
-    """Check that a payload in saved data has only strings as keys, and return the payload."""
+    """Check and return a saved payload, whose keys must be strings."""
     if not _TEXT.issuperset(map(type, data)):
         key = next(key for key in data if type(key) is not str)
         raise CorruptStateError(path, f"must have only strings as keys, but has the key {key!r}")
@@ -66,14 +66,14 @@ def payload(data: dict[str, object], path: str) -> dict[str, object]:
 
 
 def texts(value: object, path: str) -> list[str]:
-    """Check that a value in saved data is a list of strings, and return the list."""
+    """Check and return a saved list of strings."""
     if not isinstance(value, list) or not _TEXT.issuperset(map(type, value)):
         raise CorruptStateError(path, "must be a list of strings")
     return value
 
 
 def task_id(text: str, path: str) -> str:
-    """Return the id of a task from saved data, which has at most `LONGEST_ID` characters."""
+    """Check and return a saved task id of at most `LONGEST_ID` characters."""
     if len(text) > LONGEST_ID:
         raise CorruptStateError(path, f"must have at most {LONGEST_ID} characters")
     return text
@@ -110,7 +110,7 @@ def load_effect(data: object, path: str) -> Effect:
 
 
 def writes_text(writes: Writes, path: str) -> str:
-    """Return the saved form of a step's writes, as JSON text."""
+    """Return the saved form of a step's writes as JSON text."""
     removed = ",".join(map(quoted, writes.removed))
     return f'{{"values":{codec.value_text(writes.values, f"{path}.values")},"removed":[{removed}]}}'
 
@@ -125,7 +125,7 @@ def load_writes(data: object, path: str) -> Writes:
 
 
 def load_emission(f: Any, index: int) -> Emission:
-    """Make emission `index` of a commit from saved data; an error's path starts at the commit."""
+    """Make emission number `index` of a commit from saved data."""
     if type(f) is not dict or not fits(f, _EMISSION_FIELDS):
         check_fields(f, f".emissions[{index}]", _EMISSION_FIELDS)
     values = f["payload"]

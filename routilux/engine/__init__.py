@@ -1,1 +1,1 @@
-"""Runs jobs: the loop, the drivers of steps, and the objects that a runtime's jobs share."""
+"""Runs jobs: the loop, the drivers and the threads."""

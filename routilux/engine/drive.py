@@ -1,4 +1,4 @@
-"""`Drive`: a job that runs in this process, with its state machine, time and commits.
+"""`Drive`: a job that runs in this process.
 
 Invariants:
 - A commit is applied only after the store has accepted it. Observers are notified only then, in the
@@ -55,7 +55,7 @@ class DrivingLoop(Protocol):
 
 
 class Drive:
-    """A job that runs in this process, with its state machine, its time and its commits.
+    """A job that runs in this process.
 
     It is the `Host` of the job's steps. `stopped` is set when no step is in flight and none will
     start; `error` is set if something outside the flow ended the run, such as a failing store.
@@ -118,7 +118,7 @@ class Drive:
         return self.environment.clock.monotonic_ns() + self.offset
 
     def sleep(self, step: StepInput, length: int) -> None:
-        """Wait for `length` nanoseconds, or until the attempt's timeout if that is earlier."""
+        """Wait for `length` nanoseconds, at most until the attempt's timeout."""
         clock = self.environment.clock
         clock.record_wait(step.task.routine_id, length)
         until = self.now_ns() + length
@@ -130,7 +130,7 @@ class Drive:
             raise _given_up(step)
 
     def run(self, step: StepInput) -> StepOutcome:
-        """Run one attempt of a task in this thread, and return the outcome."""
+        """Run one attempt in this thread, and return the outcome."""
         task, plan = step.task, self.plan
         routine_id = task.routine_id
         routine = plan.routines[routine_id]
@@ -138,7 +138,7 @@ class Drive:
         return self.run_step(step, routine, slot, plan.handlers[routine_id], self)
 
     def check(self, step: StepInput) -> None:
-        """Ask the store for the owner; raise if this host lost the job or its run has ended."""
+        """Raise an error unless this host still runs the job."""
         store = self.environment.store
         if store is not None and self.error is None:
             try:
@@ -172,8 +172,8 @@ class Drive:
             raise _given_up(step)
 
     def record(self, step: StepInput, name: str, effect: Effect) -> None:
-        """Commit the result of an effect; the step's own thread calls this method."""
-        with self.environment.lock:
+        """Commit the result of an effect."""
+        with self.environment.lock:  # the caller is the step's own thread
             self._check_error(step)
             commit = self.machine.effect(step, name, effect, self.now_ns())
             if commit is None:
@@ -189,7 +189,7 @@ class Drive:
                 raise
 
     def opened(self, context: Context) -> None:
-        """Keep the context of a step with a timeout; raise if the step has already timed out."""
+        """Keep the open context of a step that has a timeout."""
         step = context.step
         if step is None:
             return
@@ -201,7 +201,7 @@ class Drive:
     # --- its commits (under the runtime's lock) -------------------------------------------------
 
     def commit(self, commit: Commit, *, claims: bool = False, acquired: bool = False) -> None:
-        """Write a commit to the store, apply it to the job, and notify the observers.
+        """Write a commit, apply it to the job, and notify the observers.
 
         A commit that resumes a job `claims` the job, unless the job was `acquired` by a lease that
         has not ended.
@@ -220,7 +220,7 @@ class Drive:
             self.notify(commit)
 
     def apply(self, commit: Commit) -> None:
-        """Apply a commit to the job; the store already has the commit."""
+        """Apply a commit to the job."""
         self.machine.accept(commit)
         if commit.seq >= self._snapshot_at:
             self._keep_snapshot()
@@ -228,7 +228,7 @@ class Drive:
             self.environment.clock.record_wait(f"retry of {commit.routine_id}", commit.delay_ns)
 
     def notify(self, commit: Commit) -> None:
-        """Notify the observers of a commit that was applied to the job."""
+        """Notify the observers of an applied commit."""
         self.environment.observers.notify([(self.machine.job, commit)])
 
     def _keep_snapshot(self) -> None:
@@ -245,7 +245,7 @@ class Drive:
     # --- the ends of its steps (under the runtime's lock) ---------------------------------------
 
     def take_outcome(self, step: StepInput, outcome: StepOutcome, now: int) -> Commit | None:
-        """Return the commit that ends a step; None if the outcome is late or a duplicate.
+        """Return the commit that ends a step; None if already ended.
 
         The effects that the outcome carries are committed first.
         """
@@ -262,7 +262,7 @@ class Drive:
         return self.machine.finish(step, outcome, now if now > updated else updated)
 
     def row(self, step: StepInput, commit: Commit, journal: Journal) -> tuple[Commit, Append]:
-        """Return the commit that ends a step, together with the commit's row for the journal.
+        """Return the commit that ends a step, and the commit's row.
 
         If `commit` can't be saved, the attempt fails, and the commit of that failure is returned.
         """
@@ -276,7 +276,7 @@ class Drive:
             return failed, journal.row(job_id, failed, owner)
 
     def overdue(self, now: int) -> Iterator[StepInput]:
-        """Close the context of each step whose timeout has passed, and yield the step."""
+        """Yield each step that has timed out, with its context closed."""
         for step in self.machine.flights:
             if step.timeout_ns is not None and step.started_ns + step.timeout_ns <= now:
                 context = self._open.pop(step.number, None)
@@ -287,7 +287,7 @@ class Drive:
     # --- requests -------------------------------------------------------------------------------
 
     def request(self, kind: Request, reason: str | None = None) -> None:
-        """Pause or cancel the job: commit the request, and wake the loop."""
+        """Commit a request to pause or cancel the job."""
         with self.environment.lock:
             if self.error is not None:
                 raise NotResumableError(
@@ -309,14 +309,14 @@ class Drive:
                 raise
 
     def leave(self) -> None:
-        """Start no more steps, and end the run when the steps in flight have committed."""
+        """End the run when the steps in flight have committed."""
         with self.environment.lock:
             self.leaving = True
             if self.loop is not None:
                 self.loop.look(self)
 
     def snapshot(self) -> JobState:
-        """Return a copy of the job in its state after the last commit."""
+        """Return a copy of the job as of the last commit."""
         with self.environment.lock:
             return self.machine.job.copy()
 

@@ -1,4 +1,4 @@
-"""`Driver` is the interface of objects that run steps; `InlineDriver` uses the loop's thread.
+"""`Driver`: the interface of objects that run steps.
 
 Invariants:
 - A driver knows nothing of retries, commits or order; it takes steps and hands back outcomes.
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class Driven(Host, Protocol):
-    """The methods and attributes of a running job that a driver uses."""
+    """A running job as seen by a driver."""
 
     plan: Plan
     ordinal: int
 
     def run(self, step: StepInput) -> StepOutcome:
-        """Run one attempt in this thread; return the outcome. An exception ends the job's run."""
+        """Run one attempt in this thread, and return the outcome."""
 
 
 Ended = tuple[Any, "StepInput", "StepOutcome | BaseException"]
@@ -37,7 +37,7 @@ A `BaseException` in place of an outcome is an error from outside the handler.
 
 
 class Driver(Protocol):
-    """Runs the steps that a loop starts, and returns their outcomes one at a time.
+    """Runs steps for a loop.
 
     `room` says whether the driver can take a step now; only `start` and `next` change it.
     """
@@ -45,20 +45,20 @@ class Driver(Protocol):
     room: bool
 
     def start(self, driven: Driven, step: StepInput) -> None:
-        """Accept a step of job `driven`; the step runs later, or in another thread."""
+        """Accept a step of the job `driven`."""
 
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
-        """Wait until a step ends, and return it; return None at time `until` or after `poke`."""
+        """Wait for the next ended step; None at `until` or `poke`."""
 
     def others(self, than: Ended) -> list[Ended]:
-        """Return more ended steps without waiting: at most one per job, none of `than`'s job."""
+        """Return ended steps of other jobs, at most one per job."""
 
     def poke(self) -> None:
-        """Make `next` return at once; any thread may call this."""
+        """Make `next` return at once, from any thread."""
 
 
 class InlineDriver:
-    """Runs the steps of one sequential job in the loop's thread, one at a time."""
+    """Runs the steps of one sequential job in the loop's thread."""
 
     __slots__ = ("_clock", "_poked", "_taken", "room")
 

@@ -1,4 +1,4 @@
-"""Checks that a job fits its flow, when the job starts and when it is resumed.
+"""Checks that a starting or resumed job fits the flow.
 
 Invariants:
 - A check comes before any commit; a refusal leaves the job and the flow as they were.
@@ -31,7 +31,7 @@ def check_job_id(job_id: object) -> None:
 def checked_params(
     plan: Plan, entry: str, slot: str, params: Mapping[str, object] | None
 ) -> dict[str, object]:
-    """Return a copy of the parameters for the first handler of a new job.
+    """Return a checked copy of a new job's parameters.
 
     Raises `FlowDefinitionError` for an entry, a slot or parameters that the flow does not have.
     """

@@ -35,7 +35,7 @@ RunStep: TypeAlias = "Callable[[StepInput, Routine, Slot, ErrorHandler, Driven],
 
 
 class Environment:
-    """The clock, the store, the observers and the jobs of one runtime.
+    """The clock, store, observers and jobs of one runtime.
 
     `run_step` runs each attempt of the jobs that start later. `leases` holds the jobs that the
     workers of this owner have under a lease, each with the function that its worker wants called
@@ -58,7 +58,7 @@ class Environment:
         self.begin_process()
 
     def begin_process(self) -> None:
-        """Make new locks and new dicts of jobs and leases; a forked child calls this again."""
+        """Make new locks, and forget all jobs and leases."""
         self.lock = threading.RLock()
         self.driven: dict[str, Machine] = {}
         self.lease_lock = threading.Lock()
@@ -67,14 +67,14 @@ class Environment:
         vars(self).pop("owner", None)
 
     def forget(self, machine: Machine) -> None:
-        """Forget the machine of a job that does not run here any more; the caller holds `lock`."""
+        """Forget the machine of a job; the caller holds `lock`."""
         job_id = machine.job.job_id
         if self.driven.get(job_id) is machine:
             del self.driven[job_id]
 
     @cached_property
     def owner(self) -> str:
-        """This runtime's unique name in a store: host name, process id and a random part."""
+        """This runtime's unique name in a store."""
         import platform  # slow to import, and only a runtime with a store needs it
 
         return f"{platform.node()}:{os.getpid()}:{token_hex(8)}"

@@ -1,4 +1,4 @@
-"""`Loop`: runs any number of jobs; one driver runs all their steps.
+"""`Loop`: runs any number of jobs with one driver.
 
 Invariants:
 - Cycle: pick a ready task, run it, commit, apply, notify. The loop waits for an outcome, a due
@@ -41,7 +41,7 @@ _timer_numbers = count()
 
 
 class Loop:
-    """Runs jobs: each call of `execute` has its own loop, and all background jobs share one."""
+    """Runs the job of one `execute` call, or all background jobs."""
 
     def __init__(self, environment: Environment, driver: Driver) -> None:
         self._environment = environment
@@ -53,19 +53,19 @@ class Loop:
         self.drives: set[Drive] = set()
 
     def add(self, drive: Drive) -> None:
-        """Add a job; the caller must hold the runtime's lock, and call `look` if the loop runs."""
+        """Add a job; the caller holds the lock."""
         self.drives.add(drive)
         self._environment.driven[drive.machine.job.job_id] = drive.machine
         drive.loop = self
-        self._mark(drive)
+        self._mark(drive)  # if the loop runs, the caller also calls `look`
 
     def look(self, drive: Drive) -> None:
-        """Check a job that another thread changed; the caller must hold the runtime's lock."""
+        """Check a job that another thread changed; the caller holds the lock."""
         self._mark(drive)
         self._driver.poke()
 
     def run(self) -> None:
-        """Run until all jobs have stopped; `Drive.error` holds the error that ended a job."""
+        """Run until all jobs have stopped."""
         try:
             self._run()
         except BaseException as error:
@@ -145,7 +145,7 @@ class Loop:
         return True
 
     def _end(self, group: Sequence[Ended], now: int) -> None:
-        """Commit the outcomes of steps of different jobs, all with one write."""
+        """Commit several jobs' ended steps with one write."""
         endings: list[tuple[Drive, Commit]] = []
         rows: list[Append] = []
         journal = self._journal
@@ -194,7 +194,7 @@ class Loop:
         return [ending for ending in endings if ending[0].error is None]
 
     def fail(self, drive: Drive, error: BaseException) -> None:
-        """Stop a job after an error outside the job's flow; the caller must hold the lock.
+        """End a job's run because of `error`; the caller holds the lock.
 
         Only the first error of a job counts. A second call completes one that was interrupted.
         """
@@ -204,7 +204,7 @@ class Loop:
         self._driver.poke()
 
     def drop(self, drive: Drive) -> None:
-        """Remove a job from the loop; the job has stopped, or an error has ended its run."""
+        """Remove a job from the loop."""
         self.drives.discard(drive)
         self._environment.forget(drive.machine)
         drive.loop = None

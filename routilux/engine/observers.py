@@ -1,4 +1,4 @@
-"""Notifies the observers of a runtime of every commit and of every step that starts.
+"""Notifies a runtime's observers of commits and starting steps.
 
 Invariants:
 - An observer can't break a job: what it raises is logged once and counted.
@@ -29,7 +29,7 @@ _log = logging.getLogger("routilux")
 
 @dataclass(slots=True)
 class ObserverFailure:
-    """The first error that an observer raised, and the number of all its errors."""
+    """The first error and the error count of an observer."""
 
     observer: object
     error: Exception
@@ -37,7 +37,7 @@ class ObserverFailure:
 
 
 class Observers:
-    """Calls the observers of one runtime, always under the runtime's lock."""
+    """Calls one runtime's observers, under the runtime's lock."""
 
     def __init__(self, observers: Iterable[Observer]) -> None:
         self.registered = tuple(observers)
@@ -47,12 +47,12 @@ class Observers:
         self._notifier: int | None = None  # the thread that notifies them
 
     def begin_process(self) -> None:
-        """Forget the parent's notices, and the thread that calls the observers."""
+        """Forget the state of the parent process."""
         self._notices.clear()
         self._notifier = None
 
     def refuse(self, what: str) -> None:
-        """Raise `RoutiluxError` if the caller is an observer; `what` names the refused call."""
+        """Raise `RoutiluxError` if an observer makes the call `what`."""
         if self._notifier == threading.get_ident():
             raise RoutiluxError(
                 f"an observer can't {what}: all jobs wait until the observer returns;"
@@ -60,7 +60,7 @@ class Observers:
             )
 
     def notify(self, notices: Iterable[tuple[JobState, Commit]]) -> None:
-        """Notify all observers of commits; the notices of earlier commits come first."""
+        """Notify all observers of commits, earlier commits first."""
         self._notices.extend(notices)
         if self._notifier is not None:
             return  # an observer caused these commits; the loop below takes them next
@@ -77,7 +77,7 @@ class Observers:
             self._notifier = None
 
     def notify_step(self, job: JobState, step: StepInput) -> None:
-        """At the start of a step, call `on_step` of each observer that has this method."""
+        """Call `on_step` of each observer that has this method."""
         before, self._notifier = self._notifier, threading.get_ident()
         try:
             for observer in self.of_steps:

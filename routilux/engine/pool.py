@@ -1,4 +1,4 @@
-"""`PoolDriver`: runs steps in threads of its own, or on any `concurrent.futures.Executor`.
+"""`PoolDriver`: runs steps in threads or on an executor.
 
 Invariants:
 - On threads the clock knows a step before the step's thread runs. So a fake clock can't skip the
@@ -40,7 +40,7 @@ _log = logging.getLogger("routilux")
 
 
 class _DaemonThreads:
-    """Up to `size` daemon threads, each started when it is needed."""
+    """Up to `size` daemon threads, started on demand."""
 
     __slots__ = ("_idle", "_made", "_size", "_work")
 
@@ -86,7 +86,7 @@ def _serve(queue: SimpleQueue[Callable[[], None] | None], idle: deque[None]) -> 
 
 
 class PoolDriver:
-    """Runs the steps of concurrent flows and of all background jobs in a pool of threads.
+    """Runs steps in a pool of threads, or on the user's executor.
 
     `size` is how many steps the pool takes at once: as many as the user's executor has workers, or
     any number if that is not known.
@@ -108,8 +108,8 @@ class PoolDriver:
 
     @property
     def idle(self) -> bool:
-        """Whether no handler runs in this pool, not even one that the engine has given up."""
-        return not self._flying
+        """Whether no handler runs in this pool."""
+        return not self._flying  # it counts steps that the engine has given up, too
 
     def start(self, driven: Driven, step: StepInput) -> None:
         """Hand a step to a thread, or to the user's executor."""
@@ -166,7 +166,7 @@ class PoolDriver:
         self._signal.set()
 
     def close(self) -> None:
-        """Let the driver's own threads end; a user's executor stays open."""
+        """Let the pool's own threads end."""
         self._threads.close()
 
     def _work(self, party: Party, driven: Driven, step: StepInput) -> None:
@@ -191,14 +191,14 @@ class PoolDriver:
 
 
 def _end_child(step: StepInput, outcome: StepOutcome | BaseException) -> None:
-    """End a child that a handler forked: its copy of this thread would wait for steps for ever."""
+    """End a child process that a handler forked."""
     error = outcome if isinstance(outcome, BaseException) else outcome.error
     _log.error(
         "a process that %s forked returned from the handler (%s); let it end by os._exit()",
         step.task.routine_id,
         "without an error" if error is None else error,
     )
-    os._exit(1)
+    os._exit(1)  # else the child's copy of this thread waits for steps for ever
 
 
 def _outcome(done: Future[Any]) -> StepOutcome | BaseException:

@@ -1,4 +1,4 @@
-"""Runs one attempt of a task: takes a `StepInput` and returns a `StepOutcome`.
+"""Runs one attempt of a task: `StepInput` in, `StepOutcome` out.
 
 Invariants:
 - An `Exception` of a handler becomes an outcome; any other exception propagates.
@@ -38,7 +38,7 @@ _NO_READS: Final[frozenset[str]] = frozenset()
 def run_step(
     step: StepInput, routine: Routine, slot: Slot, handler: ErrorHandler, host: Host
 ) -> StepOutcome:
-    """Call the handler of a slot for one attempt and return the outcome."""
+    """Call a slot's handler for one attempt, and return the outcome."""
     context = Context(step, routine, host)
     token = active.set(context)
     try:
@@ -77,7 +77,7 @@ def run_step(
 
 
 def timed_out(step: StepInput) -> StepOutcome:
-    """Return the outcome of a step that took longer than its handler's `timeout`."""
+    """Return the outcome of a step that timed out."""
     limit = (step.timeout_ns or 0) / SECOND
     error = StepTimeoutError(
         f"attempt {step.attempt} of {step.task.routine_id} took longer than its timeout of"
@@ -87,7 +87,7 @@ def timed_out(step: StepInput) -> StepOutcome:
 
 
 def failure(number: int, error: Exception) -> StepOutcome:
-    """Return the outcome of a step that failed because of `error`, which the engine raised."""
+    """Return the outcome of a step that failed with `error`."""
     return StepOutcome(number, [], error=ErrorInfo.of(error), error_type=type(error))
 
 
@@ -121,9 +121,9 @@ def _run_coroutine(coroutine: Coroutine[object, object, object], slot: Slot) -> 
 
 
 class _RemoteHost:
-    """The host of a step in another process; the step's outcome includes the step's effects.
+    """The host of a step in a worker process.
 
-    So an effect is recorded when the step ends; a crash of the process loses the effect.
+    An effect is recorded only when the step ends; a crash of the process loses the effect.
     """
 
     __slots__ = ("_clock", "_offset", "effects")
@@ -143,17 +143,17 @@ class _RemoteHost:
         self._clock.wait(None, until - self._offset)
 
     def check(self, step: StepInput) -> None:
-        """Do nothing: the store was asked before the step was sent to this process."""
+        """Do nothing: the sender has already asked the store."""
 
     def record(self, step: StepInput, name: str, effect: Effect) -> None:
         self.effects[name] = effect
 
     def opened(self, context: Context) -> None:
-        """Do nothing: the engine can't close a context that is in this process."""
+        """Do nothing: the engine can't close contexts in other processes."""
 
 
 def run_remote(step: StepInput, routine: Routine, slot: str, handler: ErrorHandler) -> StepOutcome:
-    """Run a step in a worker process; the arguments and the outcome can be pickled."""
+    """Run one step in a worker process."""
     host = _RemoteHost(step)
     outcome = run_step(step, routine, routine.slots[slot], handler, host)
     outcome.effects = host.effects or None

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT (Ctrl-C) of a process whose main thread runs a worker.
+"""Handles SIGTERM and SIGINT (Ctrl-C) while a worker runs.
 
 Invariants:
 - A signal is only noted, and the worker is woken. It interrupts no statement of the worker, so the
@@ -29,10 +29,10 @@ _DEFAULTS: Final = (signal.default_int_handler, signal.SIG_DFL)
 
 
 class StopSignals:
-    """The signals that stop a worker; `wake` is called in another thread after each of them.
+    """The signals that stop a worker: SIGTERM and SIGINT.
 
     Does nothing if the worker does not run in the main thread. A SIGINT that the program ignores
-    or handles itself is left to the program.
+    or handles itself is left to the program. Each signal calls `wake` in another thread.
     """
 
     def __init__(self, wake: Callable[[], object]) -> None:
@@ -51,7 +51,7 @@ class StopSignals:
 
     @property
     def interrupted(self) -> bool:
-        """Whether one of the signals was a SIGINT."""
+        """Whether a SIGINT has arrived."""
         return signal.SIGINT in self._received
 
     def install(self) -> None:

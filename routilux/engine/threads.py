@@ -1,4 +1,4 @@
-"""`Threads`: runs a job in the caller's thread, or all background jobs in one other thread.
+"""`Threads`: the threads in which a runtime's jobs run.
 
 Invariants:
 - Background jobs share one loop in one thread, which ends when no job is left.
@@ -30,7 +30,7 @@ _BACKGROUND_WORKERS: Final = 32
 
 
 class Threads:
-    """The threads that run a runtime's jobs, and the pools of threads that run the jobs' steps."""
+    """The threads for a runtime's jobs and steps."""
 
     def __init__(self, environment: Environment, executor: Executor | None) -> None:
         self._environment = environment
@@ -40,22 +40,22 @@ class Threads:
         self.begin_process()
 
     def begin_process(self) -> None:
-        """Forget all threads; a forked child calls this again, because it has no other threads."""
+        """Forget all threads."""
         self._spare: list[PoolDriver] = []
         self.background: Loop | None = None
         self._thread: threading.Thread | None = None  # of that loop
 
     def close(self) -> None:
-        """Let the idle threads end; steps in flight run to their end."""
+        """Let all idle threads end."""
         with self._environment.lock:
             self._closed = True
             while self._spare:
                 self._spare.pop().close()
 
     def end(self, error: BaseException) -> None:
-        """Fail all background jobs with `error`, and wait a second at most for their loop to end.
+        """Fail all background jobs with `error`, and end their loop.
 
-        A handler that blocks keeps its own thread; no code can stop that thread.
+        Waits a second at most. A handler that blocks keeps its thread: no code can stop it.
         """
         with self._environment.lock:
             loop, thread = self.background, self._thread
@@ -68,7 +68,7 @@ class Threads:
         self.close()
 
     def drive(self, drive: Drive) -> JobState:
-        """Run a job in this thread until the job stops; return the job, or raise `drive.error`."""
+        """Run a job in this thread until the job stops."""
         driver = self.driver_for(drive)
         loop = Loop(self._environment, driver)
         who = f"job {drive.machine.job.job_id}"
@@ -94,7 +94,7 @@ class Threads:
         return drive.machine.job
 
     def drive_in_background(self, drive: Drive) -> None:
-        """Add a job to the loop of background jobs and return at once.
+        """Add a job to the background loop, and return at once.
 
         An error from outside the flow that ends the run is logged, unless `drive.on_stop` is set.
         """
@@ -143,7 +143,7 @@ class Threads:
             self._give_pool(pool)
 
     def driver_for(self, drive: Drive) -> Driver:
-        """Return a driver for the steps of `drive`, a job that runs in the caller's thread."""
+        """Return a driver for the steps of the job `drive`."""
         if drive.plan.width > 1 or self._executor is not None:
             return self._take_pool(drive.plan.width)
         return InlineDriver(self._clock)

@@ -1,1 +1,1 @@
-"""The parts of a flow: routines, connections, payloads and the plan that the engine reads."""
+"""The parts of a flow: routines, connections, payloads and plan."""

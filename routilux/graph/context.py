@@ -1,4 +1,4 @@
-"""`Context`: the interface between a running handler and the engine, reached as `self.ctx`.
+"""`Context`: the interface between a running handler and the engine.
 
 Invariants:
 - A context belongs to one step. When the step has ended or was given up, every use of its context
@@ -40,26 +40,26 @@ active: ContextVar[Context | None] = ContextVar("routilux_step", default=None)
 
 
 class Host(Protocol):
-    """The methods of the engine that a step's context calls; times are in nanoseconds."""
+    """The methods of the engine that a context calls."""
 
     def now_ns(self) -> int:
         """Return the job's current time in UTC nanoseconds."""
 
     def sleep(self, step: StepInput, length: int) -> None:
-        """Wait for `length` nanoseconds, or until the attempt's timeout if that is earlier."""
+        """Wait for `length` nanoseconds, but at most until the attempt's timeout."""
 
     def check(self, step: StepInput) -> None:
-        """Raise if this host no longer owns the job, or can no longer record anything."""
+        """Raise if the step can no longer record an effect."""
 
     def record(self, step: StepInput, name: str, effect: Effect) -> None:
-        """Commit the result of an effect; raise if the commit is impossible."""
+        """Commit the result of an effect, or raise."""
 
     def opened(self, context: Context) -> None:
-        """Keep a context, so that the engine can close it when the step's timeout has passed."""
+        """Keep a context for the engine to close after a timeout."""
 
 
 class View(MutableMapping[str, object]):
-    """Saved data for one handler: private copies of values, and the keys that the handler read.
+    """Saved data for one handler, with private copies of the values.
 
     `read_all` is set by operations that depend on all keys: iteration, `len`, comparison.
     """
@@ -124,7 +124,7 @@ class View(MutableMapping[str, object]):
         return {**self._snapshot, **self._copies}
 
     def writes(self, place: str) -> Writes | None:
-        """Return the handler's changes to the snapshot, as copies; None if nothing changed."""
+        """Return copies of the handler's changes; None if nothing changed."""
         snapshot = self._snapshot
         changed = {
             key: value
@@ -172,7 +172,7 @@ class Context:
         return self.step or self.over()
 
     def over(self) -> NoReturn:
-        """Raise `NoActiveStepError`, because the context is used after the end of its step."""
+        """Raise `NoActiveStepError`, because the step of this context has ended."""
         raise NoActiveStepError(
             "this step has ended: its handler has returned, or the engine no longer waits for it;"
             " nothing more is recorded, so do not use ctx after the end of the step"
@@ -180,7 +180,7 @@ class Context:
 
     @property
     def state(self) -> View:
-        """The routine's own saved data; changes are committed when the handler returns."""
+        """The routine's own saved data, committed when the handler returns."""
         if self._state is None:
             self._state = View(self._open_step().state, self._open_step)
             self.touched = True
@@ -199,7 +199,7 @@ class Context:
 
     @property
     def attempt(self) -> int:
-        """The number of this attempt; it starts at 1, and a resume does not reset it."""
+        """The number of this attempt, counted from 1 across resumptions."""
         return (self.step or self.over()).attempt
 
     @property
@@ -209,12 +209,12 @@ class Context:
 
     @property
     def task_id(self) -> str:
-        """The id of the task, the same in every attempt and on every host."""
+        """The task's id, the same for every attempt and host."""
         return self._open_step().task.task_id
 
     @property
     def idempotency_key(self) -> str:
-        """A key by which an external service recognizes a repeated call: the ids of job and task.
+        """A key by which an external service recognizes a repeated call.
 
         Each use asks the store of the runtime, and raises `LeaseLostError` if this host does not
         own the job any more. (A step in another process does not ask.)
@@ -224,19 +224,19 @@ class Context:
         return f"{step.job_id}/{step.task.task_id}"
 
     def key(self, name: str) -> str:
-        """Return the idempotency key of the effect `name`, for a task that has several effects.
+        """Return the idempotency key of the task's effect `name`.
 
         Asks the store, as `idempotency_key` does.
         """
         return f"{self.idempotency_key}/{name}"
 
     def now(self) -> datetime:
-        """Return the current time of the job's clock, as a timezone-aware UTC datetime."""
+        """Return the time of the job's clock as an aware UTC datetime."""
         self._open_step()
         return from_ns(self._host.now_ns())
 
     def sleep(self, seconds: float | timedelta) -> None:
-        """Wait for `seconds`; raises `StepTimeoutError` as soon as the attempt's timeout passes."""
+        """Wait for `seconds`, or raise `StepTimeoutError` at the attempt's timeout."""
         step = self._open_step()
         length = to_ns(seconds)
         self._host.sleep(step, length)
@@ -249,11 +249,11 @@ class Context:
 
     @property
     def random(self) -> Random:
-        """A generator of random numbers, which are the same in every attempt of this task."""
+        """A generator that gives every attempt the same random numbers."""
         return self._stream("random")
 
     def uuid(self) -> UUID:
-        """Return the task's next UUID; every attempt gets the same UUIDs in the same order."""
+        """Return the next UUID of a sequence that every attempt repeats."""
         return UUID(int=self._stream("uuid").getrandbits(128), version=4)
 
     def _stream(self, use: str) -> Random:
@@ -267,7 +267,7 @@ class Context:
         return streams[use]
 
     def once(self, name: str, fn: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Call `fn`, an external effect, and record the result; later attempts get that result.
+        """Call `fn` and record the result for later attempts.
 
         The result is committed before this returns. An error of `fn` is not recorded. Raises
         `LeaseLostError`, without running `fn`, if the store says that this host does not own the

@@ -1,4 +1,4 @@
-"""Describes how the shape of a flow has changed, as lines of text for people.
+"""Describes changes of a flow's shape in lines of text.
 
 Invariants:
 - Lines about the same part of the graph follow each other, the old line first.
@@ -18,7 +18,7 @@ _WIDTH: Final = 120
 
 
 def shape_changes(before: Sequence[str], after: Sequence[str]) -> list[str]:
-    """Return the changes from shape `before` to shape `after`, one line for each change.
+    """Return one line for each change from `before` to `after`.
 
     >>> shape_changes(["slot a.x", "slot b.x"], ["slot a.y", "slot b.x"])
     ['- slot a.x', '+ slot a.y']
@@ -29,7 +29,7 @@ def shape_changes(before: Sequence[str], after: Sequence[str]) -> list[str]:
 
 
 def mismatch(problem: str, cure: str, before: Sequence[str], after: Sequence[str]) -> str:
-    """Return an error message of three parts: `problem`, the changes of the shape, and `cure`.
+    """Return an error message with `problem`, the changes and `cure`.
 
     >>> mismatch("it is another flow", "go back", ["slot a.x"], ["slot a.y"])
     'it is another flow (- slot a.x; + slot a.y); go back'
@@ -49,7 +49,7 @@ def mismatch(problem: str, cure: str, before: Sequence[str], after: Sequence[str
 
 
 def tasks_without_slot(tasks: Mapping[str, Sequence[str]]) -> str:
-    """Return a text that lists, for each slot, the waiting tasks; `tasks` is {slot: task ids}.
+    """Describe in a text which tasks wait for which slot.
 
     >>> tasks_without_slot({"a.old": ["0.0", "0.1"], "b.old": ["0.2"]})
     'tasks 0.0, 0.1 wait for a.old, task 0.2 waits for b.old'

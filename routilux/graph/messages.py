@@ -1,4 +1,4 @@
-"""Values that the engine and steps exchange: a step gets `StepInput`, returns `StepOutcome`.
+"""Values that the engine and a step exchange.
 
 Invariants:
 - They are values: they can be pickled, delayed, dropped or delivered twice.
@@ -89,10 +89,10 @@ def _place(trace: TracebackType) -> str:
 
 
 def traceback_of(error: BaseException, skip: int = 0) -> str:
-    """Return the tracebacks of an exception and its causes as text; the causes come first.
+    """Return the tracebacks of an exception and its causes as text.
 
-    It has no source lines, which take 20 times as long to read. `skip` is the number of outermost
-    frames to leave out: those of the engine.
+    The causes come first. There are no source lines, which take 20 times as long to read. `skip` is
+    the number of outermost frames to leave out: those of the engine.
     """
     parts: list[str] = []
     seen: BaseException | None = error
@@ -119,9 +119,9 @@ def _without_surrogates(text: str) -> str:
 
 
 def copied_payload(payload: Mapping[str, object], place: str) -> dict[str, object]:
-    """Return a private copy of a payload; `place` names the payload in error messages.
+    """Return a private copy of a payload.
 
-    Raises `UnserializableError` for a value that can't be copied.
+    Raises `UnserializableError` with a path below `place` for a value that can't be copied.
 
     >>> copied_payload({"items": [1]}, "$")
     {'items': [1]}
@@ -141,11 +141,11 @@ def copied_payload(payload: Mapping[str, object], place: str) -> dict[str, objec
 
 @dataclass(slots=True)
 class Emission:
-    """An emitted event and its payload; `flat` says whether the payload has only scalars."""
+    """An emitted event and its payload."""
 
     event: str
     payload: dict[str, object]
-    flat: bool
+    flat: bool  # the payload has only scalars
 
 
 @dataclass(slots=True)
@@ -166,15 +166,15 @@ class Task:
 
 @dataclass(slots=True)
 class Effect:
-    """The recorded result of an external effect, and the digest of its arguments."""
+    """The recorded result of an external effect."""
 
-    arguments: str
+    arguments: str  # the digest of the effect's arguments
     result: object
 
 
 @dataclass(slots=True)
 class StepInput:
-    """The input of one attempt: the task, and the job's data at the start of the attempt.
+    """The input of one attempt: the task and the job's data.
 
     `number` is unique in this process. `state` and `shared` are snapshots and must not be changed;
     `seq` is the last commit that they include. Times are nanoseconds of the job's clock.
@@ -205,7 +205,7 @@ class StepInput:
 
 @dataclass(slots=True)
 class Writes:
-    """A step's changes to state or shared data: new values by key, and removed keys."""
+    """A step's changes to state or to shared data."""
 
     values: dict[str, object]
     removed: tuple[str, ...] = ()
@@ -213,7 +213,7 @@ class Writes:
 
 @dataclass(slots=True)
 class StepOutcome:
-    """The outcome of one attempt: its emissions and writes, or its error.
+    """The outcome of one attempt: emissions and writes, or an error.
 
     `shared_reads` are the shared keys that it read; None means all keys. `effects` are effects that
     were not recorded at once, because the step ran in another process.

@@ -1,4 +1,4 @@
-"""`Plan`: a fixed copy of a flow for the engine; `Connection`: an edge of a flow.
+"""`Plan`: a fixed copy of a flow for the engine.
 
 Invariants:
 - A plan does not change when its flow changes later; any number of jobs can use it.
@@ -32,7 +32,7 @@ STRATEGIES: Final = ("sequential", "concurrent")
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """One edge of a flow, from an event of a routine to a slot of a routine.
+    """One edge of a flow, from an event to a slot.
 
     `param_mapping` renames event fields to handler parameters.
     """
@@ -57,7 +57,7 @@ def checked_connection(
     end: tuple[str, Routine, object],
     param_mapping: object,
 ) -> Connection:
-    """Check that an event fits a slot, and return the connection from the event to the slot.
+    """Check that an event fits a slot, and return the connection.
 
     `start` is (routine id, routine, event), and `end` is (routine id, routine, slot).
 
@@ -131,7 +131,7 @@ class Route:
 
 @dataclass(slots=True)
 class Plan:
-    """A fixed copy of a flow for the engine; later changes of the flow don't affect the copy."""
+    """A fixed copy of a flow for the engine."""
 
     flow_id: str
     shape: tuple[str, ...]
@@ -150,7 +150,7 @@ Graph = tuple[tuple[str, ...], dict[tuple[str, str], tuple[Route, ...]]]
 
 
 def graph_of(routines: Mapping[str, Routine], connections: Sequence[Connection]) -> Graph:
-    """Return the shape of a flow, and its routes by (routine, event)."""
+    """Return a flow's shape, and the routes by (routine, event)."""
     lines = []
     for routine_id, routine in routines.items():
         lines.append(f"routine {routine_id}: {routine.saved_name()}")

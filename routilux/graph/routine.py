@@ -1,4 +1,4 @@
-"""`Routine`: base class of routines, which have slots for input and events for output.
+"""`Routine`: base class of routines, with slots and events.
 
 Invariants:
 - A routine holds configuration. The data of one execution is in the job, reached by `self.ctx`.
@@ -39,7 +39,7 @@ _bindings: WeakKeyDictionary[Callable[..., object], Binding] = WeakKeyDictionary
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """The names of the payload fields that a handler takes; computed once per function."""
+    """The names of the payload fields that a handler takes."""
 
     names: frozenset[str]
     required: frozenset[str]
@@ -47,7 +47,7 @@ class Binding:
 
     @classmethod
     def of(cls, handler: Callable[..., object]) -> Binding:
-        """Read a handler's parameters; raise `FlowDefinitionError` if one is positional-only."""
+        """Read a handler's parameters, or raise `FlowDefinitionError`."""
         function = getattr(handler, "__func__", handler)
         known = _bindings.get(function) if function is not handler else None
         if known is not None:
@@ -80,7 +80,7 @@ class Binding:
         return binding
 
     def arguments(self, payload: dict[str, object]) -> dict[str, object]:
-        """Return those fields of a payload that the handler takes."""
+        """Return the payload fields that the handler takes."""
         if self.takes_rest or payload.keys() == self.names:
             return payload
         return {name: payload[name] for name in self.names if name in payload}
@@ -88,7 +88,7 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A named input of a routine, with the handler that is called for each payload."""
+    """A named input of a routine, with a handler."""
 
     name: str
     handler: Callable[..., object]
@@ -97,7 +97,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A named output of a routine, with the names of the fields that a payload may have."""
+    """A named output of a routine, with the payload's field names."""
 
     name: str
     fields: tuple[str, ...]
@@ -105,11 +105,11 @@ class Event:
 
 
 class Routine:
-    """Base class of all routines; define slots and events in the constructor.
+    """Base class of all routines.
 
     Class attributes: `routine_name`, a name in saved flows that stays the same when the code moves;
     `max_concurrency`, how many of its steps may be in flight at once (with more than 1 a handler
-    may read `ctx.state`, but not write it).
+    may read `ctx.state`, but not write it). Define slots and events in the constructor.
 
     >>> class Greet(Routine):
     ...     def __init__(self, greeting: str = "hello"):
@@ -163,8 +163,8 @@ class Routine:
         )
         return self
 
-    def __init__(self) -> None:
-        """Accept no arguments; `__new__` has already set the attributes."""
+    def __init__(self) -> None:  # `__new__` has already set the attributes
+        """Accept no arguments."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), *self._arguments, self._error_handler)
@@ -178,10 +178,10 @@ class Routine:
     # --- declaring ------------------------------------------------------------------------------
 
     def define_slot(self, name: str, handler: Callable[..., object]) -> Slot:
-        """Add a slot; each parameter of `handler` gets the payload field with the same name.
+        """Add a slot with a handler.
 
-        Raises `FlowDefinitionError` for a name that is already defined, or a handler that can't be
-        called with fields by name.
+        Each parameter of the handler gets the payload field of the same name. Raises
+        `FlowDefinitionError` for a name that exists, or a handler that can't take fields by name.
         """
         self._check_new("slot", name, self._slots)
         if not callable(handler):
@@ -192,7 +192,7 @@ class Routine:
         return slot
 
     def define_event(self, name: str, fields: Iterable[str] = ()) -> Event:
-        """Add an event; `fields` are the names of the fields that a payload may have.
+        """Add an event whose payload may have `fields`.
 
         The engine emits the event `error` for each task of this routine that is dropped or fails;
         its fields are among `ERROR_EVENT_FIELDS`.
@@ -219,7 +219,7 @@ class Routine:
         return event
 
     def set_error_handler(self, handler: ErrorHandler | None) -> None:
-        """Set the error handler of this routine; `handler=None` means the flow's error handler."""
+        """Set the routine's error handler; None means the flow's handler."""
         self._error_handler = checked_handler(handler, type(self).__qualname__)
 
     @property
@@ -234,7 +234,7 @@ class Routine:
 
     @property
     def error_handler(self) -> ErrorHandler | None:
-        """The routine's own error handler; None if the flow's error handler is used."""
+        """The routine's own error handler; None if there is none."""
         return self._error_handler
 
     @property
@@ -269,7 +269,7 @@ class Routine:
         return context
 
     def emit(self, event: str, /, **payload: object) -> None:
-        """Emit an event; it is delivered after the handler has returned and the step is committed.
+        """Emit an event, which is delivered after the step's commit.
 
         Raises `FlowDefinitionError` for an event or a field that is not declared, and
         `NoActiveStepError` outside a handler of this routine.
@@ -312,12 +312,12 @@ class Routine:
 
 
 def find_class(name: str) -> type[Routine] | None:
-    """Return the routine class whose saved name is `name`; None if there is no such class."""
+    """Return the routine class with the saved name `name`, or None."""
     return _classes.get(name)
 
 
 def checked_handler(handler: object, whose: str) -> ErrorHandler | None:
-    """Return `handler` if it is an `ErrorHandler` or None; else raise `FlowDefinitionError`."""
+    """Check and return `handler`, an `ErrorHandler` or None."""
     if handler is None or isinstance(handler, ErrorHandler):
         return handler
     raise FlowDefinitionError(
@@ -327,7 +327,7 @@ def checked_handler(handler: object, whose: str) -> ErrorHandler | None:
 
 
 def names_of(names: Iterable[str], none: str = "none") -> str:
-    """Return names as a list in text, for a message; `none` if there are no names.
+    """Return names as text for a message; `none` without names.
 
     A long list and long names are cut: a loaded flow may have thousands of wrong connections.
 

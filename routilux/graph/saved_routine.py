@@ -31,7 +31,7 @@ _FIELDS: codec.Fields = {
 
 
 def saved_routine(routine_id: str, routine: Routine, path: str) -> dict[str, object]:
-    """Return a routine as data for JSON; `path` is the routine's place in the document."""
+    """Return a routine as data for JSON."""
     args, kwargs = routine.arguments
     return {
         "id": routine_id,
@@ -43,7 +43,7 @@ def saved_routine(routine_id: str, routine: Routine, path: str) -> dict[str, obj
 
 
 def load_routine(entry: object, path: str) -> tuple[str, Routine]:
-    """Build a routine from decoded data, and return the routine's id and the routine."""
+    """Return the id and the routine that decoded data describes."""
     data = codec.check_fields(entry, path, _FIELDS)
     name = data["routine"]
     found = find_class(name)
@@ -69,11 +69,11 @@ def load_routine(entry: object, path: str) -> tuple[str, Routine]:
 
 
 def saved_handler(handler: ErrorHandler | None, owner: str) -> object:
-    """Return the saved form of an error handler; `owner` is the path of the flow or routine."""
+    """Return the saved form of an error handler."""
     return None if handler is None else handler.serialize(f"{owner}.error_handler")
 
 
 def load_handler(data: Mapping[str, object], owner: str) -> ErrorHandler | None:
-    """Build the error handler from the decoded data of a flow or routine; None if there is none."""
+    """Build a flow's or routine's error handler; None if there is none."""
     saved = data["error_handler"]
     return None if saved is None else ErrorHandler.deserialize(saved, f"{owner}.error_handler")

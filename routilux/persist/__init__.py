@@ -1,1 +1,1 @@
-"""Stores and the saved forms of jobs: rows, snapshots, versions, digests and signatures."""
+"""Stores for jobs, and the saved forms of jobs."""

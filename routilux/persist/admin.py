@@ -1,4 +1,4 @@
-"""Operator commands that retry or cancel a job in a store, without the job's flow.
+"""Operator commands that retry or cancel a stored job.
 
 Invariants:
 - The owner of the job is overruled: it can't commit any more, and its steps in flight are ignored.
@@ -27,7 +27,7 @@ _TRIES: Final = 20  # enough to be faster once than a host that commits all the 
 
 
 def retry(store: JobStore, job_id: str, now_ns: int, *, take_over: bool = False) -> JobState:
-    """Give a failed job a fresh retry budget, let any worker resume it, and return the job.
+    """Let any worker resume a failed job with a fresh retry budget.
 
     With `take_over`, also set free a job that a host holds, with a lease or without; this counts as
     a recovery. Raises `NotResumableError` if the job is neither failed nor taken over, `KeyError`
@@ -51,7 +51,7 @@ def retry(store: JobStore, job_id: str, now_ns: int, *, take_over: bool = False)
 
 
 def cancel(store: JobStore, job_id: str, now_ns: int, reason: str | None = None) -> JobState:
-    """Cancel a job in a store, and return the job; a cancelled job can't be resumed.
+    """Cancel a stored job for good, and return the job.
 
     Raises `NotResumableError` if the job is final, `KeyError` if there is no such job.
     """

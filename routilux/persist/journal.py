@@ -1,4 +1,4 @@
-"""`Journal`: writes the commits of jobs to a store as rows, and rebuilds jobs from rows.
+"""`Journal`: saves commits as rows, and rebuilds jobs from rows.
 
 Invariants:
 - A commit is a row. The first row that a host writes carries the version.
@@ -32,7 +32,7 @@ _BYTES_PER_ROW: Final = 256  # of a snapshot, about, take as long to read as one
 
 
 class Journal:
-    """Writes the commits of jobs to a store, and rebuilds jobs from the stored commits."""
+    """Writes commits to a store, and rebuilds jobs from commits."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
@@ -40,10 +40,10 @@ class Journal:
     def write(
         self, job_id: str, commit: Commit, owner: str, *, claims: bool, acquired: bool = False
     ) -> None:
-        """Write a commit durably; with `claims`, also make `owner` the only owner of the job.
+        """Write a commit durably.
 
-        With `acquired` it is the first commit of an owner that has a lease on the job. Raises
-        `UnserializableError` before anything is written, and the errors of the store.
+        With `claims`, `owner` becomes the only owner of the job. With `acquired`, it is the first
+        commit under a lease. Raises `UnserializableError` before writing, and the store's errors.
         """
         status = commit.status.value
         row = rows.dump(job_id, commit, first=claims or acquired or commit.seq == 1)
@@ -56,7 +56,7 @@ class Journal:
             self._store.create(job_id, row, owner, flow_id=flow_id, status=status)
 
     def row(self, job_id: str, commit: Commit, owner: str) -> Append:
-        """Return the row of a commit, in the form that `append_all` takes.
+        """Return a commit as a row for `append_all`.
 
         Raises `UnserializableError` for a value that can't be saved.
         """
@@ -64,7 +64,7 @@ class Journal:
         return Append(job_id, commit.seq, row, owner, commit.status.value)
 
     def append_all(self, added: Sequence[Append]) -> Sequence[Exception | None]:
-        """Append rows of different jobs in one write; see `JobStore.append_all`."""
+        """Append rows of different jobs in one write."""
         if len(added) > 1:
             return self._store.append_all(added)
         for row in added:
@@ -72,12 +72,12 @@ class Journal:
         return (None,)
 
     def overrule(self, job_id: str, commit: Commit, operator: str) -> None:
-        """Write an operator's commit, regardless of the job's owner; see `JobStore.overrule`."""
+        """Write an operator's commit, even if a host owns the job."""
         row = rows.dump(job_id, commit, first=True)
         self._store.overrule(job_id, commit.seq, row, operator, status=commit.status.value)
 
     def write_snapshot(self, job: JobState) -> int:
-        """Write a snapshot of a job; return the commit number at which the next snapshot is due."""
+        """Write a snapshot, and return the next snapshot's commit number."""
         members = job.dumps(history=False)[1:]
         text = codec.bounded(f'{{"format":{codec.dumps(FORMAT)},{members}')
         data = with_checksum(text.encode(), snapshot_place(job.job_id))
@@ -86,7 +86,7 @@ class Journal:
         return job.seq + max(SNAPSHOT_EVERY, len(data) // _BYTES_PER_ROW)
 
     def damage(self) -> list[SavedStateError]:
-        """Read everything in the store, and return an error for each damage that is found."""
+        """Read the whole store, and return an error for each damage."""
         found: list[SavedStateError] = [*self._store.damage()]
         try:
             entries = self._store.entries()
@@ -111,7 +111,7 @@ class Journal:
     def read(
         self, job_id: str, *, history: bool, history_limit: int | None = None
     ) -> JobState | None:
-        """Return a job as it is after its last commit; None if the store has no such job.
+        """Return a job as of its last commit; None if unknown.
 
         With `history` the job has all its commits, else those since the last snapshot. The latest
         `history_limit` commits are kept. Raises `SavedStateError` for a damaged row or snapshot.
@@ -128,7 +128,7 @@ class Journal:
 
 
 def snapshot_place(job_id: str) -> str:
-    """Return the path of a job's snapshot, for its checksum and for errors."""
+    """Return the path of a job's snapshot, for checksums and errors."""
     return f"$.{job_id}.snapshot"
 
 

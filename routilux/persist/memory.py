@@ -46,7 +46,7 @@ class _StoredJob:
 
 
 class MemoryStore(JobStore):
-    """A store in the memory of this process, for tests; its content ends with the process.
+    """A store in this process's memory, for tests.
 
     `clock` gives the store's time; by default it is the time since the machine was started.
 
@@ -194,7 +194,7 @@ class MemoryStore(JobStore):
         claims: bool = False,
         frees: bool = False,
     ) -> None:
-        """Add a row; accept a row that the same owner has already written; refuse all others."""
+        """Add the next row, or accept the same row again."""
         job_id, seq, row, owner, status = added
         count = len(job.rows)
         if seq == count + 1:

@@ -181,14 +181,14 @@ FROM routilux_jobs WHERE {{}} ORDER BY job DESC
 
 
 class PostgresStore(SharedStore):
-    """A store in a PostgreSQL database (version 14 or later), for processes on many hosts.
+    """A store in a PostgreSQL database that many hosts can share.
 
     `dsn` is a connection string such as `postgresql://user@host/database`. The store creates its
     tables, whose names begin with `routilux_`, in the first schema of the `search_path`, unless
     they exist. With `read_only` they must exist, and nothing is written. A connection pooler must
     keep one connection for a session. `clock` gives the store's time, by default the server's.
     Raises `OSError` if the database can't be used, and `SavedStateError` if its tables are damaged
-    or have a newer version. Needs psycopg 3, which the extra `postgres` installs.
+    or have a newer version. Needs PostgreSQL 14 or later, and psycopg 3 (extra `postgres`).
     """
 
     def __init__(self, dsn: str, *, clock: Clock | None = None, read_only: bool = False) -> None:
@@ -330,7 +330,7 @@ class PostgresStore(SharedStore):
         return None if free_in is None else int(free_in)
 
     def _expected_ns(self) -> int:
-        """Return the server's time, if its clock runs as this host's monotonic clock."""
+        """Predict the server's time from this host's monotonic clock."""
         server_ns, own_ns = self._seen
         return server_ns + self._monotonic() - own_ns
 
@@ -342,14 +342,14 @@ class PostgresStore(SharedStore):
         return self._do(statement, **added._asdict(), live=added.status in LIVE)
 
     def _accept_same(self, added: Append, *, claims: bool = False) -> None:
-        """Accept row `added` if its owner has already written it; otherwise raise the refusal."""
+        """Raise an error unless the owner has already written this row."""
         job_id, seq, _, owner, _ = added
         held_by, count, same = self._state(added)
         if held_by != owner or not same:
             raise refusal(job_id, seq, owner, count=count, held_by=held_by, claims=claims)
 
     def _state(self, added: Append) -> tuple[str, int, bool]:
-        """Return the job's owner, the number of its rows, and whether row `added` is among them."""
+        """Return the job's owner and row count, and whether `added` is stored."""
         found = self._do(_STATE, **added._asdict()).rows
         if not found:
             return "", 0, False

@@ -1,4 +1,4 @@
-"""`Database`: the connections of this process to the PostgreSQL database of a store.
+"""`Database`: this process's connections to a PostgreSQL database.
 
 Invariants:
 - A statement is sent alone and is a transaction. When it returns, the server has flushed what it
@@ -110,7 +110,7 @@ _inherited: Final[list[list[_Slot]]] = []
 
 
 class Answer(NamedTuple):
-    """The rows that a statement returned; `repeated` says whether the statement was sent twice."""
+    """A statement's rows, and whether the statement was sent twice."""
 
     rows: list[tuple[Any, ...]]
     repeated: bool
@@ -122,7 +122,7 @@ class _Link(NamedTuple):
 
 
 class _Slot:
-    """A place for a connection; its lock is held while the connection is used.
+    """A place for one connection, locked during use.
 
     A lock that `with` takes and releases is the only thing that no interrupt can leave locked; a
     queue of connections would lose one, or keep its own lock.
@@ -139,7 +139,7 @@ class _Slot:
 
 
 class Database:
-    """A pool of connections to the database of `dsn`; a connection opens at its first use."""
+    """A pool of connections to the database `dsn`."""
 
     def __init__(self, dsn: str, *, read_only: bool) -> None:
         self._psycopg = _driver()

@@ -1,4 +1,4 @@
-"""Converts a job's commits to rows for a store, and rows back to the data of commits.
+"""Converts commits to the rows of a store, and back.
 
 Invariants:
 - The first row that a host writes carries the version; it holds for the rows that follow.
@@ -32,12 +32,12 @@ _MOST_BYTES: Final = 1 << 20  # at once; large rows gain nothing
 
 
 def row_place(job_id: str, seq: int) -> str:
-    """Return the path of a row, for its checksum and for errors."""
+    """Return the path of a row, for checksums and errors."""
     return f"$.{job_id}[{seq}]"
 
 
 def with_checksum(text: bytes, place: str) -> bytes:
-    """Add a checksum to the text of a JSON object, as the object's last member.
+    """Add a checksum as the last member of a JSON object.
 
     >>> with_checksum(b'{"seq":8}', "$.job-1[8]")
     b'{"seq":8,"crc":"a060ee9a"}'
@@ -51,7 +51,7 @@ def _checksum(body: bytes, place: str) -> int:
 
 
 def without_checksum(data: object, place: str) -> bytes:
-    """Check the checksum in the text of a JSON object, and return the text without the checksum.
+    """Check and remove the checksum of a JSON object's text.
 
     Raises `SavedStateError` if the checksum is missing or does not match.
 
@@ -76,9 +76,9 @@ def without_checksum(data: object, place: str) -> bytes:
 
 
 def dump(job_id: str, commit: Commit, *, first: bool) -> bytes:
-    """Return the row of a commit; `first` adds the version, for the first row that a host writes.
+    """Return the row of a commit.
 
-    Raises `UnserializableError` with the path of a value that can't be saved.
+    `first` adds the version. Raises `UnserializableError` for a value that can't be saved.
     """
     text = commit.dumps()
     if first:
@@ -87,9 +87,9 @@ def dump(job_id: str, commit: Commit, *, first: bool) -> bytes:
 
 
 def load(rows: Sequence[bytes], job_id: str, after: int) -> Iterator[tuple[str, object]]:
-    """Yield the path and the decoded data of each row; the first row is commit `after` + 1.
+    """Yield the path and the decoded data of each row.
 
-    Raises `SavedStateError` with the path of the row that is refused.
+    The first row is commit `after` + 1. Raises `SavedStateError` with the path of a refused row.
 
     >>> rows = [with_checksum(b'{"seq":%d}' % seq, f"$.job-1[{seq}]") for seq in (8, 9)]
     >>> list(load(rows, "job-1", after=7))

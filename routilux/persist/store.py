@@ -1,4 +1,4 @@
-"""`JobStore`: the interface of all stores of jobs, and the errors that all stores raise.
+"""`JobStore`: the interface of all stores of jobs.
 
 Invariants:
 - A store sees bytes. It never reads what is in them.
@@ -49,7 +49,7 @@ BACKUP: Final = "restore the store from a backup"
 
 @dataclass(frozen=True, slots=True)
 class Acquired:
-    """A job on which a host got a lease; `clean` says whether the last owner gave the job back.
+    """A leased job, and whether the last owner gave the job back.
 
     >>> Acquired("job-1", clean=True).job_id
     'job-1'
@@ -61,7 +61,7 @@ class Acquired:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """The owner of a job, and the time in nanoseconds until any host may acquire the job.
+    """A job's owner, and the time until the job is free.
 
     `owner` is None if no host owns it. `free_in_ns` is None if the job stopped or is held without
     a lease. `clean` says whether the last owner gave the job back.
@@ -78,17 +78,17 @@ class Hold:
 
     @classmethod
     def of(cls, owner: str, free_at: int | None, *, now: int) -> Hold:
-        """Make a hold from the owner and the time `free_at` that a store has for a job."""
+        """Make a hold from a store's values `owner` and `free_at`."""
         free_in = None if free_at is None else max(0, free_at - now)
         return cls(None if owner in _NO_OWNER else owner, free_in, owner == FREE)
 
     @property
     def is_leased(self) -> bool:
-        """Whether a host has a lease on the job, and the lease has not ended."""
+        """Whether a host has a lease that has not ended."""
         return self.owner is not None and bool(self.free_in_ns)
 
     def is_leased_to_other(self, owner: str) -> bool:
-        """Whether a host other than `owner` has a lease on the job, and the lease has not ended."""
+        """Whether a host other than `owner` has a lease that has not ended."""
         return self.is_leased and self.owner != owner
 
     def __str__(self) -> str:
@@ -107,7 +107,7 @@ UNKNOWN: Final = Hold(None, None, clean=False)
 
 
 class Entry(NamedTuple):
-    """What a store knows of a job without reading its rows.
+    """A job's entry in a store, without the job's rows.
 
     `status` and `seq` are those of the last commit. `damage` is the error of an entry that is
     damaged: its other fields may be wrong.
@@ -122,7 +122,7 @@ class Entry(NamedTuple):
 
 
 class Append(NamedTuple):
-    """A row for `JobStore.append_all`; the fields are the arguments of `JobStore.append`."""
+    """A row to append: the arguments of `JobStore.append`."""
 
     job_id: str
     seq: int
@@ -132,7 +132,7 @@ class Append(NamedTuple):
 
 
 class JobStore(Protocol):
-    """A store of jobs' commits; many threads, processes and hosts can use it at the same time.
+    """A store of jobs, safe for concurrent use.
 
     Each method is atomic. `owner` is a text that no other host uses, and neither empty nor `"?"`.
     `status` is the value of the `JobStatus` after the commit. Durations are nanoseconds. A method
@@ -149,21 +149,21 @@ class JobStore(Protocol):
         """
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
-        """Store the row of commit `seq`; a status that is not live ends the lease.
+        """Store the row of commit `seq`.
 
-        The same row of the owner again does nothing. Raises `LeaseLostError` if `owner` does not
-        own the job, another row has this number, or the row before is missing.
+        A status that is not live ends the lease. The owner's same row again does nothing. Raises
+        `LeaseLostError` for another owner, another row of this number, or a missing row before.
         """
 
     def append_all(self, appends: Sequence[Append]) -> list[RoutiluxError | None]:
-        """Append rows of different jobs, one row per job, in one write.
+        """Append one row to each of several jobs, in one write.
 
         Returns for each row None if it is kept, or the error that `append` would raise; the other
         rows are kept anyway. If it raises, any of the rows may be kept.
         """
 
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
-        """Make `owner` the only owner of a job, and store the row of the commit that resumes it.
+        """Store the row by which `owner` becomes the job's only owner.
 
         A host that acquired the job keeps its lease. Any other host then holds it without a lease
         until it stops or is claimed again. The same row of the owner again does nothing. Raises
@@ -172,7 +172,7 @@ class JobStore(Protocol):
         """
 
     def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, status: str) -> None:
-        """Store the row of an operator's commit, even if a host owns the job or has a lease on it.
+        """Store an operator's row, even if a host owns the job.
 
         The owner before can't write any more. If the status is live, any host may acquire the job.
         The same call again does nothing while its row is the last. Raises `LeaseLostError` if
@@ -180,57 +180,56 @@ class JobStore(Protocol):
         """
 
     def rows(self, job_id: str, after: int = 0) -> list[bytes]:
-        """Return, in order, the rows of the commits after commit `after`; [] for an unknown job.
+        """Return the job's rows after commit `after`; [] if unknown.
 
-        Raises `CorruptStateError` if they are not exactly those that the job's entry counts.
+        They are in order. Raises `CorruptStateError` if they are not those that the entry counts.
         """
 
     def job_ids(self) -> list[str]:
         """Return the ids of all jobs in this store, sorted."""
 
     def keep_snapshot(self, job_id: str, seq: int, data: bytes) -> None:
-        """Store a snapshot of a job's state after commit `seq`, in place of any earlier snapshot.
+        """Store the snapshot after commit `seq`, instead of any earlier one.
 
         Any host may write it: commits never change, so every host's snapshot is the same.
         """
 
     def snapshot(self, job_id: str) -> tuple[int, bytes] | None:
-        """Return (number of the last commit, snapshot) of a job; None if there is no snapshot."""
+        """Return a job's (commit number, snapshot); None if there is none."""
 
     def acquire(
         self, owner: str, flow_ids: Collection[str], lease_ns: int, limit: int = 1
     ) -> list[Acquired]:
-        """Give `owner` a lease on the jobs of these flows that have been free longest.
+        """Give `owner` leases on free jobs of these flows.
 
-        Returns at most `limit` jobs, and whether each was given back. The owners before can't
-        write any more. The jobs are not free until the lease ends.
+        Returns at most `limit` jobs, longest free first, and whether each was given back. The
+        owners before can't write any more. The jobs are not free until the lease ends.
         """
 
     def renew(self, owner: str, lease_ns: int) -> list[str]:
-        """Renew all leases of `owner` for `lease_ns` from now, and return the ids of the jobs."""
+        """Renew all leases of `owner`, and return the jobs' ids."""
 
     def release(self, job_id: str, owner: str, after_ns: int, *, clean: bool = True) -> None:
-        """End the lease of `owner` on a job, so that any host can acquire the job after `after_ns`.
+        """End the lease on a job, and free the job after `after_ns`.
 
-        Does nothing if `owner` has no lease on the job.
-
-        Without `clean`, the next host that acquires it learns of an unclean stop.
+        Does nothing if `owner` has no lease on the job. Without `clean`, the next host that
+        acquires the job learns of an unclean stop.
         """
 
     def holders(self, job_id: str | None = None) -> dict[str, Hold]:
-        """Return each job's hold, by job id; with `job_id`, only the hold of that job, if any.
+        """Return each job's hold, by job id.
 
-        Without `job_id` it omits a job whose entry is damaged.
+        With `job_id`, returns only that job's hold, if any; else omits jobs with damaged entries.
         """
 
     def entries(self, *, live: bool = False) -> list[Entry]:
-        """Return the entries of all jobs, the newest job first, and the damaged entries too.
+        """Return the entries of all jobs, newest first.
 
-        With `live`, omit the jobs that have stopped.
+        Includes damaged entries. With `live`, omits the jobs that have stopped.
         """
 
     def damage(self) -> list[CorruptStateError]:
-        """Check what the store holds beside its jobs: tables, indexes, rows that no job has."""
+        """Return an error for each damage that concerns no job."""
         return []
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
@@ -241,10 +240,10 @@ class JobStore(Protocol):
 
 
 class SharedStore(JobStore, Protocol):
-    """A store that several processes can open; the end of a `with` block closes the store."""
+    """A store that several processes can open at once."""
 
     def close(self) -> None:
-        """Close all connections of this store; the next call opens new ones."""
+        """Close all connections; later calls open new ones."""
 
     def __enter__(self) -> Self:
         return self
@@ -256,8 +255,8 @@ class SharedStore(JobStore, Protocol):
 def refusal(
     job_id: str, seq: int, owner: str, *, count: int, held_by: str, claims: bool = False
 ) -> Exception:
-    """Return the error for a row that a store refuses; `count` is the number of the job's rows."""
-    if not count:
+    """Return the error for a row that a store refuses."""
+    if not count:  # the number of the job's rows
         if claims:
             return NotResumableError(
                 f"the store holds no job {job_id!r}; only an existing job can be resumed"
@@ -273,7 +272,7 @@ def refusal(
 
 
 def lost(job_id: str, hold: Hold | None) -> LeaseLostError:
-    """Return the error for a host that runs a job and finds that it does not own the job."""
+    """Return the error for a host that lost its job."""
     whose = "is not in the store" if hold is None else _whose(hold.owner)
     return LeaseLostError(
         f"job {job_id!r} {whose} now: this host runs no further effect of it and ignores its steps"
@@ -285,18 +284,18 @@ def _whose(owner: str | None) -> str:
 
 
 def damaged(job_id: str) -> CorruptStateError:
-    """Return the error for a job whose entry does not match its checksum."""
+    """Return the error for a job with a damaged entry."""
     return CorruptStateError(
         f"$.{job_id}", f"its entry in the store was damaged: its checksum does not match; {BACKUP}"
     )
 
 
 def complete(job_id: str, after: int, found: Sequence[tuple[int, bool, int, bytes]]) -> list[bytes]:
-    """Return the rows of a job after row `after`; `found` is empty if there is no such job.
+    """Return a job's rows after row `after`, if none is missing.
 
     `found` has for each row the number of the job's last row, whether the job's entry is intact,
     the row's number (None if there is no row), and the row. Raises `CorruptStateError` if the entry
-    is damaged or a row is missing.
+    is damaged or a row is missing. For an unknown job, `found` is empty.
 
     >>> complete("job-1", 6, [(8, True, 7, b"seven"), (8, True, 8, b"eight")])
     [b'seven', b'eight']
@@ -322,7 +321,7 @@ def complete(job_id: str, after: int, found: Sequence[tuple[int, bool, int, byte
 
 
 def duplicate(job_id: str) -> DuplicateJobError:
-    """Return the error for a new job whose id is already in the store."""
+    """Return the error for a job id that already exists."""
     return DuplicateJobError(
         f"the store already holds a job {job_id!r}; choose another job_id, or resume that job"
     )
@@ -331,7 +330,7 @@ def duplicate(job_id: str) -> DuplicateJobError:
 def refusals(
     appends: Iterable[Append], append: Callable[[Append], None]
 ) -> list[RoutiluxError | None]:
-    """Call `append` for each row; return for each call None or the error it raised."""
+    """Call `append` for each row, and return each error or None."""
     refused: list[RoutiluxError | None] = []
     for added in appends:
         try:

@@ -1,4 +1,4 @@
-"""Defines the version of saved data, and refuses data of any other version.
+"""Checks the version of saved data.
 
 Invariants:
 - A document and a snapshot carry the version. Of the rows of a job, each first row of a host
@@ -23,7 +23,7 @@ _FIRST_MEMBER: Final = re.compile(rb'\s*\{\s*"format"\s*:\s*"(routilux/\d{1,9})"
 
 
 def loads_versioned(data: bytes, place: str = "$", *, required: bool = True) -> Any:
-    """Parse a JSON text, check its version, and return the value without the version.
+    """Parse a JSON text, and check and remove its version.
 
     Raises `SavedStateError` with a path that begins at `place`.
 
@@ -46,14 +46,14 @@ def loads_versioned(data: bytes, place: str = "$", *, required: bool = True) -> 
 
 
 def refuse_newer(data: bytes, place: str) -> None:
-    """Raise `SavedStateError` if a JSON text begins with an unknown version; parse nothing more."""
+    """Raise `SavedStateError` if a JSON text begins with another version."""
     first = _FIRST_MEMBER.match(data)
     if first is not None:
         _check(first[1].decode(), place)
 
 
 def newer_store(name: str, found: int, known: int) -> UnsupportedVersionError:
-    """Return the error for a store with a newer version than this routilux can read."""
+    """Return the error for a store of a newer version."""
     return UnsupportedVersionError(
         name, f"has version {found}; this routilux reads version {known}; upgrade routilux"
     )

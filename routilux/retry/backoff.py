@@ -1,4 +1,4 @@
-"""Exact backoff: computes delays in whole nanoseconds from decimal numbers of seconds.
+"""Exact backoff: computes delays in whole nanoseconds.
 
 Invariants:
 - A number means its decimals: 0.3 is three tenths, not the nearest binary fraction.
@@ -21,7 +21,7 @@ MAX_DELAY_NS: Final = 36_525 * 86_400 * SECOND
 
 
 def plain_number(value: object) -> float | None:
-    """Return `value` as a plain int or float if it is a finite number; else return None."""
+    """Return a finite number as int or float; None otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -34,12 +34,12 @@ def plain_number(value: object) -> float | None:
 
 
 def nanoseconds(seconds: float) -> int:
-    """Convert seconds to nanoseconds; reduce a result above `MAX_DELAY_NS` to that limit."""
+    """Convert seconds to nanoseconds, at most `MAX_DELAY_NS`."""
     return min(to_ns(seconds), MAX_DELAY_NS)
 
 
 def half_even(numerator: int, denominator: int) -> int:
-    """Round `numerator / denominator` to the nearest integer; round a half to an even integer."""
+    """Divide two integers, and round half to even."""
     quotient, rest = divmod(numerator, denominator)
     return quotient + (2 * rest > denominator or (2 * rest == denominator and quotient & 1))
 

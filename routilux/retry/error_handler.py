@@ -1,4 +1,4 @@
-"""`ErrorHandler`: decides whether a failed task is retried, is dropped or fails the job.
+"""`ErrorHandler`: decides what happens to a failed task.
 
 Invariants:
 - An error handler is a value: it never changes, is compared by its options, and refers to no job.
@@ -49,7 +49,7 @@ _NEVER_RETRIED: Final = (
 
 @final
 class ErrorHandler:
-    """An immutable policy for failed tasks, which any number of jobs can share.
+    """An immutable policy for failed tasks.
 
     `retry_delay`, `max_delay`, `timeout` and `deadline` are seconds. The delay before retry k is
     `retry_delay × retry_backoff^(k−1)`, then `jitter` (0.1 is ±10 %), then at most `max_delay`.
@@ -179,7 +179,7 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
         return delay if delay < self._ceiling_ns else self._ceiling_ns  # `min` is slower
 
     def delay_before(self, retry: int) -> timedelta:
-        """Return the delay before retry number `retry`, without jitter, rounded to microseconds.
+        """Return the delay before retry number `retry`, without jitter.
 
         Raises `ValueError` for a retry below 1.
 
@@ -211,7 +211,7 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
         return verdict
 
     def serialize(self, path: str = "$") -> dict[str, Any]:
-        """Return the handler as JSON data, with exception classes as `module:qualname`.
+        """Return the handler as JSON data.
 
         It has the retry options only where the strategy is RETRY. Raises `UnserializableError`,
         with a path below `path`, for an exception class that can't be found by its name, such as
@@ -240,7 +240,7 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
 
     @staticmethod
     def deserialize(data: object, path: str = "$") -> ErrorHandler:
-        """Build a handler that equals the handler whose `serialize` returned `data`.
+        """Build a handler from data that `serialize` returned.
 
         Exception classes are looked up in modules that the program has imported; nothing is
         imported. Raises `CorruptStateError`, with a path below `path`, for anything that

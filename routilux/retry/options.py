@@ -1,4 +1,4 @@
-"""Checks the options of an error handler, both from arguments and from saved data.
+"""Checks the options of an error handler.
 
 Invariants:
 - A check returns the effective value, or raises with the option, the value and the cure.
@@ -23,7 +23,7 @@ _STRATEGY_OPTIONS: Final = ("strategy", "on_exhausted")
 
 
 class ErrorStrategy(Enum):
-    """The ways to handle a failed task; `ErrorHandler` also accepts values such as "retry".
+    """The ways to handle a failed task.
 
     >>> ErrorStrategy("retry")
     <ErrorStrategy.RETRY: 'retry'>
@@ -36,7 +36,7 @@ class ErrorStrategy(Enum):
 
 
 class RetryAfter(Exception):  # noqa: N818 - it is a request, as StopIteration is
-    """Exception that a handler raises to request a retry after exactly `seconds` seconds.
+    """Exception by which a handler requests a retry after `seconds`.
 
     It is retryable under every RETRY handler and spends one retry; backoff, jitter and `max_delay`
     do not apply. Raises `ValueError` if `seconds` is negative, not finite or not a number.
@@ -159,7 +159,7 @@ _T = TypeVar("_T")
 
 
 class Default:
-    """Marker for an option that the caller omitted; its repr shows the default value."""
+    """Marker for an option that the caller omitted."""
 
     __slots__ = ("value",)
 
@@ -178,7 +178,7 @@ def default(value: _T) -> _T:
 
 
 def find_exception_class(name: str) -> type[Exception] | None:
-    """Find the exception class `name` in the imported modules, without running any code.
+    """Find an exception class by name in the imported modules.
 
     `getattr` and `isinstance` would run code of a lazy module, of a module's `__getattr__` or of a
     proxy object. So namespaces are read directly, and types are taken from `type()` only.
@@ -198,7 +198,7 @@ def find_exception_class(name: str) -> type[Exception] | None:
 
 
 def load_option(name: str, value: object, path: str) -> Any:
-    """Apply the checks of `ErrorHandler` to the saved option `name`; return the checked value."""
+    """Check the saved option `name`, and return the loaded value."""
     place = f"{path}.{name}"
     if name in _CLASS_OPTIONS:
         if not isinstance(value, list):

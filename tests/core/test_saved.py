@@ -71,7 +71,7 @@ FIRST_TASK = {"task_id": "0.9", "routine_id": "b", "slot": "trigger", "emission"
         ("shared_data.total", 2, "shared_data", CONTRADICTS),
         ("error", {"type": "ValueError", "message": ""}, None, CONTRADICTS),
         ("pending_tasks", [], None, CONTRADICTS),
-        ("pending_tasks", DOUBLED, "pending_tasks[1].task_id", "is another task's id"),
+        ("pending_tasks", DOUBLED, "pending_tasks[1].task_id", "is the id of two tasks"),
         ("pending_tasks[0].attempt", 3, "pending_tasks", CONTRADICTS),
         ("pending_tasks[0].attempt", 0, "pending_tasks[0].retries", "must be less"),
         ("pending_tasks[0].payload.n", 9, "pending_tasks", CONTRADICTS),

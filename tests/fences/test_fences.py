@@ -17,7 +17,7 @@ from tests.kills.stores import fresh_stores
 from tests.persist import postgres_server
 from tests.soak import sampled
 
-ROUNDS = 3
+ROUNDS = 2
 # What each kind of round is about; without it the round shows nothing.
 ABOUT = {"stopped": "changed owner", "forward": "fenced", "back": "jobs", "operator": "fenced"}
 

@@ -20,7 +20,7 @@ from tests.persist.stores import at
 from tests.routines import kinds
 from tests.soak import also, sampled
 
-KILLS = {"sqlite": 100, "postgres": 60}  # and more until every place is hit
+KILLS = {"sqlite": 50, "postgres": 60}  # and more until every place is hit
 
 
 @pytest.mark.parametrize("kind", sampled(KILLS, ["sqlite"]))

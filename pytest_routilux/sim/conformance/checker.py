@@ -1,4 +1,4 @@
-"""Checks a simulated run against the engine's rules, without any code of the engine.
+"""Checks a simulated run against the engine's rules.
 
 Invariants:
 - One walk over the durable commits, and over the steps that started between them, keeps a
@@ -54,7 +54,7 @@ _latest: list[tuple[Case, FlowSpec]] = []
 
 
 def broken_rule(world: World, hosts: Sequence[Host], case: Case) -> Finding | None:
-    """Return a finding for the first engine rule that a run breaks; None if no rule is broken."""
+    """Return a finding for the first engine rule that a run breaks."""
     checker = _Checker(_spec_of(case), hosts)
     steps = ((number, step) for host in hosts for number, step in host.steps)
     number, step = next(steps, _NO_STEP)
@@ -122,7 +122,7 @@ class _Checker:
         job.status = commit.status
 
     def _end_attempt(self, commit: Commit) -> ShadowTask:
-        """Record the end of the attempt that `commit` reports, and return the attempt's task."""
+        """Record the attempt in `commit`, and return the attempt's task."""
         job = self._job
         shadow = job.tasks.get(commit.task_id or "")
         if shadow is None or shadow.task.routine_id != commit.routine_id:
@@ -145,7 +145,7 @@ class _Checker:
         return shadow
 
     def _check_tasks(self, commit: Commit, task: Task) -> None:
-        """Check that `commit` creates one task for each connection of each emitted event."""
+        """Check that `commit` creates exactly the tasks that the emissions require."""
         tasks = commit.tasks
         created = 0
         for index, emission in enumerate(commit.emissions):
@@ -210,7 +210,7 @@ class _Checker:
             fail("timeout-ignored", what, commit)
 
     def _check_unfinished(self, commit: Commit) -> None:
-        """Check a commit that records an effect, a conflict, a retry, a failure or a drop."""
+        """Check a task's commit of any kind except `DONE`."""
         job, kind = self._job, commit.kind
         shadow = self._end_attempt(commit)
         if kind is _EFFECT:
@@ -265,7 +265,7 @@ class _Checker:
             fail("not-completed", what, commit)
 
     def check_end(self, host: Host) -> None:
-        """Compare the job in the last host's memory with the job that the commits describe."""
+        """Compare the last host's job with the job that the commits describe."""
         job, real = self._job, host.job
         if host.error is not None or real is None:
             if isinstance(host.error, ClockStalledError) and not job.in_flight:

@@ -1,4 +1,4 @@
-"""Rules for failed attempts: when the engine must retry, fail or drop the task.
+"""Rules for failed attempts: retry, fail or drop the task.
 
 Invariants:
 - A failed attempt leaves nothing in the job but its record.
@@ -30,7 +30,7 @@ _DROPPED = CommitKind.DROPPED
 
 
 class BrokenRuleError(Exception):
-    """Raised by `fail` at the first broken rule, to stop the check of the run."""
+    """Raised by `fail` at the first broken rule."""
 
     def __init__(self, finding: Finding) -> None:
         self.finding = finding
@@ -38,7 +38,7 @@ class BrokenRuleError(Exception):
 
 @final
 class RetryRules:
-    """Checks each failed attempt of a job against the retry policy of the attempt's routine."""
+    """Checks each failed attempt against the routine's retry policy."""
 
     __slots__ = ("_errors", "_job", "_retry_after", "_spec")
 
@@ -53,7 +53,7 @@ class RetryRules:
             self._retry_after = {key: d for host in hosts for key, d in host.retry_after.items()}
 
     def check_no_trace(self, commit: Commit, shadow: ShadowTask) -> None:
-        """Check that a failed attempt's commit writes no data and emits no event except `error`."""
+        """Check that a failed attempt writes nothing and emits only `error`."""
         failed = f"attempt {commit.attempt} of {shadow} did not succeed"
         for writes, where in ((commit.state, "state"), (commit.shared, "shared data")):
             if writes is not None:
@@ -76,7 +76,7 @@ class RetryRules:
             fail("failed-attempt-emitted", what, commit)
 
     def check_failure(self, commit: Commit, shadow: ShadowTask) -> None:
-        """Check that a failed attempt ends as the retry policy of its routine requires."""
+        """Check that a failed attempt ends as the retry policy requires."""
         policy = self._spec.policies[shadow.task.routine_id]
         key = (shadow.task.task_id, commit.attempt)
         name = "" if commit.error is None else commit.error.type
@@ -198,7 +198,7 @@ class RetryRules:
 
 
 def fail(kind: str, what: str, of: Commit | Task | None, routine: str | None = None) -> NoReturn:
-    """Raise `BrokenRuleError` with a finding about a commit, a task, a routine or the job."""
+    """Raise `BrokenRuleError` with a new finding."""
     if routine is None and of is not None:
         routine = of.routine_id
     path = f"engine.{routine or 'job'}"

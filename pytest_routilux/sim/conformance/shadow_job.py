@@ -1,4 +1,4 @@
-"""A second model of a job, independent of the engine, to compare with the engine's job.
+"""A second model of a job, independent of the engine.
 
 Invariants:
 - Its only input is the commits and the steps that started. A reader can check each value by hand
@@ -53,7 +53,7 @@ class ShadowTask:
 @final
 @dataclass(slots=True)
 class ShadowJob:
-    """A job in the second model: its tasks, its data and its steps in flight.
+    """A model of one job: tasks, data and steps in flight.
 
     `width` bounds the steps in flight, `limits` those of each routine. `free_since` is when the
     last step ended that left room for another one, `idle_since` when the last of all ended, and
@@ -90,7 +90,7 @@ class ShadowJob:
         self.in_flight_of[routine] = self.in_flight_of.get(routine, 0) + 1
 
     def end_step(self, shadow: ShadowTask, at: int) -> None:
-        """Remove a task's step from the steps in flight; do nothing if no such step has started."""
+        """Remove a task's step from the steps in flight."""
         if self.in_flight.pop(shadow.task.task_id, None) is None:
             return
         routine = shadow.task.routine_id
@@ -105,7 +105,7 @@ class ShadowJob:
     # --- commits --------------------------------------------------------------------------------
 
     def create(self, commit: Commit) -> None:
-        """Add to this job the tasks that `commit` creates."""
+        """Add the new tasks of `commit` to this job."""
         for task in commit.tasks:
             self.tasks[task.task_id] = self.open[task.task_id] = ShadowTask(
                 task, commit.at_ns, commit.at_ns
@@ -128,7 +128,7 @@ class ShadowJob:
         self.retries[routine] = self.retries.get(routine, 0) + 1
 
     def conflict(self, shadow: ShadowTask, at: int) -> None:
-        """Count a conflict of a task; after `MOST_CONFLICTS` conflicts the task must run alone."""
+        """Count a conflict of a task."""
         shadow.conflicts += 1
         shadow.ready = at
         self.alone += shadow.conflicts == MOST_CONFLICTS
@@ -140,7 +140,7 @@ class ShadowJob:
             self.shared = _written(self.shared, shared)
 
     def resume(self, commit: Commit) -> None:
-        """Apply `commit`, in which a new host resumes the job; forget all steps in flight."""
+        """Apply a commit in which a new host resumes the job."""
         at = commit.at_ns
         detail = commit.detail or {}
         self.in_flight.clear()

@@ -1,4 +1,4 @@
-"""The rules that a flow sets for each of its jobs: connections, limits, retry policies.
+"""The rules that a flow sets for its jobs, such as limits.
 
 Invariants:
 - It is read from the flow that the author builds, by public names only. Delays are computed here a
@@ -51,7 +51,7 @@ RAISED_BY_ENGINE: Final = {error_name(kind): kind for kind in (StepTimeoutError,
 
 
 def width_of(flow: Flow) -> int:
-    """Return the largest number of steps that a job of `flow` may have in flight at once."""
+    """Return how many steps a job of `flow` may run at once."""
     return flow.max_workers if flow.execution_strategy == "concurrent" else 1
 
 
@@ -65,7 +65,7 @@ def _length(seconds: float) -> int:
 
 @final
 class RetryPolicy:
-    """The retry policy of a routine; `max_retries=None` means that retries are unlimited."""
+    """The retry policy of a routine; `max_retries=None` means no limit."""
 
     __slots__ = (
         "_bounds",
@@ -89,7 +89,7 @@ class RetryPolicy:
         self._bounds: Final[dict[int, tuple[int, int]]] = {}
 
     def bounds(self, retry: int, asked: int | None = None) -> tuple[int, int] | None:
-        """Return the shortest and the longest allowed delay (ns) before retry number `retry`.
+        """Return the shortest and longest allowed delay (ns) before a retry.
 
         `asked` is the delay that a `RetryAfter` asks for.
         """
@@ -107,7 +107,7 @@ class RetryPolicy:
         return self._bounds[retry]
 
     def is_retryable(self, kind: type[BaseException]) -> bool:
-        """Return whether the policy retries a task after an error of the class `kind`."""
+        """Return whether the policy retries after an error of class `kind`."""
         refused = (*self.handler.non_retryable_exceptions, *_NEVER)
         return issubclass(kind, RetryAfter) or (
             issubclass(kind, self.handler.retryable_exceptions) and not issubclass(kind, refused)
@@ -116,7 +116,7 @@ class RetryPolicy:
 
 @final
 class FlowSpec:
-    """The rules of one flow; `edges[routine, event]` lists (target, slot, renamed fields)."""
+    """The rules that one flow sets for its jobs."""
 
     __slots__ = ("edges", "emits_error", "limits", "policies")
 

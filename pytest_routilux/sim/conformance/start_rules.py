@@ -1,4 +1,4 @@
-"""Rules for the start of a step: when the step may start, and which data the step gets.
+"""Rules for the start and the data of a step.
 
 Invariants:
 - A step starts only while its job runs, as the next attempt of its task, and not before it is due.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @final
 class StartRules:
-    """Checks the start of each step of a job; `exact=True` also checks that no step starts late."""
+    """Checks the start of each step of a job."""
 
     __slots__ = ("_compared", "_exact", "_job")
 
@@ -35,7 +35,7 @@ class StartRules:
         self._compared: dict[str | None, tuple[object, object]] = {}
 
     def check(self, step: StepInput) -> None:
-        """Check the start of `step`, and add the step to the steps in flight."""
+        """Check the start of `step`, and record the step as running."""
         job, task, at = self._job, step.task, step.started_ns
         shadow = job.tasks.get(task.task_id)
         if shadow is None:

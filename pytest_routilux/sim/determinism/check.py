@@ -1,4 +1,4 @@
-"""Checks that a flow is deterministic: runs that start alike must write equal records.
+"""Checks that a flow writes the same records in each run.
 
 Invariants:
 - The runs that are compared begin alike and share nothing: each is a process of its own, with
@@ -43,7 +43,7 @@ _SEEDS: Final = (1, 2)
 def check_determinism(
     case: Case, start_ns: int, *, fresh: bool = True, coverage: Coverage | None = None
 ) -> Finding | None:
-    """Run a case several times; return a finding on the first difference, None if there is none.
+    """Return a finding on the first difference between runs of a case.
 
     `fresh`: also compare runs in fresh interpreters, where no patch of the test applies. What
     can't be compared is noted in `coverage`. A run that does not finish proves nothing: it is a
@@ -80,15 +80,15 @@ def check_determinism(
 
 @dataclass(slots=True)
 class _Trace:
-    """The trace of a run: its commits as rows, its `Source` calls, and its use of effects."""
+    """The commits and the `Source` calls of a run."""
 
     rows: list[Row]
     sources: list[Source]
-    doubles: bool
+    doubles: bool  # whether the run called effects
 
 
 class _Runs:
-    """Runs a case in a new process each time, and compares each run with the first one."""
+    """Runs a case in new processes and compares the runs."""
 
     def __init__(self, hosts: ForkedHosts, start_ns: int) -> None:
         self._hosts = hosts
@@ -118,7 +118,7 @@ class _Runs:
         return _finding("nondeterminism", what, self.first.rows, other.rows, at, source, _shape)
 
     def in_one_process(self) -> Finding | None:
-        """Return a finding if a run differs because an earlier run has changed a global."""
+        """Return a finding if a changed global makes the next run differ."""
         rows = self.first.rows
         variables, second = self._result(_run_twice, self._start_ns)
         at = _first_difference(rows, second.rows)
@@ -149,16 +149,16 @@ class _Runs:
         return reply.result
 
     def _sources(self, moved: bool = False) -> list[Source] | None:
-        """Profile one more run and return its `Source` calls; None if the run does not finish."""
+        """Profile one more run, and return the run's `Source` calls."""
         trace = self._hosts.ask(_trace, self._start_ns, moved, True).result
         return None if trace is None else trace.sources
 
 
 def _in_fresh_interpreters(case: Case, start_ns: int) -> Finding | str | None:
-    """Return a finding if two hash seeds give different runs, or why this can't be checked."""
+    """Return a finding if runs with two hash seeds differ."""
     found = rows_by_seed(case, start_ns, _SEEDS)
     if isinstance(found, str):
-        return found
+        return found  # why the runs can't be compared
     rows, other = ([_loaded(row) for row in each] for each in found)
     at = _first_difference(rows, other)
     if at is None:
@@ -195,11 +195,11 @@ def _first_difference(
 
 
 def _source_of(sources: Iterable[Source], rows: Sequence[Row], at: int) -> Source | None:
-    """Return a `Source` call in the step of row `at`; if there is none, the last earlier call."""
+    """Return the `Source` call that most likely explains row `at`."""
     steps = [(row.get("task_id"), row.get("attempt", 0)) for row in rows[: at + 1]]
     before = [source for source in sources if (source.task_id, source.attempt) in steps]
     here = [source for source in before if (source.task_id, source.attempt) == steps[-1]]
-    # Most calls of id() do not matter.
+    # Without a call in this step, the last one before it. Most calls of id() do not matter.
     ordered = sorted(here or before[::-1], key=lambda source: source.call == "id()")
     return ordered[0] if ordered else None
 
@@ -246,8 +246,8 @@ def _trace(
     moved: bool = False,
     profiled: bool = False,
 ) -> _Trace:
-    """Run a case and return its trace; `moved=True` changes the memory addresses of objects."""
-    ballast = _ballast() if moved else []
+    """Run a case, and return the trace of the run."""
+    ballast = _ballast() if moved else []  # moves later objects in memory
     sources: list[Source] = []
     if profiled:
         with recorded_sources() as sources:
@@ -260,7 +260,7 @@ def _trace(
 
 
 def _ballast() -> list[object]:
-    """Fill memory with objects, to change the `id()` and the set order of later objects."""
+    """Fill memory with objects, which changes the `id()` of later objects."""
     return [bytes(n % 480) if n % 3 else object() for n in range(5_003)] + [
         n / 7 for n in range(501)
     ]
@@ -278,9 +278,9 @@ def _loaded(row: str) -> Row:
 def _run_twice(
     case: Case, send: object, start_ns: int, variable: Variable | None = None
 ) -> tuple[list[Variable], _Trace]:
-    """Run a case twice; between the two runs, restore the value that `variable` had at the start.
+    """Run a case twice in this process.
 
-    Returns the variables that the first run changed, and the second run.
+    Restores `variable` in between. Returns the variables that run 1 changed, and run 2's trace.
     """
     before = globals_of(users_modules())
     kept = None if variable is None else pickled_value(variable)

@@ -1,4 +1,4 @@
-"""Records calls that can make two runs differ: reads of clocks, random numbers and `id()`.
+"""Records calls that can make two runs differ, such as clock reads.
 
 Invariants:
 - A call is recorded with the user's line that made it, also through a library.
@@ -74,17 +74,17 @@ def _codes() -> dict[CodeType, str]:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A call whose result may differ between runs; `where` is the line of user code that calls."""
+    """A call whose result may differ between runs."""
 
     call: str
-    where: str
+    where: str  # file:line of the user's code
     routine_id: str
     task_id: str
     attempt: int
 
     @property
     def repeats(self) -> bool:
-        """Whether the call returns the same value in all runs that start at one instant."""
+        """Whether all runs with one start instant get the same value."""
         return self.call == _VIRTUAL or self.call.startswith("ctx.")
 
     @property
@@ -95,7 +95,7 @@ class Source:
 
 @contextmanager
 def recorded_sources() -> Iterator[list[Source]]:
-    """Yield a list; each `Source` call of a handler in the `with` block is added to the list."""
+    """Record the `Source` calls that handlers make in the `with` block."""
     found: list[Source] = []
     built_in, codes = _built_in(), _codes()
 

@@ -1,4 +1,4 @@
-"""Detects handlers that swallow a KeyboardInterrupt, a SystemExit or the death of their host.
+"""Detects handlers that swallow a BaseException, such as KeyboardInterrupt.
 
 Invariants:
 - Every handler that the undisturbed run calls is called again with its first input, once for each
@@ -33,7 +33,7 @@ class _HostDies(BaseException):
 
 
 def swallowed_crash(case: Case, start_ns: int, *, isolated: bool = True) -> Finding | None:
-    """Return a finding on the first handler that swallows the death of its host; None if none does.
+    """Return a finding on the first handler that swallows a BaseException.
 
     Without `isolated`, the check runs in this process.
     """
@@ -63,7 +63,7 @@ def _swallowed(case: Case, send: object, start_ns: int) -> Finding | None:
 
 
 class _Trap:
-    """The host of one step; the host dies at the handler's n-th call of `ctx` or of an effect."""
+    """A host that dies at a step's n-th `ctx` or effect call."""
 
     def __init__(self, step: StepInput, number: int) -> None:
         self.clock = SimClock(step.started_ns)
@@ -95,7 +95,7 @@ class _Trap:
 
 
 class _Events(deque[Any]):
-    """A step's list of events; `append` adds the call of an effect, and may end the host."""
+    """A step's event list that reports each effect call to the trap."""
 
     def __init__(self, trap: _Trap) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class _Events(deque[Any]):
 
 
 def _call(flow: Flow, step: StepInput, trap: _Trap) -> bool:
-    """Run a step on the host `trap`, which dies; return whether the handler ended without error."""
+    """Run a step on `trap`, and return whether the step succeeded."""
     plan, routine_id = flow.plan(), step.task.routine_id
     outer = running.flight, running.clock
     flight = Flight(None, step)  # type: ignore[arg-type]  # a double needs no driver

@@ -1,1 +1,1 @@
-"""Turns a problem that a simulation found into a report with cause, timeline and fix."""
+"""Turns a finding of a simulation into a report."""

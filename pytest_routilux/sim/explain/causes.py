@@ -1,4 +1,4 @@
-"""Finds the cause of a problem in the tested flow, and suggests a fix as code.
+"""Finds a failure's cause in the tested flow, and suggests a fix.
 
 Invariants:
 - A cause that is stated as a fact was observed in a run or in the flow. Otherwise the text says
@@ -34,7 +34,7 @@ _OF_USERS: Final = ("always", "payload-changed", "changed-by-saving", "unreadabl
 
 
 class Reason(NamedTuple):
-    """The cause and the fix of a finding; the report keeps the line breaks of both texts."""
+    """The cause and the fix of a finding."""
 
     why: str
     fix: str
@@ -51,7 +51,7 @@ class Failure:
 
     @property
     def routine(self) -> str:
-        """The id of the finding's routine, or "a routine" if the finding names none."""
+        """The id of the finding's routine, or "a routine" by default."""
         return self.finding.routine or "a routine"
 
     @property
@@ -61,7 +61,7 @@ class Failure:
 
     @cached_property
     def hidden(self) -> HiddenChange | None:
-        """The change of unsaved state that fits the finding best; None if nothing changed."""
+        """The change of unsaved state that fits the finding best."""
         finding, run = self.reference.finding, self.reference.run
         found: list[HiddenChange] = []
         if finding is None or finding.kind not in ENDS_PROCESS:
@@ -73,12 +73,12 @@ class Failure:
 
     @property
     def handler(self) -> str:
-        """The place of the routine's handler in the code, as ` (file:line)`; "" if unknown."""
+        """The handler's place in the code as ` (file:line)`; "" if unknown."""
         return self.at(handler_of(self.reference.run.host.flow, self.finding.routine))
 
     def at(self, where: str | None) -> str:
-        """Return the code line `where` as ` (file:line)`; "" if it is None or in this plugin."""
-        line = where_text(where, self.root) if where else ""
+        """Return the code line `where` as ` (file:line)`."""
+        line = where_text(where, self.root) if where else ""  # also "" for this plugin's code
         return f" ({line})" if line else ""
 
 

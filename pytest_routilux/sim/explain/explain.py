@@ -1,4 +1,4 @@
-"""Writes the report on a failure: problem, smallest cause, differences, timeline and fix.
+"""Writes the report on a failure of a simulation.
 
 Invariants:
 - The parts have one order and one layout, by the width of the terminal, 80 to 100 columns.
@@ -57,9 +57,9 @@ _HEADS: Final = {
 def explain_cause(
     cause: Cause, case: Case, columns: int, *, repro: str | None, root: Path | None = None
 ) -> str:
-    """Return the report on a failure and its smallest cause; `columns` is the terminal's width.
+    """Return the report on the smallest cause of a failure.
 
-    `repro` is a command. Files are relative to `root`, by default the working directory.
+    `columns` is the terminal's width; `repro` is a command. Files are shown relative to `root`.
     """
     least, most = _COLUMNS
     columns = min(max(columns, least), most)
@@ -234,7 +234,7 @@ def _tried(exploration: Exploration, finding: Finding) -> list[str]:
 
 
 def not_compared(reference: Reference) -> list[str]:
-    """Return a line that names the parts that differ between runs even without a crash."""
+    """Return a line about the parts that vary without a crash."""
     places = dict.fromkeys(
         ".".join(step for step in path[1:] or path if step != "*")
         for path in sorted(reference.mask)

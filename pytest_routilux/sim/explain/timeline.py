@@ -1,4 +1,4 @@
-"""The timeline of a simulated job, in rows: time, host, commit, and what happened.
+"""The timeline of a simulated job, as rows of a table.
 
 Invariants:
 - The rows are the entries of the world's log, in its order. Times are virtual seconds since the
@@ -37,14 +37,14 @@ _AFTER_WRITE: Final = ("after a write", "in a recovery", "by document")
 
 @dataclass(slots=True)
 class TimelineRow:
-    """One row of a timeline; `task` is (task id, routine id), and `where` is a line of code."""
+    """One row of a timeline."""
 
     at_ns: int
     host: int
     commit: str
-    task: tuple[str, str] | None
+    task: tuple[str, str] | None  # task id, routine id
     what: str
-    where: str = ""
+    where: str = ""  # file:line
     marked: bool = False
     call: Call | None = None
 
@@ -55,7 +55,7 @@ class TimelineRow:
 def rows_of(
     world: World, root: Path, *, reference: Reference, finding: Finding, point: CrashPoint | None
 ) -> list[TimelineRow]:
-    """Return the timeline of `world` as rows; the crash and the first difference are marked."""
+    """Return the timeline of `world` as rows."""
     entries = _shown(world.log, point)
     crash = next((i for i, (_, _, what) in enumerate(entries) if isinstance(what, Note)), None)
     different = None
@@ -136,7 +136,7 @@ def _of_crash(note: Note, before: object, point: CrashPoint | None) -> str:
 
 
 def where_text(where: str, root: Path) -> str:
-    """Shorten `where` (`file:line`): relative to `root`, or the last two parts of another path."""
+    """Shorten the path of `where` (`file:line`); "" for this plugin's code."""
     file, colon, line = where.rpartition(":")
     path = Path(file)
     if path.is_relative_to(_OURS):
@@ -191,7 +191,7 @@ def _trace(commit: Commit, trie: dict[str, object]) -> tuple[object, ...]:
 
 
 def timeline_table(rows: Sequence[TimelineRow], most: int, cells: int) -> list[str]:
-    """Return the timeline in at most `most` lines: a header, and the rows near the marked ones."""
+    """Return the timeline as a table of at most `most` lines."""
     chosen = _chosen(rows, most - 1)
     if not chosen:
         return []

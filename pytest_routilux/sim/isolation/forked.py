@@ -1,4 +1,4 @@
-"""Functions that run in a forked process, and functions that replay the log of such a process.
+"""Simulated runs in forked processes, and the logs of these runs.
 
 Invariants:
 - A function gets the case as it was when the fork server started, and returns plain values: the
@@ -55,7 +55,7 @@ class HostLog:
 
 
 def replay(world: World, job_id: str, entries: Sequence[Entry]) -> None:
-    """Add log entries from another process to `world`, as if they had happened in this process."""
+    """Add log entries from another process to `world`."""
     for at, host, what in entries:
         world.host_number = host
         if isinstance(what, str):
@@ -88,7 +88,7 @@ def _log_of(world: World) -> HostLog:
 
 
 class _SendLog(Fault):
-    """Sends one log entry before each call of a handler, and one after each durable commit."""
+    """Sends a log entry before each handler call and after each durable commit."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -103,7 +103,7 @@ class _SendLog(Fault):
 
 
 def undisturbed_log(case: Case, send: Send, start_ns: int) -> HostLog:
-    """Run a case without a crash; send each log entry at once: a handler may end the process."""
+    """Run a case without a crash, and send each log entry at once."""
     before = globals_of(users_modules())
     run = run_undisturbed(replace(case, faults=(*case.faults, _SendLog(send))), start_ns)
     log = _log_of(run.world)
@@ -130,7 +130,7 @@ def recovery_log(
     point: CrashPoint,
     kept: tuple[Variable, bytes] | None,
 ) -> HostLog:
-    """Resume a job from the commits in `rows`; first restore `kept`, a variable and its value."""
+    """Resume a job from the commits in `rows`."""
     if kept is not None:
         restore_value(*kept)
     durable = [
@@ -158,7 +158,7 @@ def hidden_changes(case: Case, send: Send, start_ns: int) -> list[HiddenChange]:
 
 
 def pickled_value(variable: Variable) -> bytes | None:
-    """Return a variable's value, pickled for `restore_value`; None if pickling fails."""
+    """Return a variable's pickled value; None if pickling fails."""
     with suppress(Exception):
         value = getattr(*_owner(variable))
         if type(value) is count:  # pickling one is deprecated
@@ -168,7 +168,7 @@ def pickled_value(variable: Variable) -> bytes | None:
 
 
 def restore_value(variable: Variable, data: bytes) -> None:
-    """Set a variable to the value in `data`, a result of `pickled_value`."""
+    """Set a variable to the value that `pickled_value` saved in `data`."""
     kind, value = pickle.loads(data)
     if kind is not None:
         value = kind(*value) if isinstance(value, tuple) else kind(value)
@@ -200,7 +200,7 @@ class _KeepValue(Fault):
 def value_at_commit(
     case: Case, send: Send, start_ns: int, seq: int, variable: Variable
 ) -> bytes | None:
-    """Run a case without a crash; return a variable's pickled value right after commit `seq`."""
+    """Run a case, and return a variable's pickled value after commit `seq`."""
     keep = _KeepValue(seq, variable)
     run_undisturbed(replace(case, faults=(*case.faults, keep)), start_ns)
     return keep.data

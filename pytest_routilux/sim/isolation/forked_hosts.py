@@ -1,4 +1,4 @@
-"""Finds handlers that keep progress in module variables, and handlers that end their process.
+"""Finds handlers that end their process or keep progress in module variables.
 
 Invariants:
 - The undisturbed run happens first in a process of its own. A handler that ends this process is
@@ -58,14 +58,14 @@ ENDS_PROCESS: Final = ("kills-process", "hangs")
 
 @dataclass(slots=True)
 class Killed:
-    """A finding on a handler that ended its process, and the run until that moment."""
+    """A finding on a handler that ended its process."""
 
     finding: Finding
-    run: Undisturbed
+    run: Undisturbed  # until the process ended
 
 
 class ForkedHosts:
-    """Runs hosts of one case in forked processes; create this before the case runs in the test."""
+    """Runs hosts of one case in forked processes."""
 
     def __init__(
         self, case: Case, start_ns: int, coverage: Coverage, *, isolated: bool = True
@@ -74,6 +74,7 @@ class ForkedHosts:
         self._case = case = replace(case, store=None)
         self._start_ns = start_ns
         self._coverage = coverage
+        # Starts now, so create this object before the case runs in the test's process.
         self._server = ForkServer(case) if isolated and can_fork() else None
         self._threads = threading.active_count() > 1
         self._changed: list[Variable] = []
@@ -89,7 +90,7 @@ class ForkedHosts:
             self._server.__exit__()
 
     def ask(self, function: Callable[..., object], *args: object) -> Reply:
-        """Call `function(case, send, *args)` in a forked process; without forks, in this one."""
+        """Call `function(case, send, *args)`, in a forked process if possible."""
         if self._server is None:
             return Reply(function(self._case, lambda value: None, *args))
         self._coverage.runs += 1
@@ -98,7 +99,7 @@ class ForkedHosts:
     # --- handlers that end their process --------------------------------------------------------
 
     def canary(self) -> Killed | None:
-        """Run the case in a fork, and return a finding if a handler ends or blocks the fork."""
+        """Return a finding if a handler ends or blocks its process."""
         if self._server is None:
             return None
         reply = self.ask(undisturbed_log, self._start_ns)
@@ -150,7 +151,7 @@ class ForkedHosts:
         points: Sequence[CrashPoint],
         failures: Sequence[tuple[CrashPoint, Finding]],
     ) -> tuple[Finding, Disturbed] | None:
-        """Resume the job in forked processes after some crashes; return the first new finding."""
+        """Resume the job in forked processes, and return the first new finding."""
         if self._server is None or not self._changed:
             return None
         known_at = {point: finding.signature for point, finding in failures}
@@ -185,13 +186,13 @@ class ForkedHosts:
     def _recovered(
         self, run: Undisturbed, point: CrashPoint, variable: Variable | None = None
     ) -> World | None:
-        """Resume the job in a forked process after a crash; only `variable` survives there."""
+        """Resume the job in a forked process after a crash."""
         kept = None
         if variable is not None:
             data = self.ask(value_at_commit, self._start_ns, point.commits, variable).result
             if data is None:
                 return None
-            kept = (variable, data)
+            kept = (variable, data)  # the only variable that survives the crash
         rows = [commit.dumps() for commit in run.durable[: point.commits]]
         reply = self.ask(recovery_log, self._start_ns, rows, point, kept)
         if reply.ended is not None:
@@ -202,7 +203,7 @@ class ForkedHosts:
         return world
 
     def _variance(self, known: Reference) -> Trie | None:
-        """Run the case in separate processes; return the paths at which the results differ."""
+        """Return the paths at which runs in separate processes differ."""
         views = []
         for variation in [*variations(known.run.host.flow.plan()), Variation(), Variation()]:
             reply = self.ask(variation_log, self._start_ns, variation)

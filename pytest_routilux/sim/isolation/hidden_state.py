@@ -1,4 +1,4 @@
-"""Detects state that a handler changes but no commit saves: routine attributes, module globals.
+"""Detects changes of state that no commit saves, such as module globals.
 
 Invariants:
 - A change names the attribute or global, and the handler that ran while it changed. It is a hint
@@ -47,7 +47,7 @@ _CODE: Final = (type, FunctionType, ModuleType, property, classmethod, staticmet
 
 @dataclass(frozen=True, slots=True)
 class HiddenChange:
-    """A handler's change of state that no commit saves.
+    """A handler's change of an attribute or global.
 
     `name` is `self.tries`, `shop.charge:_seen` or `shop.charge:Charge.seen`; `where` is file:line
     of the handler's definition, `was` and `became` are short texts.
@@ -62,9 +62,9 @@ class HiddenChange:
 
 
 def hidden_state(case: Case, start_ns: int, *, everywhere: bool = False) -> list[HiddenChange]:
-    """Run a case without a crash; return its handlers' changes of attributes and globals.
+    """Return the changes that a case's handlers make to attributes and globals.
 
-    Globals are those of the routines' modules, or `everywhere`: of all modules of the user.
+    Checks the globals of the routines' modules; with `everywhere`, of all modules of the user.
     """
     watch = _Watch(everywhere=everywhere)
     # First, so that it wraps the handler itself.
@@ -73,7 +73,7 @@ def hidden_state(case: Case, start_ns: int, *, everywhere: bool = False) -> list
 
 
 class _Watch(Fault):
-    """Compares a routine's attributes and its module's globals before and after each handler call.
+    """Finds the attributes and globals that each handler call changes.
 
     `everywhere`: the globals of all modules of the user.
     """
@@ -155,9 +155,9 @@ def globals_of(modules: Iterable[ModuleType]) -> Values:
 
 
 def _digest(value: object, levels: int = _LEVELS, left: list[int] | None = None) -> str:
-    """Return a text that changes if `value` changes; no code of the user runs.
+    """Return a text that changes if `value` changes.
 
-    Only changes in the next `levels` levels and the next `left[0]` nodes count.
+    Runs no code of the user. Only the next `levels` levels and `left[0]` nodes count.
     """
     left = [_NODES] if left is None else left
     kind = type(value)

@@ -1,4 +1,4 @@
-"""Runs a case without a crash in new Python processes, each with its own hash seed.
+"""Runs a case in new Python processes with different hash seeds.
 
 Invariants:
 - A fresh interpreter has no patch, no double and no closure of a test: only a `build` that can be
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 def importable(case: Case) -> bool:
-    """Return whether `case` has no faults and a `build` that a new Python process can import."""
+    """Return whether a new Python process can run `case`."""
     name = getattr(case.build, "__qualname__", "")
     return not case.faults and object_named(f"{case.build.__module__}:{name}") is case.build
 
 
 def rows_by_seed(case: Case, start_ns: int, seeds: Sequence[int]) -> list[list[str]] | str:
-    """Run a case once for each hash seed; return each run's commits, or the text of an error."""
+    """Return a list of commits per hash seed, or an error text."""
     try:
         params = codec.encode(dict(case.params or {}), "$.params")
     except UnserializableError as error:
@@ -66,7 +66,7 @@ def rows_by_seed(case: Case, start_ns: int, seeds: Sequence[int]) -> list[list[s
 
 
 def simulate(build: Callable[[], Flow], request: Mapping[str, Any]) -> dict[str, object]:
-    """Run the case that `request` describes, and return its commits as rows."""
+    """Run the case in `request`, and return the commits as rows."""
     start_ns = request["start_ns"]
     params = codec.decode(request["params"], "$.params")
     case = Case(build, request["entry"], params, request["slot"], request["job_id"])

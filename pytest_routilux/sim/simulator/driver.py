@@ -1,4 +1,4 @@
-"""`SimDriver`: runs the steps of a simulated host in virtual time, in one thread.
+"""`SimDriver`: runs the steps of a simulated host in virtual time.
 
 Invariants:
 - A handler runs to its end as soon as its step starts, against its snapshot. Its events (effects,
@@ -44,9 +44,10 @@ TEST_OUTCOMES: Final = (KeyboardInterrupt, pytest.fail.Exception, pytest.skip.Ex
 
 @contextmanager
 def record_started_threads(clock: SimClock) -> Iterator[list[threading.Thread]]:
-    """Yield a list of all threads that handlers start, and of the threads that those start.
+    """Yield a list of the threads that handlers start.
 
-    Other threads do not count: a test may have a server that starts a thread for each call.
+    Threads that these threads start are added, too. Other threads are not: a test may have a server
+    that starts a thread for each call.
     """
     started: list[threading.Thread] = []
     real = threading.Thread.start
@@ -64,7 +65,7 @@ def record_started_threads(clock: SimClock) -> Iterator[list[threading.Thread]]:
 
 
 class _StepHost:
-    """Implements `ctx` for one step: virtual time, sleeps, and the results of `ctx.once`."""
+    """Implements `ctx` for one step in virtual time."""
 
     __slots__ = ("_clock", "_driven", "_flight", "_pace")
 
@@ -94,7 +95,7 @@ class _StepHost:
 
 
 class SimDriver:
-    """Runs the handlers of one simulated host; `next` returns the step that ends next."""
+    """Runs the handlers of one simulated host."""
 
     room = True
 
@@ -130,14 +131,14 @@ class SimDriver:
             world.log.append((step.started_ns, world.host_number, start))
 
     def others(self, than: Ended) -> list[Ended]:
-        """Return an empty list: `next` returns the ended steps one at a time."""
+        """Return an empty list, since `next` returns one step at a time."""
         return []
 
     def poke(self) -> None:
         """Do nothing: `next` never waits."""
 
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
-        """Return the next step that ends; None if `until` comes first, or if the job is dropped."""
+        """Return the next step that ends; None if `until` comes first."""
         clock = self._clock
         if not self._ended:
             if until is not None and until <= clock.mono:
@@ -169,7 +170,7 @@ class SimDriver:
                 return None
 
     def _choose(self, until: int | None, key: Key) -> Ended | Flight | None:
-        """Return the next step that ends or continues; None if the instant `until` comes first."""
+        """Return the next step that ends or continues; None if `until` comes first."""
         ended, fresh, asleep = self._ended, self._fresh, self._asleep
         if self._scheduler is FIFO:
             if ended:

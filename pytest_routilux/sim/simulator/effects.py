@@ -1,4 +1,4 @@
-"""`Effect`: a test double for an external call; records the inputs, key and time of each call.
+"""`Effect`: a test double for an external call.
 
 Invariants:
 - A double records each call and does nothing else. Its result depends on its inputs alone, so a
@@ -26,7 +26,7 @@ _OURS: Final = ("pytest_routilux.", "routilux.")
 
 
 class Effect:
-    """A test double for one external call; made by `flow_sim.effect`.
+    """A test double for one external call.
 
     `key` is the name of the parameter that carries an idempotency key. `returns` makes the result
     from the same arguments; without it the result is a text that depends on the inputs.

@@ -1,4 +1,4 @@
-"""Runs one job on one simulated host, with the engine's own loop in virtual time.
+"""Runs one job on one simulated host in virtual time.
 
 Invariants:
 - The loop, the machine and the commits are the engine's; the driver, the clock and the journal are
@@ -56,7 +56,7 @@ _MOST_ENCODED: Final = 1_000
 
 
 class _WorldJournal:
-    """A journal that stores the commits of one simulated host in a `World`.
+    """A journal that adds a simulated host's commits to a `World`.
 
     With `checked`, each commit is read back from its saved form, and is compared with that form
     again at the end of the run.
@@ -144,7 +144,7 @@ def _routine_of(commit: Commit) -> str:
 
 
 def _refuse_unsaved(commit: Commit) -> None:
-    """Raise `UnserializableError` for a value in `commit` that a store can't save."""
+    """Raise `UnserializableError` if a store can't save a value of `commit`."""
     for index, emission in enumerate(commit.emissions):
         if not emission.flat:
             _encode(emission.payload, f"$.emissions[{index}].payload")
@@ -172,7 +172,7 @@ def _encode(data: dict[str, object], path: str) -> None:
 
 
 class _ChoosingMachine(Machine):
-    """A job's state machine whose `scheduler` decides which task starts next."""
+    """A job's state machine with a `scheduler` that picks the next task."""
 
     __slots__ = ("scheduler",)
 
@@ -242,7 +242,7 @@ class _SimRuntime(Runtime):
 
 
 class _SimThreads(Threads):
-    """Drives all jobs of a simulated host in a single thread, never in the background."""
+    """Drives all jobs of a simulated host in a single thread."""
 
     def __init__(self, runtime: _SimRuntime) -> None:
         super().__init__(runtime.environment, None)
@@ -277,10 +277,10 @@ def run_host(
     checked: bool = False,
     flow: Flow | None = None,
 ) -> Host:
-    """Run a job on one host until the job stops or the host dies; add the commits to `world`.
+    """Run a job on one host until the job stops or the host dies.
 
-    Without `job` a new job starts, else the host resumes `job`. `checked` reads each commit back
-    from its saved form. `flow` takes the place of one that `case.build` makes.
+    Adds the commits to `world`. Without `job` a new job starts, else the host resumes `job`.
+    `checked` reads each commit back from its saved form. `flow` replaces the one of `case.build`.
     """
     flow = case.build() if flow is None else flow
     host = Host(flow, exact=scheduler is FIFO)
@@ -315,7 +315,7 @@ def run_host(
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """A change that must not matter: another start, other durations, one worker, another order."""
+    """A perturbation that must not change a correct flow's result."""
 
     shift_ns: int = 0
     pace: Pace = NORMAL_PACE
@@ -336,7 +336,7 @@ def variations(plan: Plan) -> list[Variation]:
 
 
 def run_variation(case: Case, start_ns: int, variation: Variation) -> tuple[World, Host]:
-    """Run a job without a crash, changed by `variation`; return the run's world and host."""
+    """Run a job with `variation`, and return the run's world and host."""
     for fault in case.faults:
         fault.begin(0)
     world = World(start_ns + variation.shift_ns)

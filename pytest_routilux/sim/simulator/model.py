@@ -1,4 +1,4 @@
-"""Data classes of a simulation: the case, the hosts, the world (durable data), and findings.
+"""Data classes of a simulation: case, hosts, world and findings.
 
 Invariants:
 - A case is a value: any number of runs share it.
@@ -55,7 +55,7 @@ LogEntry: TypeAlias = "tuple[int, int, Commit | Call | Start | Note]"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A job to simulate: the function that builds its flow, its start, its faults and its store.
+    """A job to simulate: the flow, the start, the faults and the store.
 
     With `store`, only what that store keeps in its files is durable.
     """
@@ -72,9 +72,9 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """The duration of steps: `percent` of each sleep in a handler, plus `more_ns` for each step.
+    """The length of sleeps and steps in a simulation.
 
-    `more_ns` is not added to a step whose attempt has a timeout.
+    A sleep takes `percent` of its length. A step without a timeout takes `more_ns` longer.
     """
 
     percent: int = 100
@@ -106,7 +106,7 @@ class CrashPoint:
 
     @property
     def simplicity(self) -> tuple[int, int]:
-        """The sort key that puts the simplest point first: the kind, then the time."""
+        """The sort key that puts the simplest point first."""
         return _KINDS.index(self.kind), self.at_ns
 
 
@@ -115,7 +115,7 @@ class CrashPoint:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One recorded call of an `Effect`, the test double for an external call.
+    """One recorded call of an `Effect`.
 
     `number` counts the effects of this attempt from 1; `arguments` are its inputs by name, without
     the key; `where` is the line of the user's code; `at_ns` is virtual time (UTC).
@@ -144,7 +144,7 @@ class Note:
 
 
 class StoreFiles(Protocol):
-    """Protocol for the files of a real store in a simulation; `RealStoreFiles` implements it."""
+    """Protocol for the files of a real store in a simulation."""
 
     def cut(self, commits: int) -> StoreFiles:
         """Return the store's files as they were after the first `commits` commits."""
@@ -153,15 +153,15 @@ class StoreFiles(Protocol):
         """Return a context manager that keeps the store open while one host runs."""
 
     def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
-        """Write a commit to the open store; errors of the store are raised unchanged."""
+        """Write a commit to the open store."""
 
     def stored_job(self, job_id: str, world: World) -> JobState | Finding | None:
-        """Return the job in the files, None if there is no job, or a finding on a broken rule."""
+        """Return the stored job, or a finding if the store breaks a rule."""
 
 
 @dataclass(slots=True)
 class World:
-    """All that outlives a host: the commits and effect calls of all hosts until `now_ns`.
+    """The commits and effect calls of all hosts until `now_ns`.
 
     `host_number` counts the hosts. `files` are those of a real store, if the case has one.
     """
@@ -179,16 +179,16 @@ class World:
         self.log.append((commit.at_ns, self.host_number, commit))
 
     def add_call(self, call: Call) -> None:
-        """Add a call of an effect to this world's calls and log."""
+        """Add an effect call to this world's calls and log."""
         self.calls.append(call)
         self.log.append((call.at_ns, self.host_number, call))
 
     def add_note(self, at_ns: int, text: str) -> None:
-        """Add to this world's log a note on how a host ended."""
+        """Add a note on a host's end to this world's log."""
         self.log.append((at_ns, self.host_number, Note(text)))
 
     def cut(self, commits: int, calls: int, at_ns: int) -> World:
-        """Return the world at the instant `at_ns`, after `commits` commits and `calls` calls."""
+        """Return the world after the first `commits` commits and `calls` calls."""
         files = None if self.files is None else self.files.cut(commits)
         world = World(
             at_ns, self.commits[:commits], self.calls[:calls], [], self.host_number, files
@@ -209,7 +209,7 @@ class World:
 
 @dataclass(slots=True)
 class Finding:
-    """A problem that a check found, such as a result that a crash changed.
+    """A problem that a check found.
 
     `kind` is its name in lower case, `what` says it in one line. `routine` and `path` say where;
     together with the kind they are what shrinking must keep. `rows` are (name, undisturbed, with
@@ -232,12 +232,12 @@ class Finding:
 
 
 class HostCrash(BaseException):
-    """Raised to end a simulated host, at a point where no code of the user is on the stack."""
+    """Raised to end a simulated host."""
 
 
 @dataclass(slots=True)
 class Host:
-    """One simulated host: its flow, the job in its memory, and a record of what happened there.
+    """The flow, the job and the recorded events of one simulated host.
 
     `error` ended it from outside: an error of the store, an exit of the process, a stall.
     `findings` are rules that the engine broke, `store_finding` one that a real store broke.
@@ -261,9 +261,10 @@ class Host:
 
 @dataclass(slots=True)
 class Undisturbed:
-    """A run without a crash; `states[n]` is the job that the store would return after n commits.
+    """A run without a crash.
 
-    `store_findings` are rules that a real store broke, by the number of commits.
+    `states[n]` is the job that the store would return after n commits. `store_findings` are rules
+    that a real store broke, by the number of commits.
     """
 
     case: Case
@@ -282,12 +283,12 @@ class Undisturbed:
 
 @dataclass(slots=True)
 class Disturbed:
-    """A run with a crash: its world, its hosts, and whether the crash happened."""
+    """A run with a crash planned at `point`."""
 
     point: CrashPoint
     world: World
     hosts: list[Host]
-    executed: bool
+    executed: bool  # whether the crash happened
 
     @property
     def host(self) -> Host:

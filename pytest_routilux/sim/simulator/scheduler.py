@@ -1,4 +1,4 @@
-"""Decides the order of work in a simulation: which task starts next, and which step continues.
+"""Decides the order of work in a simulation.
 
 Invariants:
 - Every decision of a simulation is one call of `choose`; there is no other source of variety.
@@ -13,15 +13,15 @@ from typing import Protocol, final
 
 
 class Scheduler(Protocol):
-    """Chooses what happens next: a task starts, a step continues, or time passes."""
+    """Chooses between starting a task, continuing a step and letting time pass."""
 
     def choose(self, options: int) -> int:
-        """Choose one of `options` options, at least 2; return the index of the option, from 0."""
+        """Choose one of `options` options, and return the option's index."""
 
 
 @final
 class FifoScheduler:
-    """A scheduler for "first in, first out": it always chooses the first option."""
+    """A scheduler that always chooses the first option (first in, first out)."""
 
     def choose(self, options: int) -> int:
         """Return 0, the index of the first option."""
@@ -32,7 +32,7 @@ FIFO = FifoScheduler()
 
 
 class SeededScheduler:
-    """A scheduler with a random order; equal seeds give equal orders on every machine.
+    """A scheduler with a random order that the seed determines.
 
     >>> [SeededScheduler(7).choose(3) for _ in range(3)]
     [1, 1, 1]
@@ -42,5 +42,5 @@ class SeededScheduler:
         self._draw = Random(seed).randrange
 
     def choose(self, options: int) -> int:
-        """Return a random index below `options`; the seed determines the sequence of results."""
+        """Return a random index below `options`."""
         return self._draw(options)

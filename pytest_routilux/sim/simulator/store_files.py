@@ -1,4 +1,4 @@
-"""Keeps a real store's files when a simulated host dies, and gives a copy to the next host.
+"""Passes a real store's files from a dead host to the next host.
 
 Invariants:
 - A dead host leaves each file as another process reads it at that instant, while the store is open:
@@ -50,10 +50,10 @@ _NEEDED: Final = ("create", "append", "claim", "rows", "job_ids", "free_in")
 
 
 class RealStoreFiles:
-    """The files of a real store: `now` is their current contents, `after[n]` is after n commits.
+    """The contents of a real store's files during a simulation.
 
-    `rows` are those that the store has acknowledged; `doubtful` is the commit whose write raised,
-    with its row.
+    `now` is the current contents, `after[n]` the contents after n commits. `rows` are the rows that
+    the store has acknowledged; `doubtful` is the commit whose write raised, with its row.
     """
 
     def __init__(self, open_store: OpenStore) -> None:
@@ -78,7 +78,7 @@ class RealStoreFiles:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Keep the store open for one host, and save the files' contents when the host ends."""
+        """Keep the store open while one host runs."""
         with self._copied() as store:
             self._store = store
             if not self.after:
@@ -90,7 +90,7 @@ class RealStoreFiles:
                 self._store = None
 
     def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
-        """Write a commit to the open store; errors of the store are raised unchanged."""
+        """Write a commit to the open store."""
         store = self._store
         assert store is not None
         row = saved_rows.dump(
@@ -116,7 +116,7 @@ class RealStoreFiles:
                 self._finding = Finding("store-fence", what, "store.fence")
 
     def stored_job(self, job_id: str, world: World) -> JobState | Finding | None:
-        """Open a copy of the files and return the job in that copy; None if there is no job.
+        """Return the job in the files; None if there is none.
 
         Adds the commit whose write raised to the world if it is in the files. Returns a finding if
         the store has broken a rule.
@@ -172,7 +172,7 @@ class RealStoreFiles:
 
 
 class Folder:
-    """A folder with a store's files; `image` reads the files while the store is open."""
+    """A folder with a store's files."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
@@ -187,7 +187,7 @@ class Folder:
             file.write_bytes(b"".join(pieces))
 
     def image(self, before: Image) -> Image:
-        """Return the current contents of the files; reuse the pieces that are equal in `before`."""
+        """Return the current contents of the files."""
         assert self._path is not None
         found: Image = {}
         for file in sorted(self._path.rglob("*")):
@@ -198,7 +198,7 @@ class Folder:
             pieces = [data[at : at + _PIECE] for at in range(0, len(data), _PIECE)]
             old = before.get(name, ())
             found[name] = tuple(
-                was if was == piece else piece
+                was if was == piece else piece  # equal pieces are shared
                 for was, piece in zip_longest(old[: len(pieces)], pieces)
             )
         return found
@@ -212,7 +212,7 @@ class Folder:
         return handle.read()
 
     def close(self) -> None:
-        """Close the handles of the files; call this after the store is closed."""
+        """Close the file handles after the store is closed."""
         for handle in self._handles.values():
             handle.close()
 
@@ -223,7 +223,7 @@ def store_name(open_store: OpenStore) -> str:
 
 
 def checked_store(open_store: object) -> OpenStore:
-    """Check that `open_store` opens a store in a file, and return `open_store`.
+    """Return `open_store` if it opens a store in a file.
 
     Raises `FlowDefinitionError` if it does not.
     """

@@ -100,6 +100,7 @@ _CURES: Final = {
     "SQLITE_CANTOPEN": "the folder must exist and be writable; the store creates only the file",
     "SQLITE_FULL": "the disk is full; make room, then resume the jobs: no commit is half written",
     "SQLITE_READONLY": "the file and its folder must be writable for this user",
+    "SQLITE_IOERR_SHORT": "the file or the log (-wal) was cut; restore a backup",
     "SQLITE_IOERR": "the disk failed; each job keeps the commits before this error",
 }
 

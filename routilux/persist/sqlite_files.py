@@ -54,6 +54,7 @@ LONGEST_LOG: Final = 4 << 20
 A longer one grows only at its end: to change the size of a file costs 0.1 ms more at each flush.
 """
 _HEAD: Final = 32  # bytes, of which two random numbers are new each time a log is begun
+_FRAME: Final = 24  # bytes before each page in the log
 _SHARED: Final = 0x40000002, 510  # bytes of the database that SQLite locks while it is in use
 _TICK: Final = 20_000_000  # nanoseconds, more than the clock of any file system takes for a step
 _TRIES: Final = 200
@@ -244,8 +245,17 @@ class StoreFiles:
         self._named = (folder.st_ino, folder.st_mtime_ns) if settled else None
 
     def written(self) -> None:
-        """Keep the size of the log after a write: it will tell if the log loses that write."""
-        self.size = max(self.size, os.lseek(self._handle, 0, os.SEEK_END))
+        """Raise if a write has left a gap, because the log had lost what others wrote before."""
+        if self._handle < 0:
+            return
+        size = os.lseek(self._handle, 0, os.SEEK_END)
+        page = int.from_bytes(self._head[8:12])
+        if size > self.size and page:
+            frames = -((_HEAD - self.size) // (page + _FRAME))
+            frame = _pread(self._handle, _FRAME, _HEAD + frames * (page + _FRAME))
+            if frame and not any(frame):
+                raise self._overwritten()
+            self.size = size
 
     def _judge(self, db: sqlite3.Connection) -> None:
         before: object = None
@@ -355,9 +365,9 @@ class StoreFiles:
     def _overwritten(self) -> CorruptStateError:
         return CorruptStateError(
             str(self._shown),
-            f"was changed while the store was open, and not by SQLite: the file,"
-            f" {self._log_name} or {self._index_name} is cut, older or another one. End all processes that use the"
-            " store, and put the files back, or restore a backup",
+            "was changed while the store was open, and not by SQLite: the file,"
+            f" {self._log_name} or {self._index_name} is cut, older or another one. End all"
+            " processes that use the store, and put the files back, or restore a backup",
         )
 
 

@@ -117,7 +117,6 @@ class SqliteFile:
             raise OSError("the store :memory: is not a file, so nothing is kept; use MemoryStore()")
         self._begin_process()
         self._place = path.absolute()  # also after the process changes its folder
-        self._name = str(self._place)
         self.read_only = read_only
         self._unlocked = False
         self._files = StoreFiles(self._place, path)

@@ -10,8 +10,8 @@ Invariants:
   checkpoint of the whole log it no longer says so. So the loss of a log is noticed.
 - A process knows each file by device and inode, the database also by the time of its last change,
   and the log by its head and by its size, which only another generation makes smaller.
-- A write that starts after such a change is refused. One that is going on may still end: a change
-  during a write can't be told from a change after it.
+- A write that starts after such a change is refused. A write during the change may still succeed:
+  its commit is as lost as one just before the change.
 - This module opens only the log. To close a handle of another file would release the locks that
   SQLite has on it for the whole process; SQLite itself reads the database without the log.
 """

@@ -301,6 +301,9 @@ store.create(name, b"row 1", name, flow_id="f", status="running")
 for seq in range(2, 40):
     store.append(name, seq, b"x" * 900, name, status="running")
 print(flush=True)
+sys.stdin.readline()
+store.holders(name)
+print(flush=True)
 for line in sys.stdin:
     try:
         if sys.argv[3] == "commit":
@@ -337,6 +340,9 @@ HARMS += [(end, how) for end in ("", "-wal") for how in ("overwritten", "emptied
 def test_processes_that_run_while_a_file_is_harmed_acknowledge_nothing_more(end, how, path, other):
     uses = ("commit", "effect", "commit")
     with processes(WORKS, *([path, f"j{n}", use] for n, use in enumerate(uses))) as children:
+        for child in children:
+            line_of(child)
+        go(children)  # a file that another process made longer is then known
         for child in children:
             line_of(child)
         harm(path, end, how, other)

@@ -32,19 +32,21 @@ from routilux.errors import (
     RoutiluxError,
 )
 from routilux.flow import set_default_runner
+from routilux.persist.store import damaged
 from routilux.run import Run
 from routilux.saved_state import SavedState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from concurrent.futures import Executor
     from pathlib import Path
 
+    from routilux.core.commits import Commit
     from routilux.engine.observers import ObserverFailure
     from routilux.flow import Flow, JobOptions, Params, ResumeOptions
     from routilux.graph.plan import ExecutionStrategy, Plan
     from routilux.monitor import Observer
-    from routilux.persist.store import Acquired, JobStore
+    from routilux.persist.store import Acquired, Append, JobStore
 
 
 _log = logging.getLogger("routilux")
@@ -183,35 +185,85 @@ class Runtime:
         retry_failed: bool = False,
         allow_changed_flow: bool = False,
         execution_strategy: ExecutionStrategy | None = None,
-        acquired: Acquired | None = None,
     ) -> Drive:
         """Commit the resumption of `job`, and return the `Drive` to run.
 
-        A job that was `acquired` is resumed under its lease and is not claimed. If its lease was
-        lost meanwhile, a claim would hold the job without one, and no host could take it over.
+        If the runtime has a store, this host then owns the job without a lease.
         """
-        if acquired is None:
-            clean = self._was_given_back(job.job_id)
-        else:
-            clean = acquired.clean
+        clean = self._was_given_back(job.job_id)
         plan = flow.plan(execution_strategy)
         check_same_flow(plan, job, allow_changed=allow_changed_flow)
         own = job.copy()
         own.history_limit = self.history_limit
         drive = self.drive_of(plan, own)
         with self.environment.lock:
-            self._check_stopped(job.job_id)
-            drive.commit(
-                drive.machine.resume(
-                    drive.now_ns(),
-                    retry_failed=retry_failed,
-                    max_recoveries=self.max_recoveries,
-                    clean=clean,
-                ),
-                claims=acquired is None,
-                acquired=acquired is not None,
-            )
+            commit = self._resumption(drive, retry_failed=retry_failed, clean=clean)
+            drive.commit(commit, claims=True)
         return drive
+
+    def resume_acquired(
+        self, flows: Mapping[str, Flow], acquired: Sequence[Acquired]
+    ) -> list[Drive | Exception]:
+        """Load jobs that this host has acquired, and commit their resumptions with one write.
+
+        Returns for each job its `Drive`, which the caller must run, or the reason why the job can't
+        be resumed. No job is claimed: it is resumed under its lease. If that lease was lost
+        meanwhile, a claim would hold the job without one, and no host could take it over.
+        """
+        journal = self.environment.journal
+        assert journal is not None, "jobs are acquired from a store"
+        results: list[Drive | Exception] = []
+        for job_id, _ in acquired:
+            try:
+                results.append(self._drive_acquired(flows, job_id))
+            except RoutiluxError as error:
+                results.append(error)
+        with self.environment.lock:
+            written: list[tuple[int, Commit, Append]] = []
+            for place, drive in enumerate(results):
+                if isinstance(drive, Drive):
+                    job_id, clean = acquired[place]
+                    try:
+                        commit = self._resumption(drive, clean=clean)
+                        row = journal.row(job_id, commit, self.owner, first=True)
+                        written.append((place, commit, row))
+                    except RoutiluxError as error:
+                        results[place] = error
+            refusals = journal.append_all([row for _, _, row in written])
+            resumed: list[tuple[JobState, Commit]] = []
+            for (place, commit, _), refusal in zip(written, refusals, strict=True):
+                drive = results[place]
+                if refusal is not None:
+                    results[place] = refusal
+                elif isinstance(drive, Drive):
+                    drive.apply(commit)
+                    resumed.append((drive.machine.job, commit))
+            self.environment.observers.notify(resumed)
+        return results
+
+    def _drive_acquired(self, flows: Mapping[str, Flow], job_id: str) -> Drive:
+        try:
+            job = self.load(job_id)
+            flow = flows[job.flow_id]
+        except KeyError:  # an index of the store is damaged
+            raise damaged(job_id) from None
+        if not job.status.is_live:  # it was free, so another host was faster
+            raise LeaseLostError(
+                f"job {job_id!r} is {job.status.value} now: another host has resumed the job"
+                " while this host was suspended for longer than its lease"
+            )
+        plan = flow.plan()
+        check_same_flow(plan, job, allow_changed=False)
+        return self.drive_of(plan, job)
+
+    def _resumption(self, drive: Drive, *, retry_failed: bool = False, clean: bool) -> Commit:
+        self._check_stopped(drive.machine.job.job_id)
+        return drive.machine.resume(
+            drive.now_ns(),
+            retry_failed=retry_failed,
+            max_recoveries=self.max_recoveries,
+            clean=clean,
+        )
 
     def load(self, job_id: str, *, history: bool = False) -> JobState:
         """Load the last stored state of a job.

@@ -25,23 +25,25 @@ from typing import TYPE_CHECKING, Final
 from routilux.clocks.clock import SystemClock
 from routilux.clocks.durations import SECOND, seconds_text, to_ns
 from routilux.core.commits import JobStatus
+from routilux.engine.drive import Drive
 from routilux.engine.stop_signals import StopSignals
 from routilux.errors import FlowDefinitionError, LeaseLostError, RoutiluxError
-from routilux.persist.store import damaged
 from routilux.runtime import Runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from datetime import timedelta
 
-    from routilux.engine.drive import Drive
     from routilux.flow import Flow
-    from routilux.persist.store import JobStore
+    from routilux.persist.store import Acquired, JobStore
 
 _log = logging.getLogger("routilux")
 POLL: Final = 0.1
 """The longest time, in seconds, until a worker sees a change by another process."""
-_AT_ONCE: Final = 16  # jobs with a step to run; jobs that wait for a retry don't count
+# Jobs with a step to run; jobs that wait for a retry don't count. With few left it takes many, in
+# one write.
+_FEW: Final = 16
+_MANY: Final = 32
 _RENEWALS: Final = 3  # in a lease, so that one late renewal does no harm
 _FIRST_WAIT: Final = SECOND // 20
 _LONGEST_WAIT: Final = SECOND
@@ -106,6 +108,7 @@ class Worker:
         self._drives: dict[str, Drive] = {}
         self._active: set[Drive] = set()  # had a step to run at the last check
         self._stopped_jobs: deque[Drive] = deque()
+        self._batch = 1  # twice as large after each full one, so that workers share a few jobs
         self._renew_at = 0
         self._report_at = 0
         self._put_aside: dict[str, str] = {}  # job id -> the reason, as it was logged
@@ -268,76 +271,75 @@ class Worker:
         self._clock.wait(self._signal, until, who="a worker")
 
     def _has_room(self) -> bool:
-        if len(self._active) >= _AT_ONCE:
+        if len(self._active) >= _FEW:
             with self._environment.lock:
                 self._active = {
                     drive
                     for drive in self._active
                     if drive.loop is not None and (drive.ready or drive.machine.in_flight)
                 }
-        return len(self._active) < _AT_ONCE
+        return len(self._active) < _FEW
 
-    # --- one job --------------------------------------------------------------------------------
+    # --- its jobs -------------------------------------------------------------------------------
 
     def _take(self, raises: bool) -> bool:
-        runtime, environment, store = self._runtime, self._environment, self._store
+        """Acquire and resume jobs; with `raises`, raise the error of one that can't be resumed."""
+        taken = self._acquire()
+        self._batch = 2 * self._batch if len(taken) == self._batch else 1
+        failed: list[Exception] = []
+        results = self._runtime.resume_acquired(self._flows, taken) if taken else []
+        for (job_id, clean), result in zip(taken, results, strict=True):
+            if isinstance(result, Drive):
+                self._put_aside.pop(job_id, None)
+                self._drive(job_id, result)
+            elif isinstance(result, LeaseLostError):
+                _log.info("%s", result)
+                with self._environment.lease_lock:
+                    self._forget(job_id)
+                del self._to_release[job_id]
+            elif isinstance(result, RoutiluxError):
+                self._log_skipped(job_id, result)
+                self._release_later(job_id, self._lease_ns, clean=clean)
+                failed += [result] if raises else []
+            else:
+                failed.append(result)  # of the store
+        self._release()
+        if failed:
+            raise failed[0]
+        return bool(taken)
+
+    def _acquire(self) -> list[Acquired]:
+        environment = self._environment
         now = self._clock.monotonic_ns()
         if not self._drives:
             self._renew_at = now + self._lease_ns // _RENEWALS
+        self._batch = min(self._batch, _MANY - len(self._active))
+        lost: dict[str, Callable[[str], None]] = {}
         with environment.lease_lock:
-            found = store.acquire(environment.owner, self._flows, self._lease_ns)
-            if not found:
-                return False
-            [acquired] = found
-            job_id = acquired.job_id
-            lost_by = environment.leases.get(job_id)
-            environment.leases[job_id] = self._lose
-        self._to_release.pop(job_id, None)  # its lease has ended meanwhile
-        if lost_by is not None:  # this worker or another one of this owner has lost the job
-            lost_by(job_id)
-        drive = None
-        try:
-            try:
-                job = runtime.load(job_id)
-                flow = self._flows[job.flow_id]
-            except KeyError:  # an index of the store is damaged
-                raise damaged(job_id) from None
-            if not job.status.is_live:  # it was free, so another host was faster
-                raise LeaseLostError(
-                    f"job {job_id!r} is {job.status.value} now: another host has resumed the job"
-                    " while this host was suspended for longer than its lease"
-                )
-            drive = runtime.resumed(flow, job, acquired=acquired)
-        except LeaseLostError as error:
-            _log.info("%s", error)
-        except RoutiluxError as error:
-            self._log_skipped(job_id, error)
-            self._release_later(job_id, self._lease_ns, clean=acquired.clean)
-            if raises:
-                raise
-        except BaseException:
-            self._release_later(job_id, 0, clean=acquired.clean)
-            raise
-        else:
-            self._put_aside.pop(job_id, None)
-            drive.on_stop, drive.on_wait = self._note_stop, self._note_wait
-            drive.lease_ns = self._lease_ns
-            self._drives[job_id] = drive
-            self._active.add(drive)
-            runtime.threads.drive_in_background(drive)
-        finally:
-            if drive is None and job_id not in self._to_release:
-                with environment.lease_lock:
-                    self._forget(job_id)
-        self._release()
-        return True
+            taken = self._store.acquire(environment.owner, self._flows, self._lease_ns, self._batch)
+            for job_id, clean in taken:
+                if job_id in environment.leases:
+                    lost[job_id] = environment.leases[job_id]
+                environment.leases[job_id] = self._lose
+                self._release_later(job_id, 0, clean=clean)  # unless this worker drives it
+        for job_id, lose in lost.items():  # this worker or another one of this owner lost the job
+            lose(job_id)
+        return taken
+
+    def _drive(self, job_id: str, drive: Drive) -> None:
+        drive.on_stop, drive.on_wait = self._note_stop, self._note_wait
+        drive.lease_ns = self._lease_ns
+        self._drives[job_id] = drive
+        self._active.add(drive)
+        del self._to_release[job_id]
+        self._runtime.threads.drive_in_background(drive)
 
     def _note_stop(self, drive: Drive) -> None:
         self._stopped_jobs.append(drive)
         self._signal.set()
 
     def _note_wait(self, drive: Drive) -> None:
-        if len(self._active) >= _AT_ONCE:
+        if len(self._active) >= _FEW:
             self._signal.set()  # there may be room for another job
 
     def _finish(self, drive: Drive) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -31,7 +32,12 @@ _PRINTING = (
 
 @pytest.fixture(scope="session", autouse=True)
 def _plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Make started programs print the same for every user, and compile each module once."""
+    """Make started programs print the same for every user, and compile each module once.
+
+    SIGINT reaches all of them, also if a shell runs the tests in the background.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     compiled = tmp_path_factory.getbasetemp() / "compiled"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPYCACHEPREFIX", str(compiled))

@@ -262,7 +262,9 @@ def _text(data: object) -> str:
         return _to_text(data)
     except (TypeError, ValueError, RecursionError) as error:
         encode(data)
-        raise UnserializableError("$", f"is not data that encode() returns: {error}") from None
+        raise UnserializableError(
+            "$", f"is not encoded data ({error}); pass what encode() returns"
+        ) from None
 
 
 def bounded(text: str, path: str = "$") -> str:

@@ -84,7 +84,8 @@ class Form:
         try:
             value = self.parse(data)
             if type(value) is not self.kind:
-                raise TypeError(f"the data gives a value of type {type_name(type(value))}")
+                found = type_name(type(value))
+                raise TypeError(f"it decodes to {found}, not to {type_name(self.kind)}")
             if self.strict and not same_value(self.write(value), data):
                 raise ValueError("saving this value again gives different data")
         except Exception as error:

@@ -17,6 +17,7 @@ import sys
 from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
+from routilux.core.commits import CommitKind
 from routilux.core.requests import request
 from routilux.engine.step import failure
 from routilux.errors import (
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("routilux")
 _ordinals = count(1)
+_RESUMED = CommitKind.RESUMED
 
 
 class DrivingLoop(Protocol):
@@ -200,28 +202,26 @@ class Drive:
 
     # --- its commits (under the runtime's lock) -------------------------------------------------
 
-    def commit(self, commit: Commit, *, claims: bool = False, acquired: bool = False) -> None:
+    def commit(self, commit: Commit, *, claims: bool = False) -> None:
         """Write a commit, apply it to the job, and notify the observers.
 
-        A commit that resumes a job `claims` the job, unless the job was `acquired` by a lease that
-        has not ended.
+        A commit that resumes a job `claims` the job, unless this host has acquired the job.
         """
         if self._journal is not None:
             job_id = self.machine.job.job_id
-            owner = self.environment.owner
-            self._journal.write(job_id, commit, owner, claims=claims, acquired=acquired)
+            self._journal.write(job_id, commit, self.environment.owner, claims=claims)
         self.apply(commit)
-        if claims or acquired:
-            for task in self.machine.job.pending_tasks:
-                if task.due_ns > commit.at_ns:
-                    left = task.due_ns - commit.at_ns
-                    self.environment.clock.record_wait(f"retry of {task.routine_id}", left)
         if self.environment.observers.registered:
             self.notify(commit)
 
     def apply(self, commit: Commit) -> None:
         """Apply a commit to the job."""
         self.machine.accept(commit)
+        if commit.kind is _RESUMED:
+            for task in self.machine.job.pending_tasks:
+                if task.due_ns > commit.at_ns:
+                    left = task.due_ns - commit.at_ns
+                    self.environment.clock.record_wait(f"retry of {task.routine_id}", left)
         if commit.seq >= self._snapshot_at:
             self._keep_snapshot()
         if commit.delay_ns:

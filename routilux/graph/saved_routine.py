@@ -43,7 +43,7 @@ def saved_routine(routine_id: str, routine: Routine, path: str) -> dict[str, obj
 
 
 def load_routine(entry: object, path: str) -> tuple[str, Routine]:
-    """Return the id and the routine that decoded data describes."""
+    """Return the id and the routine that the decoded data describes."""
     data = codec.check_fields(entry, path, _FIELDS)
     name = data["routine"]
     found = find_class(name)

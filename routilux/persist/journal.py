@@ -17,7 +17,7 @@ from routilux.core.state import JobState
 from routilux.errors import CorruptStateError, SavedStateError, UnsupportedVersionError
 from routilux.persist import rows
 from routilux.persist.rows import with_checksum, without_checksum
-from routilux.persist.store import Append, damaged
+from routilux.persist.store import Append, damaged, refusals
 from routilux.persist.versions import FORMAT, loads_versioned
 
 if TYPE_CHECKING:
@@ -37,16 +37,14 @@ class Journal:
     def __init__(self, store: JobStore) -> None:
         self._store = store
 
-    def write(
-        self, job_id: str, commit: Commit, owner: str, *, claims: bool, acquired: bool = False
-    ) -> None:
+    def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
         """Write a commit durably.
 
-        With `claims`, `owner` becomes the only owner of the job. With `acquired`, it is the first
-        commit under a lease. Raises `UnserializableError` before writing, and the store's errors.
+        With `claims`, `owner` becomes the only owner of the job. Raises `UnserializableError`
+        before writing, and the store's errors.
         """
         status = commit.status.value
-        row = rows.dump(job_id, commit, first=claims or acquired or commit.seq == 1)
+        row = rows.dump(job_id, commit, first=claims or commit.seq == 1)
         if claims:
             self._store.claim(job_id, commit.seq, row, owner, status=status)
         elif commit.seq > 1:
@@ -55,21 +53,23 @@ class Journal:
             flow_id = cast("dict[str, str]", commit.detail)["flow_id"]
             self._store.create(job_id, row, owner, flow_id=flow_id, status=status)
 
-    def row(self, job_id: str, commit: Commit, owner: str) -> Append:
+    def row(self, job_id: str, commit: Commit, owner: str, *, first: bool = False) -> Append:
         """Return a commit as a row for `append_all`.
 
-        Raises `UnserializableError` for a value that can't be saved.
+        `first` is set for the first commit of an owner that has a lease on the job. Raises
+        `UnserializableError` for a value that can't be saved.
         """
-        row = rows.dump(job_id, commit, first=False)
+        row = rows.dump(job_id, commit, first=first)
         return Append(job_id, commit.seq, row, owner, commit.status.value)
 
     def append_all(self, added: Sequence[Append]) -> Sequence[Exception | None]:
         """Append rows of different jobs in one write."""
         if len(added) > 1:
             return self._store.append_all(added)
-        for row in added:
-            self._store.append(*row[:4], status=row.status)
-        return (None,)
+        return refusals(added, self._append)
+
+    def _append(self, added: Append) -> None:
+        self._store.append(*added[:4], status=added.status)
 
     def overrule(self, job_id: str, commit: Commit, operator: str) -> None:
         """Write an operator's commit, even if a host owns the job."""

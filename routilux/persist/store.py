@@ -47,8 +47,7 @@ BACKUP: Final = "restore the store from a backup"
 """The cure of a damaged job."""
 
 
-@dataclass(frozen=True, slots=True)
-class Acquired:
+class Acquired(NamedTuple):
     """A leased job, and whether the last owner gave the job back.
 
     >>> Acquired("job-1", clean=True).job_id

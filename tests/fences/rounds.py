@@ -35,8 +35,8 @@ _PLACES = (
     *("before append", "after append", "before renew", "after renew"),
 )
 _STEPS = {"forward": 60.0, "back": -3600.0}
-_JOBS = 20  # more than a worker runs at once
-_AT_ONCE = 16
+JOBS = 40  # more than a worker runs at once
+AT_ONCE = 31  # 1 + 2 + 4 + 8 + 16: a worker takes twice as many until 16 run
 
 
 class Rounds:
@@ -105,17 +105,17 @@ class Rounds:
         # A server's clock may be set, so PostgreSQL frees a queued job all the same, and takes no
         # job from an owner before it has seen the lease last. A file's clock is never set.
         server = about["store"].startswith("host=")
-        count = _JOBS if server or kind == "forward" else _AT_ONCE
+        count = JOBS if server or kind == "forward" else AT_ONCE
         jobs = [f"j{number}" for number in range(count)]
         gate = {"gate": f"{self.seed} {self._number}"}
         self.first.order({**about, **gate, **self.plant, "submit": jobs, "lease": 30})
-        for _ in range(_AT_ONCE):
+        for _ in range(AT_ONCE):
             assert self._next(self.first, "reached"), "the worker ended before the step"
         self._set(clock, _STEPS[kind])
         self.second.order({**about, "gate": None, "lease": 30})
         if kind == "forward":
-            taken = 0 if server else chance.randint(1, _AT_ONCE)
-            for _ in range(_JOBS - _AT_ONCE + taken):  # first those queued
+            taken = 0 if server else chance.randint(1, AT_ONCE)
+            for _ in range(JOBS - AT_ONCE + taken):  # first those queued
                 assert self._next(self.second, "took"), "the other worker took no job"
         self.first.order("go on")
         self._finish(threads)

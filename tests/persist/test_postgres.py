@@ -217,7 +217,7 @@ def test_a_store_that_opens_after_the_servers_clock_was_set_back_begins_the_wait
 # --- workers --------------------------------------------------------------------------------------
 
 HOSTS = 3
-JOBS = 60  # more than all but one of the hosts can have in hand
+JOBS = 70  # more than all but one of the hosts can have in hand
 
 
 DRIVES = """

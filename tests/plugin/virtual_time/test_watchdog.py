@@ -316,10 +316,11 @@ def test_blocked_after_0_checks_nothing(shop):
 
 def test_other_jobs_run_when_the_turn_is_taken_from_a_blocked_thread():
     clock = FakeClock()
-    come, ended = threading.Event(), threading.Event()
+    begun, come, ended = threading.Event(), threading.Event(), threading.Event()
     errors: list[BaseException] = []
 
     def block(self: Any, n: object = 0) -> None:
+        begun.set()
         come.wait()
         try:
             self.ctx.sleep(1)
@@ -331,8 +332,10 @@ def test_other_jobs_run_when_the_turn_is_taken_from_a_blocked_thread():
 
     with Runtime(clock=clock) as runtime, Runtime(clock=clock) as other:
         blocked = chain(do=block).start("do", runtime=runtime)
-        while (turn := clock.turn()) is None or not turn.who.startswith("do "):
-            pass
+        begun.wait()  # the turn may have been given to a thread that has not come yet
+        turn = clock.turn()
+        assert turn is not None
+        assert turn.who.startswith("do ")
         error = RuntimeError("it is blocked")
         assert watchdog._failed(blocked._drive, error)
         assert clock.revoke(turn, error)

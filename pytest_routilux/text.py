@@ -129,7 +129,7 @@ def without_addresses(text: str) -> str:
     return _ADDRESS.sub("", text)
 
 
-def class_name(name: str) -> str:
+def bare_name(name: str) -> str:
     """Remove the module from the full name of an exception's class."""
     return name.rpartition(".")[2]
 
@@ -141,7 +141,7 @@ def error_text(error: ErrorInfo | BaseException) -> str:
     ('GatewayDown: try 2', 'ValueError: no')
     """
     if isinstance(error, ErrorInfo):
-        name, message = class_name(error.type), error.message
+        name, message = bare_name(error.type), error.message
     else:
         name = type(error).__name__
         message = ErrorInfo.of(error).message

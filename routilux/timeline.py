@@ -179,7 +179,7 @@ class JobTimeline:
         if not self._thorough:
             yield self._line("💥", commit, *parts, ": ", (error, "red"), cut=True)
         else:
-            yield self._line("💥", commit, *parts, ": ", (shorten(error, _LONGEST_ERROR), "red"))
+            yield self._line("💥", commit, *parts, ": ", (one_line(error, _LONGEST_ERROR), "red"))
             where = commit.error.where if commit.error is not None else None
             facts = [*([f"at {where}"] if where else []), *self._spent(commit)]
             yield Line("", "", ((f"  {' · '.join(facts)}", "dim"),))
@@ -257,12 +257,12 @@ def _payload(payload: Mapping[str, object]) -> Iterator[Line]:
 def _summary(value: object) -> list[str]:
     """Return short texts that summarize `value`: sizes, first items, keys or scalars."""
     if not isinstance(value, Mapping):
-        return [_items(value) if isinstance(value, _COLLECTIONS) else shorten(str(value))]
+        return [_items(value) if isinstance(value, _COLLECTIONS) else one_line(str(value))]
     lists = {name: inner for name, inner in value.items() if isinstance(inner, _COLLECTIONS)}
     if not lists:
         return [f"keys: {', '.join(map(str, value))}" if value else "no keys"]
     rest = [
-        f"{name} {'{…}' if isinstance(inner, Mapping) else shorten(str(inner), 24)}"
+        f"{name} {'{…}' if isinstance(inner, Mapping) else one_line(str(inner), 24)}"
         for name, inner in value.items()
         if name not in lists
     ]
@@ -272,7 +272,7 @@ def _summary(value: object) -> list[str]:
     ]
 
 
-def shorten(text: str, longest: int = 48) -> str:
+def one_line(text: str, longest: int = 48) -> str:
     """Cut `text` to one line of at most `longest` characters."""
     line = " ".join(text.split())
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
@@ -302,7 +302,7 @@ def _items(items: _Collection, noun: str = "items") -> str:
 def _item(item: object) -> str:
     if isinstance(item, Mapping):
         item = " ".join(str(v) for v in item.values() if isinstance(v, str | int | float))
-    return shorten(str(item), 30)
+    return one_line(str(item), 30)
 
 
 def _load(payload: Mapping[str, object]) -> str:

@@ -24,7 +24,7 @@ from pytest_routilux.sim.results import Checks, Coverage, Exploration, Outcome, 
 from pytest_routilux.sim.simulator.execution import run_variation, variations
 from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.sim.simulator.store_files import store_name
-from pytest_routilux.text import class_name, error_text
+from pytest_routilux.text import bare_name, error_text
 from routilux import JobState, PoisonJobError, SavedState, SavedStateError, StepTimeoutError
 from routilux.codec.equality import first_difference, same_value
 
@@ -179,7 +179,7 @@ def check_undisturbed(run: Undisturbed) -> Finding | None:
         if error is None or RAISED_BY_ENGINE.get(error.type) in (None, StepTimeoutError):
             continue
         routine = commit.routine_id
-        what = f"{routine}: {error.message} ({class_name(error.type)})"
+        what = f"{routine}: {error.message} ({bare_name(error.type)})"
         return Finding("mistake", what, f"mistake.{routine}", routine)
     error = run.job.error
     if error is None or error.type != error_name(PoisonJobError):

@@ -16,7 +16,7 @@ import marshal
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from pytest_routilux.sim.simulator.model import Finding
-from pytest_routilux.text import class_name, shorten, shown, without_addresses
+from pytest_routilux.text import bare_name, shorten, shown, without_addresses
 from routilux import CommitKind, codec
 from routilux.codec.equality import SCALARS, first_difference, same_value
 
@@ -266,7 +266,7 @@ _OF_ROUTINES: Final = ("status", "attempts", "retries")
 
 def _rows(a: View, b: View) -> list[tuple[str, str, str]]:
     rows = [
-        (part, class_name(str(a[part])), class_name(str(b[part])))
+        (part, bare_name(str(a[part])), bare_name(str(b[part])))
         for part in ("status", "error")
         if not same_value(a[part], b[part])
     ]

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from routilux import StepInput
     from routilux.clocks.fake_clock import Turn
-    from routilux.graph.context import Host
+    from routilux.graph.context import StepHost
 
 _DEBUGGERS: Final = frozenset({"_pydevd_bundle", "bdb", "debugpy", "pdb", "pydevd"})
 _CHECKS: Final = 4  # within the time that a step may wait
@@ -189,7 +189,7 @@ def _main() -> int:
     return threading.main_thread().ident or 0
 
 
-def _steps_of(frame: FrameType | None) -> list[tuple[StepInput, Host]]:
+def _steps_of(frame: FrameType | None) -> list[tuple[StepInput, StepHost]]:
     """Return the steps that a thread runs, innermost first."""
     return [
         (outer.f_locals["step"], outer.f_locals["host"])
@@ -205,7 +205,7 @@ def _is_debugged(frame: FrameType) -> bool:
     )
 
 
-def _failed(host: Host, error: BaseException) -> bool:
+def _failed(host: StepHost, error: BaseException) -> bool:
     if not isinstance(host, Drive) or not host.environment.lock.acquire(timeout=_PATIENCE):
         return False
     try:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from routilux.cli import humanize
 from routilux.clocks.durations import from_ns, seconds_text
 from routilux.monitor import ExecutionMonitor
-from routilux.timeline import STATUS_STYLES, JobTimeline, payload_text, shorten
+from routilux.timeline import STATUS_STYLES, JobTimeline, one_line, payload_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,7 +74,7 @@ def _pending(job: JobState, task: PendingTask, now: int) -> tuple[Part, ...]:
         return (
             name,
             (f" failed at attempt {task.attempt - 1}: ", "red"),
-            shorten(str(error), _LONGEST_ERROR),
+            one_line(str(error), _LONGEST_ERROR),
             (f" · task {task.task_id}", "dim"),
         )
     wait = ""
@@ -96,6 +96,6 @@ def _dropped(task: DroppedTask) -> tuple[Part, ...]:
     return (
         f"{task.routine_id}.{task.slot}",
         (f" {task.outcome} at attempt {task.attempt}: ", "yellow"),
-        shorten(str(task.error), _LONGEST_ERROR),
+        one_line(str(task.error), _LONGEST_ERROR),
         (f" · task {task.task_id}, {payload_text(task.payload)}", "dim"),
     )

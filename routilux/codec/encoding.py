@@ -19,7 +19,7 @@ from routilux.codec import limits
 from routilux.codec.equality import path_step
 from routilux.codec.hashing import REASON, is_slow
 from routilux.codec.limits import MAX_BYTES, MAX_DEPTH, MAX_DIGITS, MAX_NODES
-from routilux.codec.registry import error_text, form_of, type_name
+from routilux.codec.registry import failure_text, form_of, type_name
 from routilux.errors import UnserializableError
 
 TAG: Final = "$type"
@@ -182,7 +182,7 @@ def _encode_form(value: object, depth: int) -> dict[str, object]:
     try:
         data = form.write(value)
     except Exception as error:
-        raise RefusalError(f"{name} can't be saved: {error_text(error)}") from None
+        raise RefusalError(f"{name} can't be saved: {failure_text(error)}") from None
     return {TAG: form.tag, "value": _encode(data, depth + 1)}
 
 

@@ -51,10 +51,10 @@ def type_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def error_text(error: Exception) -> str:
+def failure_text(error: Exception) -> str:
     """Return the type and the message of an exception as text.
 
-    >>> error_text(KeyError("x"))
+    >>> failure_text(KeyError("x"))
     "KeyError: 'x'"
     """
     try:
@@ -89,7 +89,7 @@ class Form:
             if self.strict and not same_value(self.write(value), data):
                 raise ValueError("saving this value again gives different data")
         except Exception as error:
-            what = f"is not the saved form of {type_name(self.kind)} ({error_text(error)})"
+            what = f"is not the saved form of {type_name(self.kind)} ({failure_text(error)})"
             raise ValueError(what) from None
         return value
 

@@ -31,7 +31,7 @@ from routilux.core.wire import (
     writes_text,
 )
 from routilux.errors import CorruptStateError
-from routilux.graph.messages import Effect, Emission, ErrorInfo, Task, Writes
+from routilux.graph.messages import Emission, ErrorInfo, RecordedEffect, Task, Writes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -103,7 +103,7 @@ class Commit:
     delay_ns: int | None = None
     due_ns: int | None = None
     detail: Mapping[str, object] | None = None
-    effect: Effect | None = None
+    effect: RecordedEffect | None = None
 
     @property
     def started_at(self) -> datetime | None:

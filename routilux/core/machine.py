@@ -27,7 +27,7 @@ from routilux.graph.messages import ErrorInfo, StepInput, StepOutcome, Task
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from routilux.graph.messages import Effect
+    from routilux.graph.messages import RecordedEffect
     from routilux.graph.plan import Plan
 
 MOST_CONFLICTS: Final = 3
@@ -181,7 +181,7 @@ class Machine:
         when = self._shared_when
         return any(when.get(key, 0) > step.seq for key in reads)
 
-    def effect(self, step: StepInput, name: str, effect: Effect, now: int) -> Commit | None:
+    def effect(self, step: StepInput, name: str, effect: RecordedEffect, now: int) -> Commit | None:
         """Return the commit that records an effect; None after the step's end."""
         if not self.is_in_flight(step):
             return None

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime, timedelta
 
-    from routilux.graph.messages import Effect, ErrorInfo
+    from routilux.graph.messages import ErrorInfo, RecordedEffect
 
 _COUNTS: Final = ("attempts", "retry_count", "completed", "skipped", "error_continued", "failed")
 
@@ -130,7 +130,7 @@ class PendingTask:
     first_started_ns: int | None = None
     conflicts: int = 0
     failed: bool = False
-    effects: dict[str, Effect] | None = None
+    effects: dict[str, RecordedEffect] | None = None
 
     @property
     def task_id(self) -> str:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Job = TypeVar("Job", bound=FoldedJob)
 
 
-def members(job: FoldedJob, *, history: bool) -> dict[str, object]:
+def job_members(job: FoldedJob, *, history: bool) -> dict[str, object]:
     """Return the fields of a job's saved form by name.
 
     A field that is an iterator yields the JSON texts of an array's entries.

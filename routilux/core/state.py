@@ -13,7 +13,7 @@ from routilux import codec
 from routilux.core.commits import HistoryRecord, JobStatus, history_of
 from routilux.core.fold import FoldedJob
 from routilux.core.parts import PendingTask, RoutineState
-from routilux.core.saved import load, members
+from routilux.core.saved import job_members, load
 from routilux.errors import JobFailedError
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class JobState(FoldedJob):
 
         Without `history` the text has no commits. Raises the same errors as `serialize`.
         """
-        return codec.dumps_object(members(self, history=history))
+        return codec.dumps_object(job_members(self, history=history))
 
     @classmethod
     def deserialize(cls, document: Mapping[str, object]) -> JobState:

@@ -15,7 +15,7 @@ from routilux.codec import quoted
 from routilux.codec.copying import is_flat
 from routilux.codec.schema import check_fields, fits
 from routilux.errors import CorruptStateError
-from routilux.graph.messages import Effect, Emission, ErrorInfo, Task, Writes
+from routilux.graph.messages import Emission, ErrorInfo, RecordedEffect, Task, Writes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,7 +95,7 @@ def load_error(data: object, path: str) -> ErrorInfo:
     return ErrorInfo(**f)
 
 
-def effect_data(effect: Effect, path: str) -> dict[str, object]:
+def effect_data(effect: RecordedEffect, path: str) -> dict[str, object]:
     """Return the saved form of an effect."""
     return {
         "arguments": effect.arguments,
@@ -103,10 +103,10 @@ def effect_data(effect: Effect, path: str) -> dict[str, object]:
     }
 
 
-def load_effect(data: object, path: str) -> Effect:
-    """Make an `Effect` from its saved form."""
+def load_effect(data: object, path: str) -> RecordedEffect:
+    """Make a `RecordedEffect` from its saved form."""
     f = check_fields(data, path, _EFFECT_FIELDS)
-    return Effect(**f)
+    return RecordedEffect(**f)
 
 
 def writes_text(writes: Writes, path: str) -> str:

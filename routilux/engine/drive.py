@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from routilux.core.state import JobState
     from routilux.engine.environment import Environment
     from routilux.graph.context import Context
-    from routilux.graph.messages import Effect, StepInput, StepOutcome
+    from routilux.graph.messages import RecordedEffect, StepInput, StepOutcome
     from routilux.persist.journal import Journal
     from routilux.persist.store import Append, JobStore
 
@@ -173,7 +173,7 @@ class Drive:
         if self.error is not None:
             raise _given_up(step)
 
-    def record(self, step: StepInput, name: str, effect: Effect) -> None:
+    def record(self, step: StepInput, name: str, effect: RecordedEffect) -> None:
         """Commit the result of an effect."""
         with self.environment.lock:  # the caller is the step's own thread
             self._check_error(step)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from routilux.graph.context import Host
+from routilux.graph.context import StepHost
 
 if TYPE_CHECKING:
     from routilux.clocks.clock import Clock, Key
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from routilux.graph.plan import Plan
 
 
-class Driven(Host, Protocol):
+class Driven(StepHost, Protocol):
     """A running job as seen by a driver."""
 
     plan: Plan

@@ -23,20 +23,20 @@ from routilux.errors import (
     UnserializableError,
 )
 from routilux.graph.context import Context, active
-from routilux.graph.messages import Effect, ErrorInfo, StepInput, StepOutcome, traceback_of
+from routilux.graph.messages import ErrorInfo, RecordedEffect, StepInput, StepOutcome, traceback_of
 from routilux.retry.error_handler import ErrorHandler, RetryAfter
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from routilux.graph.context import Host
+    from routilux.graph.context import StepHost
     from routilux.graph.routine import Routine, Slot
 
 _NO_READS: Final[frozenset[str]] = frozenset()
 
 
 def run_step(
-    step: StepInput, routine: Routine, slot: Slot, handler: ErrorHandler, host: Host
+    step: StepInput, routine: Routine, slot: Slot, handler: ErrorHandler, host: StepHost
 ) -> StepOutcome:
     """Call a slot's handler for one attempt, and return the outcome."""
     context = Context(step, routine, host)
@@ -91,7 +91,7 @@ def failure(number: int, error: Exception) -> StepOutcome:
     return StepOutcome(number, [], error=ErrorInfo.of(error), error_type=type(error))
 
 
-def _is_late(step: StepInput, host: Host) -> bool:
+def _is_late(step: StepInput, host: StepHost) -> bool:
     return step.timeout_ns is not None and host.now_ns() - step.started_ns >= step.timeout_ns
 
 
@@ -131,7 +131,7 @@ class _RemoteHost:
     def __init__(self, step: StepInput) -> None:
         self._clock = SystemClock()
         self._offset = step.started_ns - self._clock.monotonic_ns()
-        self.effects: dict[str, Effect] = {}
+        self.effects: dict[str, RecordedEffect] = {}
 
     def now_ns(self) -> int:
         return self._clock.monotonic_ns() + self._offset
@@ -145,7 +145,7 @@ class _RemoteHost:
     def check(self, step: StepInput) -> None:
         """Do nothing: the sender has already asked the store."""
 
-    def record(self, step: StepInput, name: str, effect: Effect) -> None:
+    def record(self, step: StepInput, name: str, effect: RecordedEffect) -> None:
         self.effects[name] = effect
 
     def opened(self, context: Context) -> None:

@@ -26,7 +26,7 @@ from routilux.clocks.durations import SECOND, from_ns, to_ns
 from routilux.codec.copying import copy_value
 from routilux.codec.equality import same_value
 from routilux.errors import FlowDefinitionError, NoActiveStepError, StepTimeoutError
-from routilux.graph.messages import Effect, Emission, StepInput, Writes, copied_payload
+from routilux.graph.messages import Emission, RecordedEffect, StepInput, Writes, copied_payload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +39,7 @@ _MISSING: Final = object()
 active: ContextVar[Context | None] = ContextVar("routilux_step", default=None)
 
 
-class Host(Protocol):
+class StepHost(Protocol):
     """The methods of the engine that a context calls."""
 
     def now_ns(self) -> int:
@@ -51,7 +51,7 @@ class Host(Protocol):
     def check(self, step: StepInput) -> None:
         """Raise if the step can no longer record an effect."""
 
-    def record(self, step: StepInput, name: str, effect: Effect) -> None:
+    def record(self, step: StepInput, name: str, effect: RecordedEffect) -> None:
         """Commit the result of an effect, or raise."""
 
     def opened(self, context: Context) -> None:
@@ -157,7 +157,7 @@ class Context:
         "touched",
     )
 
-    def __init__(self, step: StepInput, owner: object, host: Host) -> None:
+    def __init__(self, step: StepInput, owner: object, host: StepHost) -> None:
         self.step: StepInput | None = step
         self.owner = owner
         self.outbox: list[Emission] = []
@@ -299,7 +299,7 @@ class Context:
         result = fn(*args, **kwargs)
         self._open_step()
         codec.encode(result, f"{place}.result")
-        self._host.record(step, name, Effect(digest, copy_value(result)))
+        self._host.record(step, name, RecordedEffect(digest, copy_value(result)))
         return result
 
     def writes(self, *, state_allowed: bool) -> tuple[Writes | None, Writes | None]:

@@ -133,8 +133,8 @@ def copied_payload(payload: Mapping[str, object], place: str) -> dict[str, objec
         except Exception as error:
             raise UnserializableError(
                 f"{place}.{name}",
-                f"{registry.type_name(type(value))} can't be copied ({registry.error_text(error)});"
-                " use plain data, since each reader gets a copy",
+                f"{registry.type_name(type(value))} can't be copied"
+                f" ({registry.failure_text(error)}); use plain data, since each reader gets a copy",
             ) from None
     return copied
 
@@ -165,7 +165,7 @@ class Task:
 
 
 @dataclass(slots=True)
-class Effect:
+class RecordedEffect:
     """The recorded result of an external effect."""
 
     arguments: str  # the digest of the effect's arguments
@@ -190,7 +190,7 @@ class StepInput:
     state: dict[str, object]
     shared: dict[str, object]
     seq: int
-    effects: dict[str, Effect] | None
+    effects: dict[str, RecordedEffect] | None
     started_ns: int
     timeout_ns: int | None
     worker: int
@@ -227,4 +227,4 @@ class StepOutcome:
     error: ErrorInfo | None = None
     error_type: type[BaseException] | None = None
     retry_after_ns: int | None = None
-    effects: dict[str, Effect] | None = None
+    effects: dict[str, RecordedEffect] | None = None

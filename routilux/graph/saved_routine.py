@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from routilux import codec
-from routilux.codec.registry import error_text
+from routilux.codec.registry import failure_text
 from routilux.errors import CorruptStateError, FlowDefinitionError, UnknownRoutineError
 from routilux.graph.routine import find_class
 from routilux.retry.error_handler import ErrorHandler
@@ -59,7 +59,7 @@ def load_routine(entry: object, path: str) -> tuple[str, Routine]:
         routine = found(*data["args"], **data["kwargs"])
     except Exception as error:
         raise CorruptStateError(
-            path, f"building {name} from its saved arguments failed: {error_text(error)}"
+            path, f"building {name} from its saved arguments failed: {failure_text(error)}"
         ) from error
     try:
         routine.set_error_handler(handler)

@@ -122,7 +122,7 @@ class Journal:
         if not job.seq and not since:
             return None
         job.history_limit = history_limit
-        loaded = rows.load(since, job_id, job.seq)
+        loaded = rows.load_rows(since, job_id, job.seq)
         replay(job, ((place, Commit.load(data, place)) for place, data in loaded))
         return job
 

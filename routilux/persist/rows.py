@@ -86,13 +86,13 @@ def dump(job_id: str, commit: Commit, *, first: bool) -> bytes:
     return with_checksum(text.encode(), row_place(job_id, commit.seq))
 
 
-def load(rows: Sequence[bytes], job_id: str, after: int) -> Iterator[tuple[str, object]]:
+def load_rows(rows: Sequence[bytes], job_id: str, after: int) -> Iterator[tuple[str, object]]:
     """Yield the path and the decoded data of each row.
 
     The first row is commit `after` + 1. Raises `SavedStateError` with the path of a refused row.
 
     >>> rows = [with_checksum(b'{"seq":%d}' % seq, f"$.job-1[{seq}]") for seq in (8, 9)]
-    >>> list(load(rows, "job-1", after=7))
+    >>> list(load_rows(rows, "job-1", after=7))
     [('$.job-1[8]', {'seq': 8}), ('$.job-1[9]', {'seq': 9})]
     """
     for first in range(0, len(rows), _AT_ONCE):

@@ -27,11 +27,11 @@ from routilux.retry.options import (
     Default,
     ErrorStrategy,
     RetryAfter,
+    bad_option,
     default,
     find_exception_class,
     load_option,
-    refusal,
-    shown,
+    short_repr,
 )
 
 __all__ = ["MAX_DELAY_NS", "ErrorHandler", "ErrorStrategy", "RetryAfter"]
@@ -105,7 +105,7 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
             elif chosen is ErrorStrategy.RETRY or name in WITH_ANY_STRATEGY:
                 options[name] = CHECKS[name](name, value)
             else:
-                raise refusal(
+                raise bad_option(
                     name,
                     value,
                     f"strategy {chosen.name} never retries: "
@@ -250,7 +250,7 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
         ErrorHandler(ErrorStrategy.SKIP)
         """
         if not isinstance(data, dict):
-            raise CorruptStateError(path, f"must be a JSON object, not {shown(data)}")
+            raise CorruptStateError(path, f"must be a JSON object, not {short_repr(data)}")
         if "strategy" not in data:
             raise CorruptStateError(f"{path}.strategy", "is missing")
         options: dict[str, Any] = {"strategy": load_option("strategy", data["strategy"], path)}
@@ -269,7 +269,7 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
         retry_count = data["retry_count"]
         if type(retry_count) is not int or retry_count < 0:
             raise CorruptStateError(
-                f"{path}.retry_count", f"must be an int of 0 or more, not {shown(retry_count)}"
+                f"{path}.retry_count", f"must be an int of 0 or more, not {short_repr(retry_count)}"
             )
         return _restore(options, retry_count)
 

@@ -51,7 +51,8 @@ class RetryAfter(Exception):  # noqa: N818 - it is a request, as StopIteration i
         number = plain_number(seconds)
         if number is None or number < 0:
             raise ValueError(
-                f"RetryAfter: seconds must be a finite number of 0 or more, not {shown(seconds)}"
+                "RetryAfter: seconds must be a finite number of 0 or more,"
+                f" not {short_repr(seconds)}"
             )
         super().__init__(number, message)
         self.seconds: float = number
@@ -68,7 +69,7 @@ class RetryAfter(Exception):  # noqa: N818 - it is a request, as StopIteration i
 # --- the checks ---------------------------------------------------------------------------------
 
 
-def shown(value: object) -> str:
+def short_repr(value: object) -> str:
     try:
         text = repr(value)
     except Exception:
@@ -76,8 +77,8 @@ def shown(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def refusal(name: str, value: object, cure: str) -> FlowDefinitionError:
-    return FlowDefinitionError(f"ErrorHandler: {name}={shown(value)} is refused; {cure}")
+def bad_option(name: str, value: object, cure: str) -> FlowDefinitionError:
+    return FlowDefinitionError(f"ErrorHandler: {name}={short_repr(value)} is refused; {cure}")
 
 
 def _strategy(name: str, value: object) -> ErrorStrategy:
@@ -86,13 +87,13 @@ def _strategy(name: str, value: object) -> ErrorStrategy:
     if isinstance(value, str) and value in ErrorStrategy._value2member_map_:
         return ErrorStrategy(value)
     names = ", ".join(repr(strategy.value) for strategy in ErrorStrategy)
-    raise refusal(name, value, f"give an ErrorStrategy or one of {names}")
+    raise bad_option(name, value, f"give an ErrorStrategy or one of {names}")
 
 
 def _final_strategy(name: str, value: object) -> ErrorStrategy:
     strategy = _strategy(name, value)
     if strategy is ErrorStrategy.RETRY:
-        raise refusal(
+        raise bad_option(
             name, value, "give STOP, CONTINUE or SKIP; for endless retries, set max_retries=None"
         )
     return strategy
@@ -102,7 +103,7 @@ def _count(name: str, value: object) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _MOST_RETRIES:
-        raise refusal(name, value, "give an int of 0 or more, or None for endless retries")
+        raise bad_option(name, value, "give an int of 0 or more, or None for endless retries")
     return int(value)
 
 
@@ -112,7 +113,7 @@ def _number(
     def check(name: str, value: object) -> float | None:
         number = plain_number(value)
         if (number is None or not accepts(number)) and not (optional and value is None):
-            raise refusal(name, value, f"give a finite number{cure}")
+            raise bad_option(name, value, f"give a finite number{cure}")
         return number
 
     return check
@@ -122,10 +123,10 @@ def _classes(name: str, value: object) -> tuple[type[Exception], ...]:
     classes = value if isinstance(value, tuple) else (value,)
     for item in classes:
         if not (isinstance(item, type) and issubclass(item, Exception)):
-            raise refusal(
+            raise bad_option(
                 name,
                 value,
-                f"{shown(item)} is not a class derived from Exception; "
+                f"{short_repr(item)} is not a class derived from Exception; "
                 "give such a class or a tuple of such classes",
             )
     return classes
@@ -203,11 +204,11 @@ def load_option(name: str, value: object, path: str) -> Any:
     if name in _CLASS_OPTIONS:
         if not isinstance(value, list):
             raise CorruptStateError(
-                place, f"must be a list of exception classes, not {shown(value)}"
+                place, f"must be a list of exception classes, not {short_repr(value)}"
             )
         return tuple(_loaded_class(item, f"{place}[{i}]") for i, item in enumerate(value))
     if name in _STRATEGY_OPTIONS and not isinstance(value, str):
-        raise CorruptStateError(place, f"must be the name of a strategy, not {shown(value)}")
+        raise CorruptStateError(place, f"must be the name of a strategy, not {short_repr(value)}")
     try:
         return CHECKS[name](name, value)
     except FlowDefinitionError as refused:
@@ -216,7 +217,9 @@ def load_option(name: str, value: object, path: str) -> Any:
 
 def _loaded_class(name: object, place: str) -> type[Exception]:
     if not isinstance(name, str):
-        raise CorruptStateError(place, f"must be the name of an exception class, not {shown(name)}")
+        raise CorruptStateError(
+            place, f"must be the name of an exception class, not {short_repr(name)}"
+        )
     cls = find_exception_class(name)
     if cls is None:
         raise CorruptStateError(

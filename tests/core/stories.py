@@ -16,7 +16,14 @@ from routilux.core.machine import Machine
 from routilux.core.requests import request
 from routilux.core.state import JobState
 from routilux.flow import Flow
-from routilux.graph.messages import Effect, Emission, ErrorInfo, StepInput, StepOutcome, Writes
+from routilux.graph.messages import (
+    Emission,
+    ErrorInfo,
+    RecordedEffect,
+    StepInput,
+    StepOutcome,
+    Writes,
+)
 from routilux.graph.routine import Routine
 from routilux.retry.error_handler import ErrorHandler
 from tests.routines import retrying
@@ -208,7 +215,7 @@ class Story:
         return waited
 
     def record(self, step: StepInput, name: str, result: object) -> Commit:
-        commit = self.machine.effect(step, name, Effect("arguments", result), self.now)
+        commit = self.machine.effect(step, name, RecordedEffect("arguments", result), self.now)
         assert commit is not None
         return self.accept(commit)
 

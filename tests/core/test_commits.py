@@ -17,7 +17,7 @@ from routilux.codec.equality import same_value
 from routilux.core.commits import Commit, CommitKind, JobStatus, history_length, history_of
 from routilux.core.parts import PendingTask, RoutineState, RoutineStatus
 from routilux.errors import CorruptStateError, UnserializableError
-from routilux.graph.messages import Effect, Emission, ErrorInfo, Task, Writes, traceback_of
+from routilux.graph.messages import Emission, ErrorInfo, RecordedEffect, Task, Writes, traceback_of
 
 DONE = CommitKind.DONE
 RUNNING = JobStatus.RUNNING
@@ -74,7 +74,10 @@ def commits(draw: st.DrawFn) -> Commit:
         delay = draw(st.integers(0, 10**18))
         step |= {"error": draw(infos), "delay_ns": delay, "due_ns": step["at_ns"] + delay}
     elif kind is CommitKind.EFFECT:
-        step |= {"detail": {"name": draw(names)}, "effect": Effect(draw(names), draw(values))}
+        step |= {
+            "detail": {"name": draw(names)},
+            "effect": RecordedEffect(draw(names), draw(values)),
+        }
     else:
         step |= {"emissions": tuple(emitted), "tasks": tuple(tasks)}
         if kind is DONE:
@@ -134,7 +137,7 @@ def test_a_value_without_a_saved_form_is_refused_with_its_path():
         "emissions[0].payload.n": {"emissions": [Emission("out", {"n": object()}, False)]},
         "state.values.n": {"state": Writes({"n": object()})},
         "shared.values.n": {"shared": Writes({"n": object()})},
-        "effect.result": {"effect": Effect("", object())},
+        "effect.result": {"effect": RecordedEffect("", object())},
     }.items():
         with pytest.raises(UnserializableError) as refusal:
             step_end(**more).dumps("$.commits[6]")

@@ -10,7 +10,7 @@ from routilux.core.commits import Commit, CommitKind, JobStatus
 from routilux.core.replay import replay
 from routilux.core.state import JobState
 from routilux.errors import IllegalTransitionError
-from routilux.graph.messages import Effect, ErrorInfo, Task, Writes
+from routilux.graph.messages import ErrorInfo, RecordedEffect, Task, Writes
 from tests.core.stories import Stage, Story, failed, flow_of, text_of
 from tests.fuzz.families import Story as FamilyStory
 
@@ -105,7 +105,7 @@ def test_a_replay_changes_the_state_in_place_and_a_running_job_replaces_it():
 def test_the_effects_of_a_task_are_added_in_place_by_a_replay_alone():
     story = FamilyStory()
     for i in range(3):
-        story.step(CommitKind.EFFECT, detail={"name": f"e{i}"}, effect=Effect("", i))
+        story.step(CommitKind.EFFECT, detail={"name": f"e{i}"}, effect=RecordedEffect("", i))
     for replayed, mappings in (True, 1), (False, 3):
         job, seen = JobState("job-1"), []
         for commit in story.job.commits:

@@ -8,7 +8,7 @@ from routilux.core.commits import CommitKind, JobStatus
 from routilux.core.machine import MOST_CONFLICTS
 from routilux.core.state import JobState
 from routilux.errors import IllegalTransitionError
-from routilux.graph.messages import Effect
+from routilux.graph.messages import RecordedEffect
 from tests.core.stories import Stage, Story, Wide, alone, broken, done, fan, flow_of
 from tests.routines import SECOND, retrying
 
@@ -118,7 +118,7 @@ def test_an_outcome_that_is_late_or_a_duplicate_is_ignored():
     assert story.machine.finish(first, broken(first), story.now) is None
     second = story.begin()
     assert story.machine.finish(first, done(first), story.now) is None
-    assert story.machine.effect(first, "charge", Effect("arguments", 1), story.now) is None
+    assert story.machine.effect(first, "charge", RecordedEffect("arguments", 1), story.now) is None
     assert story.end(second, done(second)).status is JobStatus.COMPLETED
 
 

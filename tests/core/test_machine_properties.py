@@ -19,7 +19,14 @@ from routilux.core.commits import CommitKind, JobStatus
 from routilux.core.machine import Machine
 from routilux.core.requests import request
 from routilux.errors import NotResumableError
-from routilux.graph.messages import Effect, Emission, ErrorInfo, StepInput, StepOutcome, Writes
+from routilux.graph.messages import (
+    Emission,
+    ErrorInfo,
+    RecordedEffect,
+    StepInput,
+    StepOutcome,
+    Writes,
+)
 from routilux.graph.routine import Routine
 from tests.core.job_model import (
     FINAL,
@@ -162,7 +169,9 @@ class JobUnderWay(JobModel):
         known = self.known[step.task.task_id]
         name = f"effect {len(known.effects)}"
         self.accept(
-            self.pure(lambda: self.machine.effect(step, name, Effect("digest", result), self.now))
+            self.pure(
+                lambda: self.machine.effect(step, name, RecordedEffect("digest", result), self.now)
+            )
         )
         known.effects[name] = result
         self.recoveries = 0
@@ -172,7 +181,10 @@ class JobUnderWay(JobModel):
     def an_outcome_comes_late_or_twice(self, pick):
         step, outcome = self.ended[pick % len(self.ended)]
         assert self.pure(lambda: self.machine.finish(step, outcome, self.now)) is None
-        assert self.pure(lambda: self.machine.effect(step, "x", Effect("", 0), self.now)) is None
+        assert (
+            self.pure(lambda: self.machine.effect(step, "x", RecordedEffect("", 0), self.now))
+            is None
+        )
 
     @rule(length=lengths)
     def time_passes(self, length):

@@ -24,7 +24,7 @@ from routilux.clocks.durations import SECOND
 from routilux.codec.copying import is_flat
 from routilux.engine.step import run_remote, run_step
 from routilux.graph.context import active
-from routilux.graph.messages import Effect, Task
+from routilux.graph.messages import RecordedEffect, Task
 from tests.routines import Works, retrying
 
 START = 1_767_225_600 * SECOND
@@ -35,7 +35,7 @@ class Desk:
 
     def __init__(self) -> None:
         self.now = START
-        self.recorded: dict[str, Effect] = {}
+        self.recorded: dict[str, RecordedEffect] = {}
 
     def now_ns(self) -> int:
         return self.now
@@ -46,7 +46,7 @@ class Desk:
     def check(self, step: StepInput) -> None:
         pass
 
-    def record(self, step: StepInput, name: str, effect: Effect) -> None:
+    def record(self, step: StepInput, name: str, effect: RecordedEffect) -> None:
         self.recorded[name] = effect
 
     def opened(self, context: Context) -> None:

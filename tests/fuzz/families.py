@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, Final
 
 from routilux import Commit, CommitKind, Flow, JobState, JobStatus, Routine, SavedState
-from routilux.graph.messages import Effect, Emission, ErrorInfo, Task, Writes
+from routilux.graph.messages import Emission, ErrorInfo, RecordedEffect, Task, Writes
 from routilux.persist import signature
 from tests.fuzz.mutants import Document, Rows, rows_of
 from tests.fuzz.values import VALUES, set_of
@@ -134,7 +134,7 @@ def _retried_and_resumed(n: int) -> Story:
 def _many_effects(n: int) -> Story:
     story = Story()
     for i in range(n):
-        story.step(CommitKind.EFFECT, detail={"name": f"e{i}"}, effect=Effect("", i))
+        story.step(CommitKind.EFFECT, detail={"name": f"e{i}"}, effect=RecordedEffect("", i))
     return story
 
 

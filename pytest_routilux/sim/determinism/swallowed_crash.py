@@ -23,7 +23,7 @@ from routilux.engine.step import run_step
 if TYPE_CHECKING:
     from pytest_routilux.sim.simulator.model import Case
     from routilux import Context, Flow, StepInput
-    from routilux.graph.messages import Effect
+    from routilux.graph.messages import RecordedEffect
 
 _MOST: Final = 8
 
@@ -87,7 +87,7 @@ class _Trap:
     def check(self, step: StepInput) -> None:
         """Do nothing: this host never loses the job."""
 
-    def record(self, step: StepInput, name: str, effect: Effect) -> None:
+    def record(self, step: StepInput, name: str, effect: RecordedEffect) -> None:
         self.step_on(f"ctx.once({name!r})")
 
     def opened(self, context: Context) -> None:

@@ -19,7 +19,7 @@ from pytest_routilux.frames import handler_of
 from pytest_routilux.sim.explain.timeline import where_text
 from pytest_routilux.sim.isolation.forked_hosts import ENDS_PROCESS
 from pytest_routilux.sim.isolation.hidden_state import hidden_state
-from pytest_routilux.text import class_name
+from pytest_routilux.text import bare_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -197,7 +197,7 @@ def _status(failure: Failure) -> Reason:
     job = failure.disturbed.host.job if failure.disturbed is not None else None
     if job is None or job.error is None:
         return reason
-    error = f"{class_name(job.error.type)}{failure.at(job.error.where)}"
+    error = f"{bare_name(job.error.type)}{failure.at(job.error.where)}"
     return Reason(f"with the crash the job fails with {error}; {reason.why}", reason.fix)
 
 

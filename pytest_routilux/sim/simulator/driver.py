@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from routilux import Context
     from routilux.clocks.clock import Key
     from routilux.engine.driver import Driven, Ended
-    from routilux.graph.messages import Effect
+    from routilux.graph.messages import RecordedEffect
 
 TEST_OUTCOMES: Final = (KeyboardInterrupt, pytest.fail.Exception, pytest.skip.Exception)
 """Exceptions that end the test and not only the simulated host."""
@@ -87,7 +87,7 @@ class _StepHost:
     def check(self, step: StepInput) -> None:
         """Do nothing: a host that has died runs no step."""
 
-    def record(self, step: StepInput, name: str, effect: Effect) -> None:
+    def record(self, step: StepInput, name: str, effect: RecordedEffect) -> None:
         self._flight.events.append((self._clock.mono, (name, effect)))
 
     def opened(self, context: Context) -> None:

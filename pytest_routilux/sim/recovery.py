@@ -22,6 +22,7 @@ from pytest_routilux.sim.simulator.model import (
     Finding,
     Host,
     HostCrash,
+    Note,
     Undisturbed,
     World,
 )
@@ -109,7 +110,7 @@ def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
         return Disturbed(point, world, hosts, executed=fault.struck == 1)
     world = run.world.cut(point.commits, point.calls, point.at_ns)
     world.commits = run.durable[: point.commits]
-    world.add_note(point.at_ns, "CRASH")
+    world.add_note(point.at_ns, Note("crash"))
     world.now_ns = point.resume_ns
     if point.commits in run.store_findings:
         host = Host(run.host.flow, store_finding=run.store_findings[point.commits])
@@ -162,7 +163,7 @@ def _crash_on_resume(case: Case, world: World, job: JobState) -> tuple[JobState,
         job = _stored(case, world, job, host) or job
         if dies.struck:
             break
-    world.add_note(world.now_ns, "CRASH, right after the resume")
+    world.add_note(world.now_ns, Note("crash after the resume"))
     return job, dies.struck == 1  # whether the crash happened
 
 
@@ -207,5 +208,5 @@ def _run_hosts(
             break
         flow = None
         assert host.error is not None
-        world.add_note(world.now_ns, f"the host ends: {error_text(host.error)}")
+        world.add_note(world.now_ns, Note("ends", error_text(host.error)))
     return hosts

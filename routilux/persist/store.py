@@ -265,7 +265,7 @@ def refusal(
         whose = _whose(None if held_by in _NO_OWNER else held_by)
         return LeaseLostError(f"job {job_id!r} {whose} now; commit {seq} of {owner!r} was refused")
     return LeaseLostError(
-        f"job {job_id!r} has {count} commits in the store, so commit {seq} can't be added: another"
+        f"the last commit of job {job_id!r} is {count}, so commit {seq} can't be added: another"
         " host has resumed the job"
     )
 
@@ -300,7 +300,7 @@ def complete(job_id: str, after: int, found: Sequence[tuple[int, bool, int, byte
     [b'seven', b'eight']
     >>> complete("job-1", 6, [(8, True, 7, b"seven")])
     Traceback (most recent call last):
-    routilux.CorruptStateError: $.job-1: has 8 commits, but the store returns no commit 8; ...
+    routilux.CorruptStateError: $.job-1: its last commit is 8, but the store returns no...
     """
     if not found:
         return []
@@ -313,9 +313,9 @@ def complete(job_id: str, after: int, found: Sequence[tuple[int, bool, int, byte
     known = {seq for seq, _ in rows}
     lost = next((seq for seq in range(after + 1, last + 1) if seq not in known), None)
     if lost is not None:
-        what = f"has {last} commits, but the store returns no commit {lost}"
+        what = f"its last commit is {last}, but the store returns no commit {lost}"
     else:
-        what = f"has {last} commits, but the store returns a commit {max([after, *known])}"
+        what = f"its last commit is {last}, but the store returns commit {max([after, *known])}"
     raise CorruptStateError(f"$.{job_id}", f"{what}; {BACKUP}")
 
 

@@ -141,11 +141,11 @@ _FAILED_ROWS = "WHERE job = (SELECT job FROM jobs WHERE job_id = 'failed')"
         ),
         (
             f"DELETE FROM commits {_FAILED_ROWS} AND seq = 2",
-            r"\$\.failed: has \d commits, but the store returns no commit 2",
+            r"\$\.failed: its last commit is \d, but the store returns no commit 2",
         ),
         (
             f"DELETE FROM commits {_FAILED_ROWS}",
-            r"\$\.failed: has \d commits, but the store returns no commit 1",
+            r"\$\.failed: its last commit is \d, but the store returns no commit 1",
         ),
         (
             "UPDATE jobs SET status = 'completed' WHERE job_id = 'failed'",

@@ -195,7 +195,7 @@ def test_an_overrule_whose_answer_is_lost_succeeds_if_another_host_resumes_the_j
     overtaken()
     far.overrule("j", 2, b"2", "operator", status="pending")
     assert [b"1", b"2", b"of b"] == far.rows("j")
-    with pytest.raises(LeaseLostError, match="has 3 commits"):
+    with pytest.raises(LeaseLostError, match="the last commit of job 'j' is 3,"):
         far.overrule("j", 2, b"2", "operator", status="pending")
 
 

@@ -94,7 +94,7 @@ def test_writing_the_same_row_again_is_accepted_and_changes_nothing(store):
 def test_a_row_whose_number_is_taken_or_does_not_follow_is_refused(store, seq):
     filled(store, 2)
     for write in (store.append, store.claim):
-        with pytest.raises(LeaseLostError, match="has 2 commits in the store"):
+        with pytest.raises(LeaseLostError, match="the last commit of job 'j' is 2,"):
             write("j", seq, b"another", "a", status="completed")
     with pytest.raises(LeaseLostError, match="holds no job 'new'"):
         store.append("new", 2, b"x", "a", status="running")
@@ -147,7 +147,12 @@ def test_a_refused_row_delays_no_other_and_its_error_is_returned_in_its_place(st
     )
     assert [True, False, True, True] == [isinstance(r, LeaseLostError) for r in refusals]
     assert [1, 2, 0, 1] == [len(store.rows(job_id)) for job_id in ("j", "k", "new", "l")]
-    reasons = ["'j' has 1 commits", "None", "holds no job 'new'", "'l' belongs to 'a' now"]
+    reasons = [
+        "the last commit of job 'j' is 1,",
+        "None",
+        "holds no job 'new'",
+        "'l' belongs to 'a' now",
+    ]
     for refusal, reason in zip(refusals, reasons, strict=True):
         assert reason in str(refusal)
 
@@ -444,7 +449,7 @@ def test_a_job_that_an_operator_sets_free_is_free_at_once_for_anybody(store):
 def test_an_operator_that_is_too_late_changes_nothing(store):
     filled(store, 2)
     for seq, row in ((1, b"row 1"), (2, b"row 2"), (2, b"late"), (4, b"early")):
-        with pytest.raises(LeaseLostError, match=f"has 2 commits in the store.*commit {seq}"):
+        with pytest.raises(LeaseLostError, match=f"last commit of job .* is 2, so commit {seq}"):
             store.overrule("j", seq, row, "operator", status="pending")
     with pytest.raises(NotResumableError, match="the store holds no job 'nobody'"):
         store.overrule("nobody", 2, b"row", "operator", status="pending")

@@ -44,6 +44,35 @@ def test_jobs_that_wait_for_a_retry_make_room_for_others_at_once(runtime, clock)
     assert {began} == {commit.started_ns for commit in first}, "some waited for a renewal"
 
 
+def test_each_claim_takes_twice_as_many_jobs_which_are_resumed_by_one_write(
+    runtime, store, monkeypatch
+):
+    flow, running = chain(a=lambda self: self.ctx.sleep(1)), 0
+    asked: list[int] = []
+    written: list[int] = []
+
+    def acquires(owner, flow_ids, lease_ns, limit, acquire=store.acquire):
+        nonlocal running
+        got = acquire(owner, flow_ids, lease_ns, limit)
+        asked.append(limit)
+        running += len(got)
+        return got
+
+    def appends(rows, append_all=store.append_all):
+        if rows[0].seq == 2:
+            written.append(len(rows))
+        return append_all(rows)
+
+    monkeypatch.setattr(store, "acquire", acquires)
+    monkeypatch.setattr(store, "append_all", appends)
+    job_ids = [runtime.submit(flow, "a") for _ in range(31 + 7)]
+    worker(runtime, flow).run(until_idle=True)
+    assert {"completed"} == statuses(runtime, job_ids)
+    assert [1, 2, 4, 8, 16] == asked[:5], "a few jobs would not be shared by many workers"
+    assert [2, 4, 8, 16] == written[:4], "each was resumed by a write of its own"
+    assert len(job_ids) == running
+
+
 def test_a_worker_takes_only_free_jobs_of_its_flows(runtime):
     mine, other = chain(a=rest), chain(a=rest)
     other.flow_id = "other"

@@ -92,7 +92,7 @@ def _shown(log: Iterable[LogEntry], point: CrashPoint | None) -> list[LogEntry]:
     kept: list[LogEntry] = []
     for entry in entries:
         _, host, what = entry
-        if isinstance(what, Note) and what.text == "CRASH" and point and point.kind in _AFTER_WRITE:
+        if isinstance(what, Note) and what.kind == "crash" and point and point.kind in _AFTER_WRITE:
             # The host died with the write, before the steps that start at the same instant.
             while kept and isinstance(kept[-1][2], tuple):
                 kept.pop()
@@ -113,13 +113,13 @@ def _of_crash(note: Note, before: object, point: CrashPoint | None) -> str:
     if point is None:
         return note.text
     last, following = f"#{point.commits}", f"#{point.commits + 1}"
-    if note.text.startswith("the host ends: "):
+    if note.kind == "ends":
         if point.kind == "store refuses":
             return f"CRASH  the store refuses {following}, and its host ends"
         if point.kind == "store does not answer":
             return f"CRASH  the store has {following} but does not answer, and its host ends"
-    if note.text != "CRASH":
-        return note.text.replace("CRASH,", "CRASH  again,")
+    if note.kind != "crash":
+        return note.text
     if point.kind == "in a wait":
         return f"CRASH  the wait is saved in {last}; the host's memory is lost"
     if point.kind == "by document":

@@ -110,9 +110,9 @@ def undisturbed_log(case: Case, send: Send, start_ns: int) -> HostLog:
     after = globals_of(users_modules())
     log.changed = [name for name, value in before.items() if value != after.get(name)]
     exits = [
-        note.text.partition(": ")[2]
+        note.error
         for _, _, note in run.world.log
-        if isinstance(note, Note) and note.text.startswith("the host ends: SystemExit")
+        if isinstance(note, Note) and note.error.startswith("SystemExit")
     ]
     error = None if run.host.job is None else run.host.job.error
     if exits and error is not None and error.type.endswith("PoisonJobError"):

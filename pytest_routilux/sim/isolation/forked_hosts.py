@@ -38,6 +38,7 @@ from pytest_routilux.sim.simulator.model import (
     Disturbed,
     Finding,
     Host,
+    Note,
     Undisturbed,
     World,
 )
@@ -135,7 +136,7 @@ class ForkedHosts:
             kind, what = "kills-process", f"{who} kills its process: {how}"
         if not world.log or not isinstance(world.log[-1][2], Commit):  # else the job was given up
             at = world.log[-1][0] if world.log else self._start_ns
-            world.add_note(at, f"the host ends: {how}")
+            world.add_note(at, Note("ends", how))
         flow = self._case.build()
         job = fold_commits(self._case.job_id, world.commits)
         path = f"process.{routine or 'build'}"

@@ -138,9 +138,17 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """A log entry that says how a host ended."""
+    """A log entry that says how a host ended; only one that "ends" has an `error`."""
 
-    text: str
+    kind: Literal["crash", "crash after the resume", "ends"]
+    error: str = ""
+
+    @property
+    def text(self) -> str:
+        """The note as a line of a timeline."""
+        if self.kind == "ends":
+            return f"the host ends: {self.error}"
+        return "CRASH" if self.kind == "crash" else "CRASH  again, right after the resume"
 
 
 class StoreFiles(Protocol):
@@ -183,9 +191,9 @@ class World:
         self.calls.append(call)
         self.log.append((call.at_ns, self.host_number, call))
 
-    def add_note(self, at_ns: int, text: str) -> None:
+    def add_note(self, at_ns: int, note: Note) -> None:
         """Add a note on a host's end to this world's log."""
-        self.log.append((at_ns, self.host_number, Note(text)))
+        self.log.append((at_ns, self.host_number, note))
 
     def cut(self, commits: int, calls: int, at_ns: int) -> World:
         """Return the world after the first `commits` commits and `calls` calls."""

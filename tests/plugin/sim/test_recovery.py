@@ -156,7 +156,7 @@ def test_a_host_that_dies_in_its_recovery_counts_as_a_recovery(run):
     resumed = [c for c in disturbed.world.commits if c.kind is CommitKind.RESUMED]
     assert [1, 2] == [(c.detail or {})["recoveries"] for c in resumed]
     notes = [what.text for _, _, what in disturbed.world.log if isinstance(what, Note)]
-    assert "CRASH, right after the resume" in notes
+    assert "CRASH  again, right after the resume" in notes
 
 
 def test_a_second_crash_that_does_not_happen_is_not_executed(run, monkeypatch):

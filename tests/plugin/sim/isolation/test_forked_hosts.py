@@ -125,7 +125,7 @@ def test_a_retry_that_counts_in_a_module_global_is_found_and_named() -> None:
     run = result.disturbed[finding.signature]
     assert point is run.point
     log = [what for _, _, what in run.world.log]
-    crash = next(i for i, what in enumerate(log) if getattr(what, "text", "") == "CRASH")
+    crash = next(i for i, what in enumerate(log) if getattr(what, "kind", "") == "crash")
     assert point.commits == sum(isinstance(what, Commit) for what in log[:crash])
     assert "completed" == run.world.commits[-1].status
     attempts = [c for c in run.world.commits if c.kind in ("retry", "done")]

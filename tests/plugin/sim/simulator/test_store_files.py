@@ -283,7 +283,7 @@ def test_a_store_that_lies_is_found_and_named(lie):
 @pytest.mark.parametrize(
     ("half", "seq", "says"),
     [
-        (stores.HalfCreates, 1, "$.job: has 1 commits, but the store returns no commit 1"),
+        (stores.HalfCreates, 1, "$.job: its last commit is 1, but the store returns no commit 1"),
         (stores.HalfClaims, 4, "4 commits come back, of which 3 were acknowledged"),
     ],
 )

@@ -23,6 +23,7 @@ from typing import Any, Self
 from routilux import codec
 from routilux.clocks.clock import SystemClock
 from routilux.clocks.durations import SECOND, from_ns, instant_ns
+from routilux.codec.signature import DIGEST_BYTES, new_mac, with_digest, without_digest
 from routilux.core.commits import history_length
 from routilux.core.state import JobState
 from routilux.core.wire import in_range
@@ -30,7 +31,6 @@ from routilux.errors import CorruptStateError, SavedStateError
 from routilux.flow import Flow
 from routilux.monitor import ExecutionMonitor
 from routilux.persist.atomic_write import write_atomically
-from routilux.persist.signature import DIGEST_BYTES, new_mac, with_digest, without_digest
 from routilux.persist.versions import FORMAT, loads_versioned
 
 _FIELDS: codec.Fields = {

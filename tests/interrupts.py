@@ -8,7 +8,6 @@ lost. That counts all code, also the standard library's.
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import gc
 import sys
@@ -48,8 +47,6 @@ class Interrupter:
         if getattr(arg, "__name__", "") == "setprofile":
             return
         file = frame.f_code.co_filename
-        if file == contextlib.__file__ and _holds_connection(frame):
-            return
         if file == threading.__file__ and _starts_a_thread(frame):
             return
         self.passed += 1
@@ -59,12 +56,6 @@ class Interrupter:
             code = frame.f_code
             self.place = f"{code.co_filename}:{frame.f_lineno} in {code.co_qualname}{after}"
             raise KeyboardInterrupt
-
-
-def _holds_connection(frame: FrameType) -> bool:
-    """Whether it is a context manager of a SQLite store, which then keeps the lock for a while."""
-    generator = getattr(frame.f_locals.get("self"), "gen", None)
-    return generator is not None and "SqliteFile" in generator.gi_code.co_qualname
 
 
 def _starts_a_thread(frame: FrameType | None) -> bool:

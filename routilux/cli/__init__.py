@@ -1,5 +1,7 @@
 """The command `routilux` lists, shows, retries, cancels and exports the jobs of a store.
 
+It also copies a whole store, and checks it.
+
 Invariants:
 - Reading changes nothing, creates nothing, and needs none of the modules that the jobs need.
 - An error is one line on stderr: what happened, where, what to do. The exit status is then 1, or 2
@@ -12,6 +14,8 @@ Invariants:
   show            "job": what `JobState.deserialize` reads, with all commits; "held" or null
   retry, cancel   "job_id", "status", "seq" of the commit that the command made
   export          "job_id", "status", "seq" of the last commit, "file", "bytes"
+  backup          "file", "bytes"
+  check           "damaged": (path, reason) of each damage; $.JOB is a job
   "held" is null for a job that has stopped. Otherwise it has "owner" (null: none) and "free_in_ns":
   the time by the store's clock until any host may take the job (null: never, because the owner
   holds it without a lease).
@@ -26,11 +30,11 @@ import sqlite3
 import sys
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from routilux import codec
 from routilux.cli.jobs import held, held_data, list_jobs, show_jobs
-from routilux.cli.open_store import change_store, read_store, without_password
+from routilux.cli.open_store import change_store, is_server, read_store, without_password
 from routilux.cli.show import show_job
 from routilux.cli.terminal import Page
 from routilux.clocks.clock import SystemClock
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
 
     from routilux.clocks.clock import Clock
     from routilux.core.state import JobState
+    from routilux.persist.sqlite import SqliteStore
     from routilux.persist.store import Hold, JobStore
 
 __all__ = ["main"]
@@ -99,7 +104,7 @@ def _jobs(options: argparse.Namespace, page: Page, now: int) -> int:
         show_jobs(page, found, now)
     page.flush()
     for job_id, error in found.damaged.items():
-        _complain(_damaged(options.shown, job_id, error))
+        _complain(_damaged(f"job {job_id} in {options.shown}", error))
     return 1 if found.damaged else 0
 
 
@@ -148,6 +153,36 @@ def _export(options: argparse.Namespace, page: Page, now: int) -> int:
     return _report(options, page, now, job, result, file=str(file), bytes=len(data))
 
 
+def _backup(options: argparse.Namespace, page: Page, now: int) -> int:
+    file = Path(options.file)
+    if is_server(options.store):
+        raise RoutiluxError(f"{options.shown} is no file; copy it with pg_dump")
+
+    def copy(store: JobStore) -> None:
+        cast("SqliteStore", store).backup(file, replace=options.replace)
+
+    read_store(options.store, copy, options.clock)
+    size = file.stat().st_size
+    if options.json:
+        _write_json(page, options, now, {"file": str(file), "bytes": size})
+    else:
+        page.line(f"a copy of {options.shown} is in {file}, {size:,} bytes")
+    return 0
+
+
+def _check(options: argparse.Namespace, page: Page, now: int) -> int:
+    found = read_store(options.store, lambda store: Journal(store).damage(), options.clock)
+    if options.json:
+        damaged = [{"path": error.path, "reason": error.reason} for error in found]
+        _write_json(page, options, now, {"damaged": damaged})
+    elif not found:
+        page.line(f"no damage in {options.shown}")
+    page.flush()
+    for error in found:
+        _complain(_damaged(options.shown, error))
+    return 1 if found else 0
+
+
 def _read(store: JobStore, options: argparse.Namespace) -> JobState:
     job_id: str = options.job
     known = store.job_ids()
@@ -156,7 +191,7 @@ def _read(store: JobStore, options: argparse.Namespace) -> JobState:
     try:
         job = Journal(store).read(job_id, history=True)
     except SavedStateError as error:
-        raise RoutiluxError(_damaged(options.shown, job_id, error)) from None
+        raise RoutiluxError(_damaged(f"job {job_id} in {options.shown}", error)) from None
     if job is None:
         raise RoutiluxError(_unknown_job(options.shown, job_id, known))
     return job
@@ -201,11 +236,11 @@ def _unknown_job(store: str, job_id: str, known: list[str]) -> str:
     return f"there is no job {job_id} in {store}; {cure}"
 
 
-def _damaged(store: str, job_id: str, error: SavedStateError) -> str:
+def _damaged(what: str, error: SavedStateError) -> str:
     if isinstance(error, UnsupportedVersionError):
-        return f"job {job_id} in {store} can't be read: {error}"
+        return f"{what} can't be read: {error}"
     cure = "" if BACKUP in error.reason else f"; {BACKUP}"
-    return f"job {job_id} in {store} is damaged: {error}{cure}"
+    return f"{what} is damaged: {error}{cure}"
 
 
 def _line_of(error: Exception) -> str:
@@ -277,6 +312,23 @@ def _parser() -> argparse.ArgumentParser:
         " The file is a copy and locks nothing.",
     )
     export.add_argument("file", metavar="FILE", help="the file to write; replaces an existing one")
+    backup = _command(
+        commands,
+        "backup",
+        _backup,
+        "copy a whole store to another file, also while it is in use",
+        "To restore the copy, end all processes that use the store and move its files away: STORE,"
+        " STORE-wal and STORE-shm. Then put the copy in their place.",
+    )
+    backup.add_argument("file", metavar="FILE", help="the file to write")
+    backup.add_argument("--replace", action="store_true", help="replace an existing file")
+    _command(
+        commands,
+        "check",
+        _check,
+        "read everything in a store, and report what is damaged",
+        "The exit status is 1 if anything is damaged.",
+    )
     return parser
 
 
@@ -295,7 +347,7 @@ def _command(
         metavar="STORE",
         help="the path of a SQLite file, or postgresql://user@host/database",
     )
-    if run is not _jobs:
+    if run not in (_jobs, _backup, _check):
         parser.add_argument("job", metavar="JOB", help="the whole id of a job")
     parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
     return parser

@@ -55,13 +55,18 @@ def change_store(name: str, change: Callable[[JobStore], _T], clock: Clock) -> _
         return change(store)
 
 
+def is_server(name: str) -> bool:
+    """Return whether a store is in a database on a server, and not in a file."""
+    return name.startswith(_URLS)
+
+
 def without_password(name: str) -> str:
     """Return the name of a store with `***` in place of a password.
 
     >>> without_password("postgresql://user:secret@host/jobs")
     'postgresql://user:***@host/jobs'
     """
-    if not name.startswith(_URLS):
+    if not is_server(name):
         return name
     name = _BARE.sub(r"\1***@", name)
     return _PASSWORD.sub(lambda m: f"{m[2]}***" if m[2] else f"{m[1]}:***@", name)
@@ -76,7 +81,7 @@ def _opened(name: str, clock: Clock, *, read_only: bool) -> SharedStore:
         raise OSError(
             f"{without_password(name)}: the password has a / or a ?; write it as %2F or %3F"
         )
-    if not name.startswith(_URLS):
+    if not is_server(name):
         return SqliteStore(_path(name), clock=clock, read_only=read_only)
     try:
         return PostgresStore(name, read_only=read_only)

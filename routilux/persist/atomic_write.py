@@ -14,8 +14,8 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -47,15 +47,25 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     Traceback (most recent call last):
     FileNotFoundError: [Errno 2] No such file or directory; the file has not changed: create the...
     """
+    with replacing(path) as (handle, _):
+        rest = memoryview(data)
+        while rest:
+            rest = rest[os.write(handle, rest) :]
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+    """Yield the handle and the name of a hidden file, which replaces the one at `path` at the end.
+
+    If the block raises, the old file is unchanged. Raises `OSError` as `write_atomically`.
+    """
     target = Path(path)
     found = _OLD
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.name[:50]}.", dir=target.parent)
         try:
             try:
-                rest = memoryview(data)
-                while rest:
-                    rest = rest[os.write(handle, rest) :]
+                yield handle, name
                 os.fsync(handle)
             finally:
                 os.close(handle)
@@ -75,6 +85,8 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             finally:
                 os.close(folder)
     except OSError as error:
+        if error.errno is None:
+            raise  # it was raised in the block, and says what to do
         cure = _CURES.get(error.errno, "write the file again")
         message = f"{error.strerror}; {found}: {cure}"
         raise OSError(error.errno, message, os.fspath(target)) from None

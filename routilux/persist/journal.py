@@ -88,7 +88,11 @@ class Journal:
     def damage(self) -> list[SavedStateError]:
         """Read the whole store, and return an error for each damage."""
         found: list[SavedStateError] = [*self._store.damage()]
-        for entry in self._store.entries():
+        try:
+            entries = self._store.entries()
+        except SavedStateError as error:
+            return [*found, error]
+        for entry in entries:
             try:
                 if entry.damage is not None:
                     raise entry.damage

@@ -21,6 +21,7 @@ from routilux.clocks.clock import SystemClock, boot_id, boot_ns
 from routilux.core.commits import JobStatus
 from routilux.errors import CorruptStateError
 from routilux.persist.sqlite_connection import SqliteFile
+from routilux.persist.sqlite_files import back_up
 from routilux.persist.store import (
     ABANDONED,
     BACKUP,
@@ -155,7 +156,8 @@ class SqliteStore(SharedStore):
         self._foreign = self._source(self._file.do(_SOURCE)) != source
         if self._file.read_only or (source and not self._foreign):
             return
-        with self._file.writing() as db:
+
+        def begin(db: sqlite3.Connection) -> None:
             now = self._now()
             # Read again: another process may have been faster.
             if self._source(db.execute(_SOURCE).fetchall()) != source:
@@ -164,6 +166,8 @@ class SqliteStore(SharedStore):
                 db.execute(_FREE_ALL, (now,))
             else:  # without an id of the start, a time too far ahead shows that it is another one
                 db.execute(_CLAMP, (now,))
+
+        self._file.write(begin)
         self._foreign = False
 
     def _source(self, found: list[tuple[int, object, object, int]]) -> str | None:
@@ -188,8 +192,33 @@ class SqliteStore(SharedStore):
         """
         return self._file.overtaken
 
+    def backup(self, path: str | os.PathLike[str], *, replace: bool = False) -> None:
+        """Write a copy of the store to another file, also while processes write to the store.
+
+        The copy has every commit that was acknowledged before. To restore it, end all processes
+        that use the store, and move its three files away (`jobs.db`, `jobs.db-wal`,
+        `jobs.db-shm`); then put the copy in their place. Do not copy `jobs.db` itself while the
+        store is in use: its last commits are in `jobs.db-wal`.
+
+        Raises `OSError` if the file exists and `replace` is not set, or can't be written.
+
+        >>> import tempfile, pathlib
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with SqliteStore(pathlib.Path(folder, "jobs.db")) as store:
+        ...         store.create("job-1", b"{}", "host-a", flow_id="orders", status="pending")
+        ...         store.backup(pathlib.Path(folder, "copy.db"))
+        ...     with SqliteStore(pathlib.Path(folder, "copy.db")) as copy:
+        ...         copy.job_ids()
+        ['job-1']
+        """
+        try:
+            back_up(self.path, Path(path).absolute(), self._file.copy_to, replace=replace)
+        except sqlite3.Error as error:
+            with self._file.lock:
+                raise self._file.named(error) from error
+
     def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, status: str) -> None:
-        with self._file.writing() as db:
+        def work(db: sqlite3.Connection) -> None:
             queued = status == JobStatus.PENDING
             hold = (FREE, self._now(), 0) if queued else (owner, None, None)
             added = db.execute(_CREATE, (job_id, flow_id, *hold, status))
@@ -198,27 +227,21 @@ class SqliteStore(SharedStore):
             elif _state(db, Append(job_id, 1, row, owner, status))[2:] != (1, True):
                 raise duplicate(job_id)
 
+        self._file.write(work)
+
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
-        if status in LIVE:
-            # Without a context manager, because most commits come this way: it costs 20 us here,
-            # where the cache has grown cold while the disk was waited for.
-            file, values = self._file, (job_id, seq, row, owner, status)
-            with file.lock:
-                try:
-                    if file.connection().execute(_STEP, values).rowcount:
-                        return
-                except (sqlite3.Error, UnicodeDecodeError) as error:
-                    raise file.named(error) from error
-        with self._file.writing() as db:
-            _append(db, Append(job_id, seq, row, owner, status))
+        if status in LIVE and self._file.add(_STEP, (job_id, seq, row, owner, status)):
+            return
+        added = Append(job_id, seq, row, owner, status)
+        self._file.write(lambda db: _append(db, added))
 
     def append_all(self, appends: Sequence[Append]) -> list[RoutiluxError | None]:
-        with self._file.writing() as db:
-            return refusals(appends, lambda added: _append(db, added))
+        return self._file.write(lambda db: refusals(appends, lambda added: _append(db, added)))
 
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         added = Append(job_id, seq, row, owner, status)
-        with self._file.writing() as db:
+
+        def work(db: sqlite3.Connection) -> None:
             held_by, free_at, count, _ = _state(db, added)
             if Hold.of(held_by, free_at, now=self._now()).is_leased_to_other(owner):
                 raise refusal(job_id, seq, owner, count=count, held_by=held_by, claims=True)
@@ -229,9 +252,12 @@ class SqliteStore(SharedStore):
             else:
                 db.execute(_STATUS, (job_id, status))
 
+        self._file.write(work)
+
     def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, status: str) -> None:
         added = Append(job_id, seq, row, operator, status)
-        with self._file.writing() as db:
+
+        def work(db: sqlite3.Connection) -> None:
             _, _, count, same = _state(db, added)
             if db.execute(_FOLLOW, added[:4]).rowcount:
                 hold = (FREE, self._now(), 0) if status in LIVE else (operator, None, None)
@@ -239,8 +265,10 @@ class SqliteStore(SharedStore):
             elif seq < 2 or count != seq or not same:
                 raise refusal(job_id, seq, operator, count=count, held_by=operator, claims=True)
 
+        self._file.write(work)
+
     def keep_snapshot(self, job_id: str, seq: int, data: bytes) -> None:
-        self._file.do(
+        self._file.add(
             "INSERT INTO snapshots SELECT job, ?2, ?3 FROM jobs WHERE job_id = ?1 AND seq >= ?2"
             " ON CONFLICT (job) DO UPDATE SET seq = excluded.seq, data = excluded.data"
             " WHERE excluded.seq > snapshots.seq",
@@ -265,7 +293,8 @@ class SqliteStore(SharedStore):
     ) -> list[Acquired]:
         if self.free_in(flow_ids) != 0:
             return []  # an idle host takes no lock
-        with self._file.writing() as db:
+
+        def work(db: sqlite3.Connection) -> list[Acquired]:
             now = self._now()
             free = sorted(
                 found for flow_id in flow_ids for found in db.execute(_FREE, (flow_id, now, limit))
@@ -276,16 +305,24 @@ class SqliteStore(SharedStore):
                 if db.execute(_LEASE, (job, owner, now + lease_ns, lease_ns, now)).rowcount
             ]
 
+        return self._file.write(work)
+
     def renew(self, owner: str, lease_ns: int) -> list[str]:
-        with self._file.writing() as db:
+        def work(db: sqlite3.Connection) -> list[str]:
             found = db.execute(f"SELECT job_id FROM jobs WHERE {_LEASED}", (owner,)).fetchall()
             if found:
                 db.execute(_RENEW, (owner, self._now() + lease_ns, lease_ns))
-        return [job_id for (job_id,) in found]
+            return [job_id for (job_id,) in found]
+
+        return self._file.write(work)
 
     def release(self, job_id: str, owner: str, after_ns: int, *, clean: bool = True) -> None:
         nobody = FREE if clean else ABANDONED
-        self._file.do(_RELEASE, (job_id, owner, nobody, self._now() + after_ns, after_ns))
+        self._file.write(
+            lambda db: db.execute(
+                _RELEASE, (job_id, owner, nobody, self._now() + after_ns, after_ns)
+            )
+        )
 
     def holders(self, job_id: str | None = None) -> dict[str, Hold]:
         # Without an OR, so that the index is used: a host asks this before each effect.
@@ -309,14 +346,17 @@ class SqliteStore(SharedStore):
         ]
 
     def damage(self) -> list[CorruptStateError]:
-        found = [text for (text,) in self._file.do("PRAGMA integrity_check") if text != "ok"]
-        found += [
-            f"rows of {name} belong to no job"
-            for name in ("commits", "snapshots")
-            if self._file.do(
-                f"SELECT 1 FROM {name} WHERE job NOT IN (SELECT job FROM jobs) LIMIT 1"
-            )
-        ]
+        try:
+            found = [text for (text,) in self._file.do("PRAGMA integrity_check") if text != "ok"]
+            found += [
+                f"rows of {name} belong to no job"
+                for name in ("commits", "snapshots")
+                if self._file.do(
+                    f"SELECT 1 FROM {name} WHERE job NOT IN (SELECT job FROM jobs) LIMIT 1"
+                )
+            ]
+        except CorruptStateError as error:
+            return [error]  # too damaged for a check to its end
         return [CorruptStateError(str(self.path), f"{text}; {BACKUP}") for text in found]
 
     def _hold(self, owner: str, free_at: int | None, now: int) -> Hold:

@@ -14,26 +14,38 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import closing, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+from weakref import finalize
 from zlib import crc32
 
 from routilux.clocks.clock import SystemClock
 from routilux.clocks.durations import SECOND
 from routilux.clocks.forks import begin_in_children
-from routilux.errors import CorruptStateError
+from routilux.errors import CorruptStateError, SavedStateError
+from routilux.persist import sqlite_files
+from routilux.persist.sqlite_files import (
+    BEGINNING,
+    BEGUN,
+    GENERATIONS,
+    Generation,
+    StoreFiles,
+)
 from routilux.persist.versions import newer_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
+_T = TypeVar("_T")
 _APPLICATION: Final = 0x726F7574  # "rout"
 _VERSION: Final = 1
 _PATIENCE: Final = 60 * SECOND
 _READERS_PATIENCE: Final = 5 * SECOND  # seldom needed: a reader does not wait for writers
 _FIRST_NAP: Final = 100_000  # nanoseconds; each is half as long again as the one before
 _LONGEST_NAP: Final = 5_000_000
+_LONGEST_CHECKPOINT: Final = SECOND // 20  # that a write waits for other writers and readers
 _SCHEMA: Final = f"""
 CREATE TABLE IF NOT EXISTS jobs (
     job INTEGER PRIMARY KEY,
@@ -66,9 +78,11 @@ CREATE TABLE IF NOT EXISTS time (
     source TEXT NOT NULL,    -- the start of the machine that the store's time counts from
     seal INTEGER NOT NULL    -- a checksum of it
 );
+{GENERATIONS.strip()}
 PRAGMA application_id = {_APPLICATION};
 PRAGMA user_version = {_VERSION};
 """
+_clock: Final = SystemClock()
 # Connections of the parent process, kept open: SQLite forbids to close them in a forked child.
 _inherited: Final[list[sqlite3.Connection]] = []
 _DAMAGE: Final = (
@@ -86,6 +100,7 @@ _CURES: Final = {
     "SQLITE_CANTOPEN": "the folder must exist and be writable; the store creates only the file",
     "SQLITE_FULL": "the disk is full; make room, then resume the jobs: no commit is half written",
     "SQLITE_READONLY": "the file and its folder must be writable for this user",
+    "SQLITE_IOERR_SHORT": "the file or the log (-wal) was cut; restore a backup",
     "SQLITE_IOERR": "the disk failed; each job keeps the commits before this error",
 }
 
@@ -102,15 +117,16 @@ class SqliteFile:
             raise OSError("the store :memory: is not a file, so nothing is kept; use MemoryStore()")
         self._begin_process()
         self._place = path.absolute()  # also after the process changes its folder
-        self._name = str(self._place)
         self.read_only = read_only
         self._unlocked = False
+        self._files = StoreFiles(self._place, path)
         self._connection: sqlite3.Connection | None = None
+        self._guard: sqlite3.Connection | None = None
+        self._abandoned: finalize[..., SqliteFile] | None = None
         self._process = 0
-        self._file: tuple[int, int] | None = None
+        self._begun = False
         begin_in_children(self._begin_process)
-        with self.using():
-            pass
+        self.use(lambda _: None)
 
     def _begin_process(self) -> None:
         self.lock = threading.Lock()
@@ -118,116 +134,251 @@ class SqliteFile:
     def close(self) -> None:
         """Close the connection; the next use opens a new one."""
         with self.lock:
-            self._disown()
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            db = self._connection
+            if db is None or self._process != os.getpid():
+                self._disown()
+                return
+            ours = False
+            try:
+                self._check()
+                if not self._unlocked and Generation.of(db).state == BEGINNING:
+                    self._begin(db)
+                ours = True
+            except (sqlite3.Error, OSError, SavedStateError):
+                pass  # the next use of the files raises it
+            finally:
+                self._part(ours=ours)
+
+    def _part(self, *, ours: bool) -> None:
+        """Close both connections; the last to close copies the log to the database if `ours`."""
+        self._files.close()
+        if self._abandoned is not None:
+            self._abandoned.detach()
+        # Only a connection that can write copies the log, and only if no other one is open.
+        pair = [self._guard, self._connection] if ours else [self._connection, self._guard]
+        self._connection = self._guard = self._abandoned = None
+        for db in pair:
+            if db is not None:
+                db.close()
 
     @property
     def overtaken(self) -> bool:
         """Whether another process began to write while this process read without locks."""
         return self._unlocked and self._has_log()
 
-    @contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
-        """Yield the connection in a write transaction; the end of the `with` block commits it."""
-        with self.using() as db:
-            try:
-                db.execute("BEGIN IMMEDIATE")
-                yield db
-                db.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):  # some errors have already ended the transaction
-                    db.execute("ROLLBACK")
-                raise
+    # These take functions, and are no context managers: an interrupt between the start of a context
+    # manager and its `with` block would leave the lock held or the transaction open.
 
-    @contextmanager
-    def using(self) -> Iterator[sqlite3.Connection]:
-        """Yield the connection; each statement in the `with` block is a transaction by itself."""
+    def write(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
+        """Call `work(connection)` in a write transaction, and return the result."""
+        return self.use(lambda db: _in_transaction(db, work), writes=True)
+
+    def add(self, statement: str, values: Sequence[Any]) -> int:
+        """Execute one statement that adds rows, and return how many it has added."""
+        # Not by `use`: most commits come this way, and each call costs more than it seems, because
+        # the caches are cold after the disk was waited for.
         with self.lock:
             try:
-                yield self.connection()
+                db = self.connection()
+                if not self._begun and not self.read_only:
+                    self._begin(db)
+                try:
+                    return db.execute(statement, values).rowcount
+                finally:
+                    self._files.written()
             except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise self.named(error) from error
 
     def do(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Execute one statement as a transaction of its own, and return the rows."""
-        with self.using() as db:
-            return db.execute(statement, values).fetchall()
+        """Execute one statement that reads, and return its rows."""
+        return self.use(lambda db: db.execute(statement, values).fetchall())
+
+    def use(self, work: Callable[[sqlite3.Connection], _T], *, writes: bool = False) -> _T:
+        """Return `work(connection)`, in which each statement is a transaction by itself.
+
+        Raises before it if one of the files was removed, replaced or overwritten.
+        """
+        with self.lock:
+            try:
+                db = self.connection()
+                if not writes or self.read_only:
+                    return work(db)
+                if not self._begun:
+                    self._begin(db)
+                try:
+                    return work(db)
+                finally:
+                    self._files.written()
+            except (sqlite3.Error, UnicodeDecodeError) as error:
+                raise self.named(error) from error
 
     def connection(self) -> sqlite3.Connection:
-        """Return the connection, after opening it if necessary; the caller holds `lock`."""
+        """Return the connection, after opening it or checking its files; the caller holds `lock`.
+
+        What is removed or overwritten during a write is noticed by the next use, as it would be
+        after the write: a check after the flush costs 50 us, because all caches are cold.
+        """
         if self._connection is None or self._process != os.getpid():
             self._disown()
-            self._connection = self._opened()
-            self._process, self._file = os.getpid(), _file_at(self._name)
-        elif _file_at(self._name) != self._file:
-            raise OSError(
-                f"the store {self.path}: its file was removed or replaced while the store was"
-                " open; put the file back, or open the store again"
-            )
+            self._open()
+        else:
+            self._check()
+        assert self._connection is not None
         return self._connection
+
+    def _check(self) -> None:
+        assert self._connection is not None
+        self._files.check(self._connection)
+        # The next write begins a generation if the log is long, or ends what another has begun.
+        self._begun &= self._files.size <= self._files.most and not self._files.beginning
+
+    def copy_to(self, copy: sqlite3.Connection) -> None:
+        """Copy the store as of now to an empty database, without delaying commits."""
+        unlocked = self.use(lambda _: self._unlocked)
+        # By a connection of its own: its errors may be those of the copy, and it takes long.
+        with closing(self._connected("ro&immutable=1" if unlocked else "ro")) as source:
+            source.backup(copy)
+        self.use(lambda _: None)  # the files are still the same
+        if unlocked and self._has_log():
+            raise OSError(
+                f"the store {self.path}: another process began to write to it; copy it again"
+            )
+
+    # --- generations ------------------------------------------------------------------------------
+
+    def _begin(self, db: sqlite3.Connection) -> None:
+        """Begin a generation if there is none, or if its log is long.
+
+        Several processes may do this at once; each can end what another one has begun.
+        """
+        files = self._files
+        files.check(db)
+        since = _clock.monotonic_ns()
+        long = files.size > files.most
+        while not _in_transaction(db, partial(self._has_begun, long=long)):
+            long = False
+            [(busy, _, _)] = db.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+            kept = files.in_database()
+            waited = _clock.monotonic_ns() - since
+            if kept is None or kept.state != BEGINNING:
+                if waited > _PATIENCE:
+                    raise OSError(
+                        f"the store {self.path}: another process has been reading it for too long;"
+                        " end that process"
+                    )
+            elif not busy or waited > _LONGEST_CHECKPOINT:
+                # The first write after the checkpoint overwrites the log from its start.
+                db.execute(f"UPDATE log SET state = {BEGUN} WHERE state = {BEGINNING}")
+                break
+            _clock.wait(None, since + waited + _FIRST_NAP)
+        files.check(db)
+        self._begun = True
+
+    def _has_begun(self, db: sqlite3.Connection, *, long: bool) -> bool:
+        """Return whether another process has begun the generation; otherwise begin one."""
+        now, kept = Generation.of(db), self._files.in_database()
+        if now.state == BEGUN:
+            if kept is not None and kept.state == BEGINNING and self._files.size and not long:
+                return True
+            # A reader may have kept the last checkpoint from copying the mark.
+            copied = kept is not None and kept.mark == now.mark
+            mark = ", mark = random(), before = mark" if copied else ""
+            db.execute(f"UPDATE log SET number = number + 1, state = {BEGINNING}{mark}")
+        return False
+
+    # --- opening ----------------------------------------------------------------------------------
 
     def _disown(self) -> None:
         if self._connection is not None and self._process != os.getpid():
-            _inherited.append(self._connection)
-            self._connection = None
+            self._files = StoreFiles(self._place, self.path)
+            # In this order: a list drops its last element first, see `_part`.
+            _inherited.extend(filter(None, (self._guard, self._connection)))
+            if self._abandoned is not None:
+                self._abandoned.detach()
+            self._connection = self._guard = self._abandoned = None
 
-    def _opened(self) -> sqlite3.Connection:
-        db = self._connected()
+    def _open(self) -> None:
+        self._files.check_closed()
+        self._unlocked = self.read_only and not self._has_log()
         try:
-            db.execute("BEGIN")  # reads all three at once: another process may be creating it
-            (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            (application,) = db.execute("PRAGMA application_id").fetchone()
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            db.execute("COMMIT")
-            name = str(self.path)
-            if application != _APPLICATION and (application or tables):
-                reason = "is a database of another program; choose another file"
-                raise CorruptStateError(name, reason)
-            if version > _VERSION:
-                raise newer_store(name, version, _VERSION)
-            if self.read_only and not tables:
-                raise CorruptStateError(name, "is empty, so it holds no store; check the path")
-            if self.read_only:
-                return db
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            if version < _VERSION:
-                db.execute("BEGIN IMMEDIATE")
-                for statement in _SCHEMA.split(";\n"):
-                    db.execute(statement)
-                db.execute("COMMIT")
+            db = self._open_for_reading() if self.read_only else self._open_for_writing()
+            self._files.opened(db, alone=self._unlocked)
+            if self._guard is not None:
+                self._abandoned = finalize(self, _abandon, os.getpid(), self._guard, db)
+                self._abandoned.atexit = False
+            self._process, self._begun = os.getpid(), False
         except BaseException:
-            db.close()
+            self._part(ours=False)
             raise
+
+    def _open_for_reading(self) -> sqlite3.Connection:
+        self._connection = db = self._connected("ro&immutable=1" if self._unlocked else "ro")
+        self._files.check_readable(db)
+        self._check_kind(db)
         return db
 
-    def _connected(self) -> _Connection:
-        place, patience = self._name, _PATIENCE
-        if self.read_only:
-            # Without a log no process writes; a reader with locks would create a log and leave it.
-            self._unlocked = not self._has_log()
-            how = "mode=ro&immutable=1" if self._unlocked else "mode=ro"
-            place, patience = f"{self._place.as_uri()}?{how}", _READERS_PATIENCE
+    def _open_for_writing(self) -> sqlite3.Connection:
+        if self._files.exist():
+            self._open_guard()
+        self._connection = db = self._connected("rwc")
+        if self._check_kind(db) < _VERSION:
+            # Without a log, so that the database itself has the tables.
+            _in_transaction(db, _create)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        db.execute(f"PRAGMA journal_size_limit = {sqlite_files.LONGEST_LOG}")
+        if self._guard is None:
+            self._open_guard()
+        Generation.of(db)
+        return db
+
+    def _open_guard(self) -> None:
+        self._guard = self._connected("ro")
+        self._files.check_readable(self._guard)
+
+    def _check_kind(self, db: sqlite3.Connection) -> int:
+        """Return the version of the tables, 0 for an empty file; raise if they are unknown."""
+        db.execute("BEGIN")  # reads all three at once: another process may be creating it
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        db.execute("COMMIT")
+        name = str(self.path)
+        if application != _APPLICATION and (application or tables):
+            raise CorruptStateError(name, "is a database of another program; choose another file")
+        if version > _VERSION:
+            raise newer_store(name, version, _VERSION)
+        if self.read_only and not tables:
+            raise CorruptStateError(name, "is empty, so it holds no store; check the path")
+        return int(version)
+
+    def _connected(self, mode: str) -> _Connection:
         db = sqlite3.connect(
-            place,
+            f"{self._place.as_uri()}?mode={mode}",
             timeout=0,
             isolation_level=None,
             check_same_thread=False,
             factory=_Connection,
-            uri=self.read_only,
+            uri=True,
         )
-        db.patience_ns = patience
+        db.patience_ns = _READERS_PATIENCE if self.read_only else _PATIENCE
         db.text_factory = _text
         db.create_function("crc32", 1, crc32, deterministic=True)
         return db
 
     def _has_log(self) -> bool:
-        return self._place.with_name(f"{self._place.name}-wal").exists()
+        return Path(self._files.log).exists()
 
     def named(self, error: sqlite3.Error | UnicodeDecodeError) -> Exception:
         """Convert `error` to an error that names the file and says what to do."""
+        if self._connection is not None:
+            try:
+                self._check()  # it may be the reason
+            except sqlite3.Error:
+                pass
+            except (OSError, SavedStateError) as cause:
+                return cause
         name = getattr(error, "sqlite_errorname", "")
         # The statements are correct, so SQLITE_ERROR means that the tables are not.
         # A message of SQLite that quotes a damaged schema may be no UTF-8.
@@ -240,12 +391,30 @@ class SqliteFile:
         return error
 
 
-def _file_at(place: str) -> tuple[int, int] | None:
+def _create(db: sqlite3.Connection) -> None:
+    for statement in _SCHEMA.split(";\n"):
+        db.execute(statement)
+
+
+def _in_transaction(db: sqlite3.Connection, work: Callable[[sqlite3.Connection], _T]) -> _T:
     try:
-        found = os.stat(place)  # noqa: PTH116  # at half the cost of Path.stat; at every write
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
+        db.execute("BEGIN IMMEDIATE")
+        result = work(db)
+        db.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):  # some errors have already ended the transaction
+            db.execute("ROLLBACK")
+        raise
+    return result
+
+
+def _abandon(process: int, guard: sqlite3.Connection, db: sqlite3.Connection) -> None:
+    """Close the connections of a store that nobody has closed; its log stays as it is."""
+    if process == os.getpid():
+        db.close()
+        guard.close()
+    else:
+        _inherited.extend((guard, db))
 
 
 def _text(data: bytes) -> str:
@@ -270,10 +439,9 @@ class _Connection(sqlite3.Connection):
             except sqlite3.OperationalError as error:
                 if not getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
                     raise
-                clock = SystemClock()
-                now = clock.monotonic_ns()
+                now = _clock.monotonic_ns()
                 begun = begun or now
                 if now - begun > self.patience_ns:
                     raise
-            clock.wait(None, now + nap)
+            _clock.wait(None, now + nap)
             nap = min(nap + nap // 2, _LONGEST_NAP)

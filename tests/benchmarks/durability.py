@@ -29,6 +29,7 @@ from tests.benchmarks.race import (
     time,
 )
 from tests.persist import postgres_server
+from tests.persist.stores import using
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -186,10 +187,10 @@ def together(flow: Flow, runtime: Runtime, jobs: int, commits: int) -> Callable[
 @contextmanager
 def _hurried(store: SqliteStore) -> Iterator[None]:
     # A power cut may destroy the prepared file.
-    with store._file.using() as db:
+    with using(store) as db:
         db.execute("PRAGMA synchronous = OFF")
     yield
-    with store._file.using() as db:
+    with using(store) as db:
         db.execute("PRAGMA synchronous = FULL")
 
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from routilux import PostgresStore, Runtime
+from routilux.cli import main
 from tests.cli.pages import FAILED
 from tests.cli.payments import after, payment
 from tests.persist import postgres_server
@@ -35,6 +36,19 @@ def test_a_store_in_postgresql_is_read_and_changed_in_the_same_way(dsn, tmp_path
     assert store.startswith("postgresql://test:***@/postgres?host=")
     err = refused("show", dsn, "fail")
     assert "did you mean failed?" in err
+    assert "secret" not in err
+
+
+def test_each_damaged_job_in_postgresql_is_named(dsn, output, capsys):
+    with PostgresStore(dsn) as jobs:
+        for job_id in ("a", "b", "c"):
+            jobs.create(job_id, b"no commit", "x", flow_id="f", status="pending")
+        host = Runtime(clock=after(0), store=jobs)
+        payment(1).execute("charge", {"order": "A2"}, job_id="d", runtime=host)
+    assert 1 == main(["check", dsn])
+    out, err = capsys.readouterr()
+    assert "" == out
+    assert ["$.c[1]", "$.b[1]", "$.a[1]"] == [line.split(": ")[2] for line in err.splitlines()]
     assert "secret" not in err
 
 

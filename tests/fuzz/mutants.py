@@ -25,7 +25,7 @@ from routilux import (
     SavedState,
     SavedStateError,
 )
-from routilux.persist import signature
+from routilux.codec import signature
 from routilux.persist.journal import Journal
 from routilux.persist.rows import CHECKSUM_BYTES, row_place, with_checksum, without_checksum
 from tests.fuzz.values import VALUES

@@ -12,6 +12,7 @@ from routilux import JobState, codec
 from routilux.engine.drive import Drive
 from routilux.persist.journal import Journal
 from routilux.persist.rows import row_place, with_checksum, without_checksum
+from tests.persist.stores import using
 
 
 def _loses(store: Any) -> None:
@@ -21,7 +22,7 @@ def _loses(store: Any) -> None:
     def acquires(*arguments: Any) -> Any:
         acquired = acquire(*arguments)
         for job in acquired:
-            with store._file.using() as db:
+            with using(store) as db:
                 db.execute(
                     "DELETE FROM commits WHERE seq > 1 AND (job, seq) = (SELECT job, seq FROM jobs"
                     " WHERE job_id = ?)",

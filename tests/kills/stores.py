@@ -20,7 +20,7 @@ from typing import Any, Self
 from routilux import Clock, JobStore, Signal, SqliteStore, SystemClock
 from tests.kills.places import OPENING, Places
 from tests.persist import postgres_server
-from tests.persist.stores import at
+from tests.persist.stores import at, using
 from tests.routines import SECOND
 
 WRITES = (
@@ -56,7 +56,7 @@ def opened(where: str, places: Places, clock: Clock | None = None) -> JobStore:
     store: Any = at(where, clock)
     if isinstance(store, SqliteStore):
         places.quiet = store._file.lock
-        with store._file.using() as db:
+        with using(store) as db:
             db.set_trace_callback(watch.statement)
     for name in WRITES:
         setattr(store, name, watch.write(name, getattr(store, name)))

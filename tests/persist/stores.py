@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -42,6 +43,22 @@ def _postgres(folder: Path, clock: Clock) -> Iterator[JobStore]:
     postgres_server.need()
     with PostgresStore(postgres_server.fresh_dsn(), clock=clock) as store:
         yield store
+
+
+@contextmanager
+def using(store: SqliteStore) -> Iterator[sqlite3.Connection]:
+    """The connection of a store, which no other thread uses in the block."""
+    with store._file.lock:
+        yield store._file.connection()
+
+
+@contextmanager
+def writing(store: SqliteStore) -> Iterator[sqlite3.Connection]:
+    """The connection of a store, with a write transaction that lasts for the block."""
+    with using(store) as db:
+        db.execute("BEGIN IMMEDIATE")
+        yield db
+        db.execute("COMMIT")
 
 
 STORES: Final[dict[str, Make]] = {"memory": _memory, "sqlite": _sqlite, "postgres": _postgres}

@@ -9,12 +9,12 @@ import pytest
 
 from routilux import Acquired, CorruptStateError, FakeClock, Hold, SqliteStore, SystemClock
 from routilux.persist.sqlite import _CREATE
-from tests.persist.stores import acquire
+from tests.persist.stores import acquire, using, writing
 from tests.routines import SECOND
 
 
 def test_a_commit_is_on_the_disk_when_append_returns(sqlite):
-    with sqlite._file.using() as db:
+    with using(sqlite) as db:
         assert ("wal",) == db.execute("PRAGMA journal_mode").fetchone()
         assert (2,) == db.execute("PRAGMA synchronous").fetchone()  # FULL: the log is flushed
 
@@ -22,18 +22,18 @@ def test_a_commit_is_on_the_disk_when_append_returns(sqlite):
 def test_a_look_for_a_job_costs_no_more_where_thousands_of_other_flows_are_free(sqlite):
     def instructions():
         count = itertools.count()
-        with sqlite._file.using() as db:
+        with using(sqlite) as db:
             db.set_progress_handler(lambda: next(count) * 0, 1)
         assert None is acquire(sqlite, "b", ["f", "g"], SECOND)
         assert SECOND < (sqlite.free_in(["f", "g"]) or 0)
-        with sqlite._file.using() as db:
+        with using(sqlite) as db:
             db.set_progress_handler(None, 1)
         return next(count)
 
     sqlite.create("leased", b"1", "a", flow_id="f", status="pending")
     sqlite.acquire("a", ["f"], 10**6 * SECOND)
     alone = instructions()
-    with sqlite._file.using() as db:
+    with writing(sqlite) as db:
         db.executemany(
             _CREATE,
             [(f"{flow}-{n}", flow, "", 1, 0, "pending") for flow in "ah" for n in range(1000)],
@@ -125,12 +125,12 @@ def test_a_damaged_record_of_the_time_ends_no_lease_and_is_reported(tmp_path, da
         store.create("j", b"1", "x", flow_id="f", status="pending")
         assert "j" == acquire(store, "a", ["f"], 30 * SECOND)
         holds = [hold.owner for hold in store.holders().values()]
-        with store._file.using() as db:
+        with using(store) as db:
             kept = db.execute("SELECT * FROM time").fetchone()
             db.execute(damage)
         with pytest.raises(CorruptStateError, match="its record of the store's time is damaged"):
             SqliteStore(path)
-        with store._file.using() as db:
+        with using(store) as db:
             db.execute("DELETE FROM time")
             db.execute("INSERT INTO time VALUES (?, ?)", kept)
         with SqliteStore(path) as again:

@@ -15,13 +15,14 @@ from routilux import CorruptStateError, SqliteStore, SystemClock, UnsupportedVer
 from routilux.persist.sqlite_connection import SqliteFile
 from tests.engine.concurrency import in_a_child
 from tests.persist.hosts import line_of, processes
+from tests.persist.stores import using, writing
 from tests.routines import PATIENCE
 
 
 def test_a_write_waits_for_another_one_in_naps_as_short_as_a_write(sqlite, monkeypatch):
     naps: list[int] = []
     with SqliteStore(sqlite.path) as other:
-        context = sqlite._file.writing()
+        context = writing(sqlite)
         context.__enter__()
 
         def nap(clock: SystemClock, signal: None, until: int) -> None:
@@ -43,14 +44,14 @@ def test_opening_a_file_that_another_process_is_creating_waits_for_it(tmp_path, 
     asked: list[str] = []
     connected = SqliteFile._connected
 
-    def watched(file: SqliteFile) -> sqlite3.Connection:
-        db = connected(file)
+    def watched(file: SqliteFile, mode: str) -> sqlite3.Connection:
+        db = connected(file, mode)
         db.set_trace_callback(traced)
         return db
 
     def traced(statement: str) -> None:
         asked.append(statement)
-        if asked.count("PRAGMA journal_mode = WAL") == 2 and other.in_transaction:
+        if asked.count("BEGIN IMMEDIATE") == 2 and other.in_transaction:
             other.execute("COMMIT")
 
     monkeypatch.setattr(SqliteFile, "_connected", watched)
@@ -59,7 +60,8 @@ def test_opening_a_file_that_another_process_is_creating_waits_for_it(tmp_path, 
         store.create("j", b"1", "a", flow_id="f", status="pending")
         assert [b"1"] == store.rows("j")
     other.close()
-    assert 2 == asked.count("PRAGMA journal_mode = WAL")
+    assert asked.index("PRAGMA journal_mode = WAL") > 2
+    assert ["BEGIN IMMEDIATE"] * 2 == [a for a in asked if a == "BEGIN IMMEDIATE"][:2]
 
 
 # --- reading alone --------------------------------------------------------------------------------
@@ -170,7 +172,7 @@ def test_damaged_tables_and_a_damaged_schema_are_reported_when_they_are_read(sql
 
 
 def test_a_file_of_a_newer_version_is_refused(tmp_path, sqlite):
-    with sqlite._file.using() as db:
+    with using(sqlite) as db:
         db.execute("PRAGMA user_version = 2")
     sqlite.close()
     with pytest.raises(UnsupportedVersionError, match=r"has version 2.*upgrade routilux"):
@@ -180,19 +182,19 @@ def test_a_file_of_a_newer_version_is_refused(tmp_path, sqlite):
 def test_a_file_that_another_process_keeps_locked_is_named(sqlite, monkeypatch):
     monkeypatch.setattr("routilux.persist.sqlite_connection._PATIENCE", 10_000_000)
     refused = pytest.raises(OSError, match="database is locked; another process keeps the file")
-    with SqliteStore(sqlite.path) as other, sqlite._file.writing(), refused:
+    with SqliteStore(sqlite.path) as other, writing(sqlite), refused:
         other.create("j", b"", "a", flow_id="f", status="running")
     sqlite.create("j", b"", "a", flow_id="f", status="running")
 
 
 def test_a_full_disk_is_named_and_leaves_what_was_there(sqlite):
     sqlite.create("j", b"1", "a", flow_id="f", status="running")
-    with sqlite._file.using() as db:
+    with using(sqlite) as db:
         db.execute("PRAGMA max_page_count = 1")  # as many as there are: no more can be added
     with pytest.raises(OSError, match="the disk is full; make room, then resume the jobs"):
         sqlite.append("j", 2, b"x" * 100_000, "a", status="running")
     assert [b"1"] == sqlite.rows("j")
-    with sqlite._file.using() as db:
+    with using(sqlite) as db:
         db.execute("PRAGMA max_page_count = 1000000")
     sqlite.append("j", 2, b"2", "a", status="completed")
 
@@ -215,7 +217,9 @@ def test_nothing_is_written_to_a_file_that_was_removed_or_replaced(replaced, tmp
             lambda: store.create("k", b"1", "a", flow_id="f", status="pending"),
             lambda: store.job_ids(),
         ):
-            with pytest.raises(OSError, match=r"jobs\.db: its file was removed or replaced while"):
+            with pytest.raises(
+                OSError, match=r"jobs\.db: its file jobs\.db was removed or replaced"
+            ):
                 use()
         kept.replace(path)
         store.append("j", 2, b"2", "a", status="running")
@@ -271,7 +275,7 @@ def test_a_forked_child_uses_a_store_that_a_thread_of_its_parent_was_just_using(
     holding, over = threading.Event(), threading.Event()
 
     def holds() -> None:
-        with sqlite._file.using():
+        with using(sqlite):
             holding.set()
             over.wait(PATIENCE)
 

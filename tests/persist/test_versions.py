@@ -18,7 +18,8 @@ from routilux import (
     SavedState,
     UnsupportedVersionError,
 )
-from routilux.persist import admin, signature
+from routilux.codec import signature
+from routilux.persist import admin
 from routilux.persist.journal import Journal
 from routilux.persist.rows import with_checksum, without_checksum
 from tests.persist.orders import GOLDEN, KEY, START, pipeline

@@ -13,6 +13,7 @@ from pytest_routilux.sim.simulator.store_files import Folder, Image
 from routilux import Append, RoutiluxError, SqliteStore
 from routilux.persist.sqlite import _CREATE, _update
 from routilux.persist.store import LIVE
+from tests.persist.stores import using
 
 LEASE = 10**10
 PUT = "INSERT INTO commits SELECT job, ?2, ?3, ?4 FROM jobs WHERE job_id = ?1"
@@ -38,7 +39,7 @@ class Stepped(SqliteStore):
         self._statement = self._traced = ""
         self._folder = Folder(path.parent)
         super().__init__(path)
-        with self._file.using() as db:
+        with using(self) as db:
             db.set_trace_callback(self._before)
             if self.every:
                 db.set_progress_handler(self._within, self.every)
@@ -114,11 +115,11 @@ class Failing(SqliteStore):
             write()
             raise OSError("the disk is gone, after it was written")
         if self.how == "is full":
-            with self._file.using() as db:
+            with using(self) as db:
                 db.execute("PRAGMA max_page_count = 1")  # as many as there are
             write()
         else:
-            with self._file.using() as db:
+            with using(self) as db:
                 db.patience_ns = 0  # type: ignore[attr-defined]
             other = sqlite3.connect(self.path, isolation_level=None)
             try:
@@ -185,7 +186,7 @@ class CommitsLate(SqliteStore):
     """Acknowledges a row whose COMMIT comes with the next one."""
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
-        with self._file.using() as db:
+        with using(self) as db:
             if db.in_transaction:
                 db.execute("COMMIT")
             db.execute("BEGIN IMMEDIATE")
@@ -196,7 +197,7 @@ class CommitsAtStop(SqliteStore):
     """Keeps a job in one transaction, which ends when the job stops."""
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
-        with self._file.using() as db:
+        with using(self) as db:
             if not db.in_transaction:
                 db.execute("BEGIN IMMEDIATE")
             db.execute(PUT, (job_id, seq, owner, row))
@@ -205,7 +206,7 @@ class CommitsAtStop(SqliteStore):
 
     def close(self) -> None:
         """Commit the open transaction; a host that dies does not call this."""
-        with self._file.using() as db:
+        with using(self) as db:
             if db.in_transaction:
                 db.execute("COMMIT")
         super().close()
@@ -216,10 +217,10 @@ class HalfCreates(Stepped):
 
     def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, status: str) -> None:
         self._seq = 1
-        with self._file.writing() as db:
-            db.execute(_CREATE, (job_id, flow_id, owner, None, None, status))
-        with self._file.writing() as db:
-            db.execute(PUT, (job_id, 1, owner, row))
+        self._file.write(
+            lambda db: db.execute(_CREATE, (job_id, flow_id, owner, None, None, status))
+        )
+        self._file.write(lambda db: db.execute(PUT, (job_id, 1, owner, row)))
         self._seq = 0
 
 
@@ -228,10 +229,8 @@ class HalfClaims(Stepped):
 
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         self._seq = seq
-        with self._file.writing() as db:
-            db.execute(PUT, (job_id, seq, owner, row))
-        with self._file.writing() as db:
-            db.execute(OWN, (job_id, owner))
+        self._file.write(lambda db: db.execute(PUT, (job_id, seq, owner, row)))
+        self._file.write(lambda db: db.execute(OWN, (job_id, owner)))
         self._seq, self._owner = 0, owner
 
 
@@ -239,16 +238,18 @@ class NoFence(SqliteStore):
     """Replaces a row by the row of a host that lost the job."""
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
-        with self._file.writing() as db:
-            db.execute(PUT.replace("INSERT", "INSERT OR REPLACE"), (job_id, seq, owner, row))
+        self._file.write(
+            lambda db: db.execute(
+                PUT.replace("INSERT", "INSERT OR REPLACE"), (job_id, seq, owner, row)
+            )
+        )
 
 
 class ForgetsOwner(SqliteStore):
     """Keeps the row of a claim, and not its owner."""
 
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
-        with self._file.writing() as db:
-            db.execute(PUT, (job_id, seq, owner, row))
+        self._file.write(lambda db: db.execute(PUT, (job_id, seq, owner, row)))
 
 
 class Tidies(SqliteStore):

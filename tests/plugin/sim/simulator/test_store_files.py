@@ -23,6 +23,7 @@ from pytest_routilux.sim.simulator.model import (
 from pytest_routilux.sim.simulator.store_files import Folder, Image, RealStoreFiles
 from routilux import Append, FakeClock, SqliteStore
 from tests.persist.hosts import line_of, process
+from tests.persist.stores import writing
 from tests.plugin.sim import sqlite_stores as stores
 from tests.plugin.sim.conformance.test_checker import worked
 from tests.routines import PATIENCE
@@ -77,10 +78,11 @@ def test_between_the_statements_of_a_write_the_files_show_the_job_before_it():
         after = died_inside(run, seq, image)
         assert not isinstance(after, Finding), after.what
         assert expected[seq] == saved(after.world)
+    has_begun = ["BEGIN IMMEDIATE", "SELECT number,", "COMMIT"]
     statements = [[what for number, what, _ in seen if number == seq] for seq in (1, 4, 5, 8)]
     assert [
         ["BEGIN IMMEDIATE", "INSERT INTO", "INSERT INTO", "COMMIT"],
-        ["BEGIN IMMEDIATE", "SELECT owner,", "INSERT OR", "UPDATE jobs", "COMMIT"],
+        [*has_begun, "BEGIN IMMEDIATE", "SELECT owner,", "INSERT OR", "UPDATE jobs", "COMMIT"],
         ["INSERT OR"],
         ["BEGIN IMMEDIATE", "INSERT OR", "UPDATE jobs", "COMMIT"],
     ] == [[what for what in each if what != "the trigger"] for each in statements]
@@ -159,10 +161,11 @@ store = SqliteStore(sys.argv[1])
 store.create("j", b"row 1", "a", flow_id="f", status="running")
 for seq in range(2, 40):
     store.append("j", seq, b"row %d" % seq * 300, "a", status="running")
-with store._file.writing() as db:
+def holds(db):
     db.execute("UPDATE jobs SET owner = 'b'")
     print("holds", flush=True)
     sys.stdin.readline()
+store._file.write(holds)
 """
 
 
@@ -191,7 +194,7 @@ def test_reading_a_file_takes_no_lock_from_the_store(tmp_path):
     )
     with SqliteStore(tmp_path / "jobs.db") as store:
         store.create("j", b"row 1", "a", flow_id="f", status="running")
-        with store._file.writing():
+        with writing(store):
             for _ in range(3):
                 folder.image({})
             with process(tries, tmp_path / "jobs.db") as child:

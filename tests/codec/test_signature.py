@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routilux import CorruptStateError, FakeClock, JobState, Runtime, SavedState
-from routilux.persist import signature
+from routilux.codec import signature
 from tests.persist.orders import GOLDEN, KEY, START, Fetch, at_retry, pipeline, run
 from tests.routines import refused_at
 

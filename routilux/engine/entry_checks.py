@@ -9,22 +9,30 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from routilux.errors import FlowDefinitionError, FlowMismatchError, nearest
 from routilux.graph.diff import mismatch, tasks_without_slot
 from routilux.graph.messages import copied_payload
+from routilux.retry.options import short_repr
 
 if TYPE_CHECKING:
     from routilux.core.state import JobState
     from routilux.graph.plan import Plan
 
+_LONGEST_ID: Final = 255  # characters; an index of PostgreSQL holds 2,700 bytes
+
 
 def check_job_id(job_id: object) -> None:
-    """Raise `FlowDefinitionError` unless `job_id` is a non-empty string that can be saved."""
-    if not isinstance(job_id, str) or not job_id or any("\ud800" <= c <= "\udfff" for c in job_id):
+    """Raise `FlowDefinitionError` unless every store can hold `job_id`."""
+    if (
+        not isinstance(job_id, str)
+        or not 1 <= len(job_id) <= _LONGEST_ID
+        or any(c == "\0" or "\ud800" <= c <= "\udfff" for c in job_id)
+    ):
         raise FlowDefinitionError(
-            f"a job's id must be a non-empty string of valid Unicode, not {job_id!r}"
+            f"a job's id must be a string of 1 to {_LONGEST_ID} characters, without NUL and lone"
+            f" surrogates, not {short_repr(job_id)}"
         )
 
 

@@ -62,9 +62,18 @@ WRONG_STARTS = [
     *[
         (
             {"entry": "source", "job_id": job_id},
-            f"a job's id must be a non-empty string of valid Unicode, not {job_id!r}",
+            (
+                "a job's id must be a string of 1 to 255 characters, without NUL and lone"
+                f" surrogates, not {shown}"
+            ),
         )
-        for job_id in ("", "\udcff", 7)
+        for job_id, shown in (
+            ("", "''"),
+            ("\udcff", "'\\udcff'"),
+            (7, "7"),
+            ("a\0b", "'a\\x00b'"),
+            ("x" * 256, f"'{'x' * 96}..."),
+        )
     ],
 ]
 

@@ -209,7 +209,7 @@ def test_values_that_contain_themselves_are_compared():
 
 
 NEVER_EQUAL = {
-    "complex NaN": lambda i: complex(float("nan"), i % 7),
+    "complex NaN": lambda i: complex(float("nan"), i % 7 if i < 500 else i),
     "decimal NaN": lambda i: Decimal(f"NaN{i // 400}"),
     "tuples of NaN": lambda i: (i, Decimal("NaN")),
     "frozen sets of NaN": lambda i: frozenset({(i, Decimal("NaN"))}),

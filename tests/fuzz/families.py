@@ -13,8 +13,8 @@ from functools import cache
 from typing import Any, Final
 
 from routilux import Commit, CommitKind, Flow, JobState, JobStatus, Routine, SavedState
+from routilux.codec import signature
 from routilux.graph.messages import Emission, ErrorInfo, RecordedEffect, Task, Writes
-from routilux.persist import signature
 from tests.fuzz.mutants import Document, Rows, rows_of
 from tests.fuzz.values import VALUES, set_of
 

@@ -385,7 +385,9 @@ def back_up(
         if source.exists() and target.samefile(source):
             raise OSError(f"{target} is the store itself; give another path")
         if not replace:
-            raise OSError(f"{target} exists; give another path, or ask to replace it")
+            raise OSError(
+                f"{target} exists; give another path, or replace it (replace=True, --replace)"
+            )
     for end in ("-wal", "-shm", "-journal"):
         beside = target.with_name(f"{target.name}{end}")
         if beside.exists():

@@ -38,7 +38,7 @@ def test_a_file_is_replaced_only_on_request_and_never_the_store_or_one_in_use(
     store, refused, output
 ):
     Path("copy.db").write_text("a letter")
-    message = "copy.db exists; give another path, or ask to replace it"
+    message = "copy.db exists; give another path, or replace it (replace=True, --replace)"
     assert refused("backup", store, "copy.db").endswith(message)
     assert "a letter" == Path("copy.db").read_text("utf-8")
     output("backup", store, "copy.db", "--replace")

@@ -114,13 +114,15 @@ class Threads:
                         daemon=True,
                     )
                     loop.add(drive)
+                    # Before the thread starts: if the job has stopped already, the thread ends.
+                    self.background, self._thread = loop, thread
                     thread.start()
                 except BaseException as error:  # the system has no thread left, or an interrupt
+                    self.background = self._thread = None
                     drive.on_stop = None  # the caller gets the error
                     loop.fail(drive, error)
                     party.cancel()
                     raise
-                self.background, self._thread = loop, thread
             else:
                 try:
                     loop.add(drive)

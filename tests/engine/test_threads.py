@@ -10,9 +10,11 @@ from itertools import count
 import pytest
 
 from routilux import FakeClock, JobStatus, MemoryStore, Runtime, Worker
+from routilux.engine.drive import Drive
 from tests.engine.concurrency import engine_threads, no_thread_remains
 from tests.routines import (
     PATIENCE,
+    SECOND,
     Works,
     chain,
     ended_at,
@@ -86,6 +88,37 @@ def test_a_worker_that_gets_no_thread_gives_its_job_back_and_ends(monkeypatch):
         assert 0 == store.free_in(["tale"])
         Worker(store, [chain(a=rest)], runtime=runtime).run(until_idle=True)
         assert JobStatus.COMPLETED is runtime.load(job_id).status
+
+
+@pytest.mark.parametrize("by", ["start", "a worker"])
+def test_after_a_first_job_that_stops_at_once_the_next_ones_run(by, monkeypatch):
+    start = threading.Thread.start
+
+    def starts(self):
+        start(self)
+        self.join(0.1)  # unless it waits for the caller, it has ended then
+
+    store, flow = MemoryStore(), chain(a=rest)
+    with Runtime(store=store, max_recoveries=0) as runtime:
+        poisoned = runtime.submit(flow, "a")
+        dead = Runtime(store=store)
+        dead.resume_acquired({"tale": flow}, store.acquire(dead.owner, ["tale"], 1))
+        if by == "start":
+            [job] = store.acquire(runtime.owner, ["tale"], 60 * SECOND)
+            [drive] = runtime.resume_acquired({"tale": flow}, [job])
+            assert isinstance(drive, Drive)
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", starts)
+                runtime.threads.drive_in_background(drive)
+            last = flow.start("a", runtime=runtime).wait(PATIENCE).job_id
+        else:
+            last = runtime.submit(flow, "a")
+            host = Worker(store, [flow], runtime=runtime)
+            thread = threading.Thread(target=host.run, kwargs={"until_idle": True}, daemon=True)
+            thread.start()
+            thread.join(PATIENCE)
+        statuses = [runtime.load(job_id).status for job_id in (poisoned, last)]
+        assert [JobStatus.FAILED, JobStatus.COMPLETED] == statuses
 
 
 def test_threads_are_daemons_started_when_needed_and_used_again():

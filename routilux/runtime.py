@@ -231,15 +231,21 @@ class Runtime:
                         results[place] = error
             refusals = journal.append_all([row for _, _, row in written])
             resumed: list[tuple[JobState, Commit]] = []
-            for (place, commit, _), refusal in zip(written, refusals, strict=True):
-                drive = results[place]
-                if refusal is not None:
-                    results[place] = refusal
-                elif isinstance(drive, Drive):
-                    drive.apply(commit)
-                    self.environment.driven[drive.machine.job.job_id] = drive.machine
-                    resumed.append((drive.machine.job, commit))
-            self.environment.observers.notify(resumed)
+            try:
+                for (place, commit, _), refusal in zip(written, refusals, strict=True):
+                    drive = results[place]
+                    if refusal is not None:
+                        results[place] = refusal
+                    elif isinstance(drive, Drive):
+                        drive.apply(commit)
+                        self.environment.driven[drive.machine.job.job_id] = drive.machine
+                        resumed.append((drive.machine.job, commit))
+                self.environment.observers.notify(resumed)
+            except BaseException:
+                for drive in results:
+                    if isinstance(drive, Drive):
+                        self.environment.forget(drive.machine)
+                raise
         return results
 
     def _drive_acquired(self, flows: Mapping[str, Flow], job_id: str) -> Drive:

@@ -130,6 +130,23 @@ def test_a_job_that_ends_its_worker_repeatedly_fails_and_names_the_task(runtime,
     assert [f"the worker releases job {job_id} after an error on this host"] * 4 == caplog.messages
 
 
+def test_an_observer_that_ends_a_resumption_keeps_no_job_from_being_resumed(store, clock):
+    class Exits:
+        def on_commit(self, job, commit):
+            if job.seq == 2:
+                raise SystemExit
+
+    with Runtime(clock=clock, store=store, observers=[Exits()]) as runtime:
+        flow = chain(a=rest)
+        host, job_id = hosted(runtime, flow)
+        with pytest.raises(SystemExit) as kept:
+            host.run()
+        assert {} == runtime.environment.driven
+        job = flow.resume(runtime.load(job_id), runtime=runtime)
+        assert JobStatus.COMPLETED is job.status
+        assert kept.value.__traceback__ is not None  # which keeps the first resumption in memory
+
+
 def test_a_stopped_worker_lets_steps_end_and_gives_its_jobs_back(runtime, store):
     def first(self):
         host.stop()

@@ -106,7 +106,7 @@ class Worker:
         self._signal = self._clock.signal()
         self._stopping = False
         self._drives: dict[str, Drive] = {}
-        self._active: set[Drive] = set()  # had a step to run at the last check
+        self._active: set[Drive] = set()  # had a step to run at the last check, or have one since
         self._stopped_jobs: deque[Drive] = deque()
         self._batch = 1  # twice as large after each full one, so that workers share a few jobs
         self._renew_at = 0
@@ -313,7 +313,7 @@ class Worker:
         now = self._clock.monotonic_ns()
         if not self._drives:
             self._renew_at = now + self._lease_ns // _RENEWALS
-        self._batch = min(self._batch, _MANY - len(self._active))
+        self._batch = max(1, min(self._batch, _MANY - len(self._active)))
         lost: dict[str, Callable[[str], None]] = {}
         with environment.lease_lock:
             taken = self._store.acquire(environment.owner, self._flows, self._lease_ns, self._batch)
@@ -339,7 +339,9 @@ class Worker:
         self._signal.set()
 
     def _note_wait(self, drive: Drive) -> None:
-        if len(self._active) >= _FEW:
+        if drive.ready:
+            self._active.add(drive)
+        elif len(self._active) >= _FEW:
             self._signal.set()  # there may be room for another job
 
     def _finish(self, drive: Drive) -> None:

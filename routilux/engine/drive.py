@@ -98,7 +98,8 @@ class Drive:
         self.error: BaseException | None = None
         self.lease_ns: int | None = None  # None if the job is held without a lease
         self.leaving = False
-        # Called under the runtime's lock: when the job has stopped, and when all its tasks wait.
+        # Called under the runtime's lock: when the job has stopped; when all its tasks wait, and
+        # when such a wait ends (then `ready` is set).
         self.on_stop: Callable[[Drive], object] | None = None
         self.on_wait: Callable[[Drive], object] | None = None
         self.loop: DrivingLoop | None = None

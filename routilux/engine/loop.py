@@ -264,6 +264,8 @@ class Loop:
             elif due == drive.timer:
                 drive.timer = None
                 self._mark(drive)
+                if drive.on_wait is not None:
+                    drive.on_wait(drive)
 
     def _end_overdue(self, drive: Drive, now: int) -> None:
         for step in drive.overdue(now + drive.offset):

@@ -10,6 +10,7 @@ from functools import partial
 import pytest
 
 from routilux import (
+    ErrorHandler,
     FlowDefinitionError,
     FlowMismatchError,
     JobStatus,
@@ -21,7 +22,7 @@ from routilux import (
 from routilux.engine.observers import Observers
 from tests.engine.concurrency import at_once
 from tests.persist.stores import acquire
-from tests.routines import PATIENCE, SECOND, chain, delays, kinds, rest
+from tests.routines import PATIENCE, SECOND, Works, chain, delays, kinds, rest
 from tests.worker.jobs import hosted, retrying, statuses, story, worker
 
 
@@ -71,6 +72,29 @@ def test_each_claim_takes_twice_as_many_jobs_which_are_resumed_by_one_write(
     assert [1, 2, 4, 8, 16] == asked[:5], "a few jobs would not be shared by many workers"
     assert [2, 4, 8, 16] == written[:4], "each was resumed by a write of its own"
     assert len(job_ids) == running
+
+
+def test_jobs_that_come_back_from_a_wait_take_up_room_again(runtime, clock):
+    def tries(self):
+        if self.ctx.attempt == 1:
+            raise ValueError("not yet")
+        self.ctx.sleep(100)
+
+    flow = chain(a=Works(tries, ErrorHandler("retry", retry_delay=60.0)))
+    for _ in range(40):
+        runtime.submit(flow, "a")
+    host = worker(runtime, flow)
+    while host._has_room() and host._take(False):
+        clock.advance(0)
+    assert host._has_room(), "all wait"
+    clock.advance(60)
+    for _ in range(2):
+        runtime.submit(flow, "a")
+        assert host._take(False), "it had checked for room before"
+    assert not host._has_room()
+    clock.advance(100)
+    assert host._has_room()
+    host.run(until_idle=True)
 
 
 def test_a_worker_takes_only_free_jobs_of_its_flows(runtime):

@@ -10,6 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -202,18 +203,21 @@ class Runtime:
         return drive
 
     def resume_acquired(
-        self, flows: Mapping[str, Flow], acquired: Sequence[Acquired]
+        self, flows: Mapping[str, Flow], acquired: Sequence[Acquired], until_ns: float = math.inf
     ) -> list[Drive | Exception]:
         """Load jobs that this host has acquired, and commit their resumptions with one write.
 
         Returns for each job its `Drive`, which the caller must run, or the reason why the job can't
-        be resumed. No job is claimed: it is resumed under its lease. If that lease was lost
+        be resumed. Jobs that are not loaded before the instant `until_ns` are left out, except the
+        first job. No job is claimed: it is resumed under its lease. If that lease was lost
         meanwhile, a claim would hold the job without one, and no host could take it over.
         """
         journal = self.environment.journal
         assert journal is not None, "jobs are acquired from a store"
         results: list[Drive | Exception] = []
         for job_id, _ in acquired:
+            if results and self.clock.monotonic_ns() >= until_ns:
+                break
             try:
                 results.append(self._drive_acquired(flows, job_id))
             except RoutiluxError as error:

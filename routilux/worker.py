@@ -285,10 +285,10 @@ class Worker:
     def _take(self, raises: bool) -> bool:
         """Acquire and resume jobs; with `raises`, raise the error of one that can't be resumed."""
         taken = self._acquire()
-        self._batch = 2 * self._batch if len(taken) == self._batch else 1
         failed: list[Exception] = []
-        results = self._runtime.resume_acquired(self._flows, taken) if taken else []
-        for (job_id, clean), result in zip(taken, results, strict=True):
+        results = self._runtime.resume_acquired(self._flows, taken, self._renew_at) if taken else []
+        self._batch = 2 * self._batch if len(results) == self._batch else 1
+        for (job_id, clean), result in zip(taken, results, strict=False):  # the rest is given back
             if isinstance(result, Drive):
                 self._put_aside.pop(job_id, None)
                 self._drive(job_id, result)

@@ -22,7 +22,7 @@ from routilux import (
 from routilux.persist import admin
 from tests.engine.concurrency import Gate, in_a_child
 from tests.persist.stores import acquire
-from tests.routines import PATIENCE, SECOND, Works, chain, rest, sleeps
+from tests.routines import PATIENCE, SECOND, Works, chain, kinds, rest, sleeps
 from tests.worker.jobs import (
     TAKEN_OVER,
     hosted,
@@ -49,6 +49,26 @@ def test_the_lease_is_renewed_while_a_handler_runs(runtime, store, clock):
     host.run(until_idle=True)
     assert [None] * 10 == seen
     assert {"completed"} == statuses(runtime, [job_id])
+
+
+def test_no_lease_ends_while_the_jobs_of_a_claim_are_loaded(runtime, store, clock, monkeypatch):
+    lapsed: list[str] = []
+
+    def loads(job_id, after=0, rows=store.rows):
+        clock.advance(1)
+        holds = store.holders().items()
+        lapsed.extend(i for i, hold in holds if hold.owner is not None and hold.free_in_ns == 0)
+        return rows(job_id, after)
+
+    flow = chain(a=sleeps(60))
+    job_ids = [runtime.submit(flow, "a") for _ in range(40)]
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "rows", loads)
+        worker(runtime, flow, lease=10).run(until_idle=True)
+    assert [] == lapsed
+    for job_id in job_ids:
+        job = runtime.load(job_id)
+        assert (["start", "resumed", "done"], 0) == (kinds(job), job.recoveries)
 
 
 @pytest.mark.parametrize("effects", [0, 1], ids=["its step", "an effect"])

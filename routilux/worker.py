@@ -108,7 +108,9 @@ class Worker:
         self._drives: dict[str, Drive] = {}
         self._active: set[Drive] = set()  # had a step to run at the last check, or have one since
         self._stopped_jobs: deque[Drive] = deque()
-        self._batch = 1  # twice as large after each full one, so that workers share a few jobs
+        # Twice as large after each full one, so that workers share a few jobs. 1 after an unclean
+        # stop: if a job kills its hosts, few other jobs' runs end with each host.
+        self._batch = 1
         self._renew_at = 0
         self._report_at = 0
         self._put_aside: dict[str, str] = {}  # job id -> the reason, as it was logged
@@ -287,7 +289,8 @@ class Worker:
         taken = self._acquire()
         failed: list[Exception] = []
         results = self._runtime.resume_acquired(self._flows, taken, self._renew_at) if taken else []
-        self._batch = 2 * self._batch if len(results) == self._batch else 1
+        grows = len(results) == self._batch and all(clean for _, clean in taken)
+        self._batch = 2 * self._batch if grows else 1
         for (job_id, clean), result in zip(taken, results, strict=False):  # the rest is given back
             if isinstance(result, Drive):
                 self._put_aside.pop(job_id, None)

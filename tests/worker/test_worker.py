@@ -74,6 +74,19 @@ def test_each_claim_takes_twice_as_many_jobs_which_are_resumed_by_one_write(
     assert len(job_ids) == running
 
 
+def test_jobs_that_a_dead_host_left_are_taken_one_by_one(runtime, store, clock):
+    flow = chain(a=rest)
+    for _ in range(8):
+        runtime.submit(flow, "a")
+    assert 8 == len(store.acquire("dead host", ["tale"], SECOND, 8))
+    clock.advance(1)
+    host = worker(runtime, flow)
+    for taken in range(1, 9):
+        assert host._take(False)
+        assert taken == len(host._drives)
+    host.run(until_idle=True)
+
+
 def test_jobs_that_come_back_from_a_wait_take_up_room_again(runtime, clock):
     def tries(self):
         if self.ctx.attempt == 1:

@@ -113,7 +113,7 @@ class StoreFiles:
         self._head = b""
         self._known: Generation | None = None
         self.needs_log = False
-        """Whether the database said at the last check that it needs a log."""
+        """Whether the database needed a log at the last check."""
 
     @property
     def beginning(self) -> bool:

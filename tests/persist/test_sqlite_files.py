@@ -17,12 +17,16 @@ from routilux.persist.sqlite_connection import _create
 from routilux.persist.sqlite_files import Generation
 from tests.persist.hosts import go, line_of, processes
 from tests.persist.stores import using
+from tests.routines import SECOND
 from tests.soak import sampled
 
 REPLACED = r"jobs\.db{} was removed or replaced while the store was open"
 CHANGED = "was changed while the store was open, and not by SQLite"
 FOREIGN = "does not belong to the log beside it, jobs.db-wal and jobs.db-shm"
 LOST = "needs its log jobs.db-wal for its last commits, but the log was removed or emptied"
+
+
+AN_HOUR = 3600 * SECOND  # after the year 1970 began
 
 
 def start(store: SqliteStore, job_id: str = "j") -> None:
@@ -305,13 +309,14 @@ def test_two_stores_of_one_process_do_not_share_an_index_that_was_replaced(how, 
 def test_files_are_noticed_that_a_program_replaces_as_if_nothing_had_changed(ends, path):
     with SqliteStore(path) as store:
         start(store)
-        folder = path.parent.stat()
+        os.utime(path.parent, ns=(AN_HOUR, AN_HOUR))
+        append(store, 2)
         for end in ends:
             copy = shutil.copy2(beside(path, end), beside(path, ".copy"))
             Path(copy).replace(beside(path, end))
-        os.utime(path.parent, ns=(folder.st_atime_ns, folder.st_mtime_ns))
+        os.utime(path.parent, ns=(AN_HOUR, AN_HOUR))
         with pytest.raises(OSError, match="was removed or replaced while the store was open"):
-            append(store, 2)
+            append(store, 3)
 
 
 def test_a_link_to_another_folder_is_noticed(tmp_path):
@@ -321,12 +326,14 @@ def test_a_link_to_another_folder_is_noticed(tmp_path):
     link.symlink_to(tmp_path / "one")
     with SqliteStore(link / "jobs.db") as store:
         start(store)
+        os.utime(tmp_path / "one", ns=(AN_HOUR, AN_HOUR))
+        append(store, 2)
         for end in "", "-wal", "-shm":
             shutil.copy(beside(tmp_path / "one" / "jobs.db", end), tmp_path / "two")
         link.unlink()
         link.symlink_to(tmp_path / "two")
         with pytest.raises(OSError, match=r"jobs\.db was removed or replaced"):
-            append(store, 2)
+            append(store, 3)
 
 
 def test_a_program_that_makes_the_file_smaller_does_no_harm(path):

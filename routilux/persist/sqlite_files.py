@@ -124,10 +124,10 @@ class StoreFiles:
 
     def check_closed(self) -> None:
         """Raise if a file is missing, so that opening the others would lose commits or locks."""
-        if not _size(self.main):
-            for name in (self.log, self.index):
-                if Path(name).exists():
-                    raise self._without_database(name)
+        beside = [name for name in (self.log, self.index) if Path(name).exists()]
+        if not _size(self.main):  # read after them: a process that makes a store makes them last
+            if beside:
+                raise self._without_database(beside[0])
             return
         before = None
         while not _size(self.log):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from routilux import CorruptStateError, SqliteStore
+from routilux.persist import sqlite_files
 from routilux.persist.sqlite_connection import _create
 from routilux.persist.sqlite_files import Generation
 from tests.persist.hosts import go, line_of, processes
@@ -241,6 +242,24 @@ def test_a_file_that_was_copied_without_its_log_is_refused(path, tmp_path):
     shutil.copy(path, tmp_path / "closed.db")
     with SqliteStore(tmp_path / "closed.db") as store:
         assert [b"row 1"] == store.rows("j")
+
+
+def test_a_store_that_another_process_makes_at_this_moment_is_whole(path, monkeypatch):
+    made: list[SqliteStore] = []
+    size = sqlite_files._size
+
+    def makes(name: str) -> int:
+        found = size(name)
+        if not made and name == str(path):
+            made.append(SqliteStore.__new__(SqliteStore))  # so that its own call makes none
+            made[0].__init__(path)  # type: ignore[misc]
+            start(made[0])
+        return found
+
+    monkeypatch.setattr(sqlite_files, "_size", makes)
+    with SqliteStore(path) as store:
+        assert ["j"] == store.job_ids()
+    made[0].close()
 
 
 @pytest.mark.parametrize("how", ["removed", "emptied"])

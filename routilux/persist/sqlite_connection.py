@@ -1,7 +1,7 @@
 """`SqliteFile`: the connection of this process to the SQLite file of a store.
 
 Invariants:
-- A connection belongs to the process that opened it; after a fork the child opens its own.
+- Before a process forks, all connections are closed; parent and child open new ones.
 - A connection belongs to the file that it opened. If the file was removed or replaced, every use
   raises.
 - A reader (`read_only`) leaves no trace: it creates no file, and changes none.
@@ -13,17 +13,17 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 import threading
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-from weakref import finalize
+from weakref import finalize, ref
 from zlib import crc32
 
 from routilux.clocks.clock import SystemClock
 from routilux.clocks.durations import SECOND
-from routilux.clocks.forks import begin_in_children
 from routilux.errors import CorruptStateError, SavedStateError
 from routilux.persist import sqlite_files
 from routilux.persist.sqlite_files import (
@@ -83,8 +83,6 @@ PRAGMA application_id = {_APPLICATION};
 PRAGMA user_version = {_VERSION};
 """
 _clock: Final = SystemClock()
-# Connections of the parent process, kept open: SQLite forbids to close them in a forked child.
-_inherited: Final[list[sqlite3.Connection]] = []
 _DAMAGE: Final = (
     "SQLITE_NOTADB",
     "SQLITE_CORRUPT",
@@ -115,7 +113,7 @@ class SqliteFile:
         self.path = path
         if str(path) == ":memory:":
             raise OSError("the store :memory: is not a file, so nothing is kept; use MemoryStore()")
-        self._begin_process()
+        self.lock = threading.Lock()
         self._place = path.absolute()  # also after the process changes its folder
         self.read_only = read_only
         self._unlocked = False
@@ -123,20 +121,15 @@ class SqliteFile:
         self._connection: sqlite3.Connection | None = None
         self._guard: sqlite3.Connection | None = None
         self._abandoned: finalize[..., SqliteFile] | None = None
-        self._process = 0
         self._begun = False
-        begin_in_children(self._begin_process)
+        _all.add(ref(self, _all.discard))
         self.use(lambda _: None)
-
-    def _begin_process(self) -> None:
-        self.lock = threading.Lock()
 
     def close(self) -> None:
         """Close the connection; the next use opens a new one."""
         with self.lock:
             db = self._connection
-            if db is None or self._process != os.getpid():
-                self._disown()
+            if db is None:
                 return
             ours = False
             try:
@@ -164,7 +157,7 @@ class SqliteFile:
     @property
     def overtaken(self) -> bool:
         """Whether another process began to write while this process read without locks."""
-        return self._unlocked and self._has_log()
+        return self._unlocked and (self._has_log() or self._files.stamp() != self._stamp)
 
     # These take functions, and are no context managers: an interrupt between the start of a context
     # manager and its `with` block would leave the lock held or the transaction open.
@@ -218,8 +211,7 @@ class SqliteFile:
         What is removed or overwritten during a write is noticed by the next use, as it would be
         after the write: a check after the flush costs 50 us, because all caches are cold.
         """
-        if self._connection is None or self._process != os.getpid():
-            self._disown()
+        if self._connection is None:
             self._open()
         else:
             self._check()
@@ -230,16 +222,21 @@ class SqliteFile:
         assert self._connection is not None
         self._files.check(self._connection)
         # The next write begins a generation if the log is long, or ends what another has begun.
-        self._begun &= self._files.size <= self._files.most and not self._files.beginning
+        files = self._files
+        self._begun &= files.size <= files.most and files.needs_log and not files.beginning
 
     def copy_to(self, copy: sqlite3.Connection) -> None:
-        """Copy the store as of now to an empty database, without delaying commits."""
-        unlocked = self.use(lambda _: self._unlocked)
+        """Copy the store as of now to an empty database.
+
+        Meanwhile a process may commit, unless its first commit since it opened the store has to
+        wait for the reader.
+        """
+        unlocked = self.use(lambda _: self._unlocked, writes=True)  # so that this process can
         # By a connection of its own: its errors may be those of the copy, and it takes long.
         with closing(self._connected("ro&immutable=1" if unlocked else "ro")) as source:
             source.backup(copy)
         self.use(lambda _: None)  # the files are still the same
-        if unlocked and self._has_log():
+        if unlocked and self.overtaken:
             raise OSError(
                 f"the store {self.path}: another process began to write to it; copy it again"
             )
@@ -288,25 +285,21 @@ class SqliteFile:
 
     # --- opening ----------------------------------------------------------------------------------
 
-    def _disown(self) -> None:
-        if self._connection is not None and self._process != os.getpid():
-            self._files = StoreFiles(self._place, self.path)
-            # In this order: a list drops its last element first, see `_part`.
-            _inherited.extend(filter(None, (self._guard, self._connection)))
-            if self._abandoned is not None:
-                self._abandoned.detach()
-            self._connection = self._guard = self._abandoned = None
-
     def _open(self) -> None:
         self._files.check_closed()
+        if self.read_only and self._files.has_journal():
+            raise OSError(
+                f"the store {self.path}: a process is making the file, or died as it did so;"
+                " open it for writing, or try again"
+            )
         self._unlocked = self.read_only and not self._has_log()
+        self._stamp = self._files.stamp()
         try:
             db = self._open_for_reading() if self.read_only else self._open_for_writing()
             self._files.opened(db, alone=self._unlocked)
-            if self._guard is not None:
-                self._abandoned = finalize(self, _abandon, os.getpid(), self._guard, db)
-                self._abandoned.atexit = False
-            self._process, self._begun = os.getpid(), False
+            self._abandoned = finalize(self, _abandon, self._files, db, self._guard)
+            self._abandoned.atexit = False
+            self._begun = False
         except BaseException:
             self._part(ours=False)
             raise
@@ -318,7 +311,7 @@ class SqliteFile:
         return db
 
     def _open_for_writing(self) -> sqlite3.Connection:
-        if self._files.exist():
+        if self._files.exist() and not self._files.has_journal():
             self._open_guard()
         self._connection = db = self._connected("rwc")
         if self._check_kind(db) < _VERSION:
@@ -408,13 +401,42 @@ def _in_transaction(db: sqlite3.Connection, work: Callable[[sqlite3.Connection],
     return result
 
 
-def _abandon(process: int, guard: sqlite3.Connection, db: sqlite3.Connection) -> None:
+def _abandon(files: StoreFiles, db: sqlite3.Connection, guard: sqlite3.Connection | None) -> None:
     """Close the connections of a store that nobody has closed; its log stays as it is."""
-    if process == os.getpid():
-        db.close()
+    files.close()
+    db.close()
+    if guard is not None:
         guard.close()
-    else:
-        _inherited.extend((guard, db))
+
+
+def _before_fork() -> None:
+    """Close the connections of all stores; the next use of each opens a new one.
+
+    In a child that inherits a connection, SQLite takes the locks of the parent for its own, and
+    locks nothing. The next process that closes the store would then remove the log under the child.
+    """
+    _forking.acquire()
+    for reference in list(_all):
+        file = reference()
+        if file is not None:
+            file.lock.acquire()
+            _held.append(file.lock)
+            file._part(ours=False)
+
+
+def _after_fork() -> None:
+    while _held:
+        _held.pop().release()
+    _forking.release()
+
+
+_all: Final[set[ref[SqliteFile]]] = set()
+_held: Final[list[threading.Lock]] = []  # while a process forks
+_forking: Final = threading.Lock()
+if sys.platform != "win32":
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
+    )
 
 
 def _text(data: bytes) -> str:

@@ -18,15 +18,18 @@ Invariants:
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import sys
 from contextlib import closing, suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
-from weakref import WeakSet
+from weakref import ref
 
 from routilux.clocks.clock import SystemClock
+from routilux.clocks.durations import SECOND
 from routilux.errors import CorruptStateError
 from routilux.persist.atomic_write import replacing
 
@@ -56,7 +59,8 @@ A longer one grows only at its end: to change the size of a file costs 0.1 ms mo
 _HEAD: Final = 32  # bytes, of which two random numbers are new each time a log is begun
 _FRAME: Final = 24  # bytes before each page in the log
 _SHARED: Final = 0x40000002, 510  # bytes of the database that SQLite locks while it is in use
-_TICK: Final = 20_000_000  # nanoseconds, more than the clock of any file system takes for a step
+_TICK: Final = SECOND // 50  # longer than a step of the clock of a file system
+_COARSE_TICK: Final = 3 * SECOND  # the same where times are in whole seconds
 _TRIES: Final = 200
 _NAP: Final = 5_000_000
 _WRITE_ERRORS: Final = (
@@ -108,6 +112,8 @@ class StoreFiles:
         self._seen: object = None
         self._head = b""
         self._known: Generation | None = None
+        self.needs_log = False
+        """Whether the database needed a log at the last check."""
 
     @property
     def beginning(self) -> bool:
@@ -118,10 +124,10 @@ class StoreFiles:
 
     def check_closed(self) -> None:
         """Raise if a file is missing, so that opening the others would lose commits or locks."""
-        if not _size(self.main):
-            for name in (self.log, self.index):
-                if Path(name).exists():
-                    raise self._without_database(name)
+        beside = [name for name in (self.log, self.index) if Path(name).exists()]
+        if not _size(self.main):  # read after them: a process that makes a store makes them last
+            if beside:
+                raise self._without_database(beside[0])
             return
         before = None
         while not _size(self.log):
@@ -140,10 +146,17 @@ class StoreFiles:
         for _ in range(_TRIES):
             if Path(self.index).exists():
                 return
+            main = _stat(self.main)
+            for reference in list(_in_use):
+                files = reference()
+                if files is not None and files._identity[:2] == (main.st_dev, main.st_ino):
+                    raise files._replaced()  # and to close a handle would release its locks
             try:
                 handle = os.open(self.main, os.O_RDWR)
-            except PermissionError:
-                return  # a reader that may write no file can't make an index either
+            except OSError as error:
+                if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                    return  # a reader that may write no file can't make an index either
+                raise
             try:
                 fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, _SHARED[1], _SHARED[0])
             except BlockingIOError:
@@ -183,6 +196,17 @@ class StoreFiles:
                 return None
             raise
 
+    def _is_cut(self) -> bool:
+        """Return whether the database is shorter than its first page says."""
+        db = sqlite3.connect(self._uri, timeout=0, isolation_level=None, uri=True)
+        try:
+            db.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        except sqlite3.DatabaseError:
+            return True
+        finally:
+            db.close()
+        return False
+
     # --- while they are open ----------------------------------------------------------------------
 
     def opened(self, db: sqlite3.Connection, *, alone: bool) -> None:
@@ -195,20 +219,33 @@ class StoreFiles:
             self._identity = self._found(self.main)
             return
         self._identity = self._found(self.main, self.index, self.log)
-        for files in _in_use:  # SQLite has one index for all connections of a process to a database
+        # SQLite has one index for all connections of a process to a database.
+        for files in filter(None, (reference() for reference in list(_in_use))):
             if files._identity[:2] == self._identity[:2] and files._identity != self._identity:
                 raise files._replaced()
         self._handle = os.open(self.log, os.O_RDONLY)
-        _in_use.add(self)
+        _in_use.add(ref(self, _in_use.discard))
         self._judge(db)
 
     def exist(self) -> bool:
         """Return whether there is a database that is not empty."""
         return bool(_size(self.main))
 
+    def has_journal(self) -> bool:
+        """Return whether a process makes or upgrades the tables, or died as it did so."""
+        return Path(f"{self.log.removesuffix('-wal')}-journal").exists()
+
+    def stamp(self) -> object:
+        """Return what changes with every write to the database; None if there is none."""
+        try:
+            found = _stat(self.main)
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
     def close(self) -> None:
         """Forget the files."""
-        _in_use.discard(self)
+        _in_use.discard(ref(self))
         handle, self._handle = self._handle, -1
         if handle >= 0:
             os.close(handle)
@@ -223,7 +260,9 @@ class StoreFiles:
             main, folder = _stat(self.main), _stat(self._folder)
         except FileNotFoundError:
             raise self._replaced() from None
-        if self._named != (folder.st_ino, folder.st_mtime_ns):
+        if (main.st_dev, main.st_ino) != self._identity[:2]:
+            raise self._replaced()
+        if self._named != (folder.st_ino, folder.st_ctime_ns):
             self._check_names(folder)
         size = os.lseek(self._handle, 0, os.SEEK_END)
         seen = main.st_ino, main.st_ctime_ns, main.st_size, _pread(self._handle, _HEAD, 0)
@@ -241,8 +280,9 @@ class StoreFiles:
         if self._found(self.main, self.index, self.log) != self._identity:
             raise self._replaced()
         # A time that is still new may stay the same at the next change.
-        settled = SystemClock().now_ns() - folder.st_mtime_ns > _TICK
-        self._named = (folder.st_ino, folder.st_mtime_ns) if settled else None
+        tick = _COARSE_TICK if folder.st_ctime_ns % SECOND == 0 else _TICK
+        settled = SystemClock().now_ns() - folder.st_ctime_ns > tick
+        self._named = (folder.st_ino, folder.st_ctime_ns) if settled else None
 
     def written(self) -> None:
         """Raise if a write has left a gap, because the log had lost what others wrote before."""
@@ -265,7 +305,7 @@ class StoreFiles:
             # Read last, so that the head is not one of the generation before.
             size, head = os.lseek(self._handle, 0, os.SEEK_END), _pread(self._handle, _HEAD, 0)
             error = self._error(kept, now, size, head)
-            if error is None and main.st_size < self._main_size:
+            if error is None and main.st_size < self._main_size and self._is_cut():
                 error = self._overwritten()
             if error is None:
                 break
@@ -277,6 +317,7 @@ class StoreFiles:
         if self._known is None or self._known.number != now.number:
             # Where a reader keeps the log from being overwritten, it is tried again soon.
             self.most = max(LONGEST_LOG, size) + LONGEST_LOG // 16
+        self.needs_log = kept is not None and kept.state == BEGINNING
         self._known, self._head, self.size = now, head, size
         self._main_size = main.st_size
         self._seen = now.state == BEGUN and (main.st_ino, main.st_ctime_ns, main.st_size, head)
@@ -321,11 +362,11 @@ class StoreFiles:
     def _replaced(self) -> OSError:
         names = (self.main, self.index, self.log)
         which = []
-        for name, inode in zip(names, self._identity[1:], strict=False):
+        for name, inode in zip_longest(names, self._identity[1:]):
             found = None
             with suppress(FileNotFoundError):
                 found = Path(name).stat().st_ino
-            if found != inode:
+            if found is None or inode not in (None, found):
                 which.append(name)
         cure = "put the file back, or open the store again"
         if self.log in which:
@@ -350,9 +391,10 @@ class StoreFiles:
     def _without_log(self) -> CorruptStateError:
         return CorruptStateError(
             str(self._shown),
-            f"has lost its last commits: its log {self._log_name} was removed or emptied, or the"
-            " file was copied without it. Put the log back, or restore a copy that"
-            " `routilux backup` made",
+            f"needs its log {self._log_name} for its last commits, but the log was removed or"
+            " emptied, or the file was copied without it. Put the log back, or restore a copy that"
+            " `routilux backup` made. If another program has copied the log to the file since,"
+            f" nothing is lost: `UPDATE log SET state = {BEGUN}` by that program accepts the file",
         )
 
     def _without_database(self, name: str) -> CorruptStateError:
@@ -419,7 +461,7 @@ def _pread_of_windows(handle: int, size: int, at: int) -> bytes:
 
 _pread: Final = getattr(os, "pread", _pread_of_windows)
 _stat: Final = os.stat  # half the cost of Path.stat; at every write
-_in_use: Final[WeakSet[StoreFiles]] = WeakSet()
+_in_use: Final[set[ref[StoreFiles]]] = set()
 
 
 def _size(name: str) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from routilux import JobStatus, Runtime, SqliteStore
+from routilux.persist.sqlite_connection import _Connection
 from tests.cli.payments import NOW, after, payment
 from tests.persist.hosts import line_of, processes
 
@@ -64,6 +65,26 @@ def test_a_full_disk_leaves_no_half_copy(store, refused, monkeypatch):
     text = refused("backup", store, "copy.db")
     assert "copy.db can't be written: database or disk is full; make room" in text
     assert ["jobs.db"] == [p.name for p in Path().iterdir()]
+
+
+def test_a_copy_of_a_closed_store_is_refused_if_a_process_wrote_meanwhile(tmp_path, monkeypatch):
+    path = tmp_path / "jobs.db"
+    with SqliteStore(path) as store:
+        store.create("j", b"row", "a", flow_id="f", status="running")
+    reader = SqliteStore(path, read_only=True)
+    backup = sqlite3.Connection.backup
+
+    class Slow(_Connection):
+        def backup(self, copy: sqlite3.Connection) -> None:
+            with SqliteStore(path) as writer:
+                writer.create("k", b"row", "a", flow_id="f", status="running")
+            backup(self, copy)
+
+    monkeypatch.setattr("routilux.persist.sqlite_connection._Connection", Slow)
+    with pytest.raises(OSError, match="another process began to write to it; copy it again"):
+        reader.backup(tmp_path / "copy.db")
+    assert reader.overtaken
+    assert ["jobs.db"] == [p.name for p in tmp_path.iterdir()]
 
 
 WRITES = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import sqlite3
 import threading
 from collections import Counter
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from routilux import CorruptStateError, SqliteStore, SystemClock, UnsupportedVersionError
+from routilux.persist import sqlite_connection
 from routilux.persist.sqlite_connection import SqliteFile
 from tests.engine.concurrency import in_a_child
 from tests.persist.hosts import line_of, processes
@@ -253,16 +255,14 @@ def files_open(path: Path) -> Counter[str]:
 @pytest.mark.parametrize("used", [False, True], ids=["unused", "used"])
 def test_a_forked_child_uses_and_closes_a_connection_of_its_own(used, sqlite):
     sqlite.create("j", b"1", "a", flow_id="f", status="running")
-    parents, open_before = sqlite._file.connection(), files_open(sqlite.path)
-    assert open_before[str(sqlite.path)]
+    assert files_open(sqlite.path)
 
     def closes():
+        gc.collect()  # a connection and its statements hold each other
+        assert not files_open(sqlite.path), "SQLite would take the parent's locks for its own"
         if used:
             sqlite.append("j", 2, b"2", "a", status="running")
-            assert parents is not sqlite._file.connection()
         sqlite.close()
-        gc.collect()  # a connection and its statements hold each other
-        assert open_before <= files_open(sqlite.path)
 
     in_a_child(closes)
     sqlite.append("j", 2 + used, b"last", "a", status="running")
@@ -270,21 +270,49 @@ def test_a_forked_child_uses_and_closes_a_connection_of_its_own(used, sqlite):
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
-def test_a_forked_child_uses_a_store_that_a_thread_of_its_parent_was_just_using(sqlite):
+def test_a_fork_waits_for_the_thread_that_is_using_the_store(sqlite):
     sqlite.create("j", b"1", "a", flow_id="f", status="running")
-    holding, over = threading.Event(), threading.Event()
+    holding = threading.Event()
 
     def holds() -> None:
         with using(sqlite):
             holding.set()
-            over.wait(PATIENCE)
+            while not sqlite_connection._forking.locked():
+                os.sched_yield()
 
     thread = threading.Thread(target=holds)
     thread.start()
     assert holding.wait(PATIENCE)
-    try:
-        in_a_child(lambda: sqlite.append("j", 2, b"2", "a", status="running"))
-    finally:
-        over.set()
-        thread.join(PATIENCE)
-    assert [b"1", b"2"] == sqlite.rows("j")
+    in_a_child(lambda: sqlite.append("j", 2, b"2", "a", status="running"))
+    thread.join(PATIENCE)
+    sqlite.append("j", 3, b"3", "a", status="running")
+    assert [b"1", b"2", b"3"] == sqlite.rows("j")
+
+
+@pytest.mark.parametrize("meanwhile", [False, True])
+def test_no_commit_of_a_child_is_lost_when_its_parent_closes_the_store(meanwhile, sqlite):
+    """The parent closes before the child's first commit, or between two commits of the child."""
+    sqlite.create("j", b"1", "a", flow_id="f", status="running")
+    (to_child, go_on), (to_parent, done) = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            if meanwhile:
+                sqlite.append("j", 2, b"2", "a", status="running")
+            os.write(done, b".")
+            os.read(to_child, 1)
+            for seq in range(2 + meanwhile, 12):
+                sqlite.append("j", seq, str(seq).encode(), "a", status="running")
+            code = 0
+        finally:
+            os._exit(code)
+    os.read(to_parent, 1)
+    sqlite.close()
+    os.write(go_on, b".")
+    assert 0 == os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    for end in to_child, go_on, to_parent, done:
+        os.close(end)
+    with SqliteStore(sqlite.path) as store:  # the last process to close it removes the log
+        assert 11 == len(store.rows("j"))
+    assert 11 == len(sqlite.rows("j"))

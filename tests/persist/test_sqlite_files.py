@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -11,15 +13,21 @@ from pathlib import Path
 import pytest
 
 from routilux import CorruptStateError, SqliteStore
+from routilux.persist import sqlite_files
+from routilux.persist.sqlite_connection import _create
 from routilux.persist.sqlite_files import Generation
 from tests.persist.hosts import go, line_of, processes
 from tests.persist.stores import using
+from tests.routines import SECOND
 from tests.soak import sampled
 
 REPLACED = r"jobs\.db{} was removed or replaced while the store was open"
 CHANGED = "was changed while the store was open, and not by SQLite"
 FOREIGN = "does not belong to the log beside it, jobs.db-wal and jobs.db-shm"
-LOST = "has lost its last commits: its log jobs.db-wal was removed or emptied"
+LOST = "needs its log jobs.db-wal for its last commits, but the log was removed or emptied"
+
+
+AN_HOUR = 3600 * SECOND  # after the year 1970 began
 
 
 def start(store: SqliteStore, job_id: str = "j") -> None:
@@ -236,6 +244,24 @@ def test_a_file_that_was_copied_without_its_log_is_refused(path, tmp_path):
         assert [b"row 1"] == store.rows("j")
 
 
+def test_a_store_that_another_process_makes_at_this_moment_is_whole(path, monkeypatch):
+    made: list[SqliteStore] = []
+    size = sqlite_files._size
+
+    def makes(name: str) -> int:
+        found = size(name)
+        if not made and name == str(path):
+            made.append(SqliteStore.__new__(SqliteStore))  # so that its own call makes none
+            made[0].__init__(path)  # type: ignore[misc]
+            start(made[0])
+        return found
+
+    monkeypatch.setattr(sqlite_files, "_size", makes)
+    with SqliteStore(path) as store:
+        assert ["j"] == store.job_ids()
+    made[0].close()
+
+
 @pytest.mark.parametrize("how", ["removed", "emptied"])
 def test_a_log_without_its_file_is_not_deleted(how, killed):
     data = killed.read_bytes()
@@ -284,13 +310,110 @@ def test_a_process_that_runs_while_its_index_is_removed_loses_nothing(path):
 
 
 @pytest.mark.parametrize("end", ["-wal", "-shm"])
-def test_two_stores_of_one_process_do_not_share_an_index_that_was_replaced(end, path):
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_two_stores_of_one_process_do_not_share_an_index_that_was_replaced(how, end, path):
     with SqliteStore(path) as store:
         start(store)
         beside(path, end).rename(beside(path, ".old"))
-        shutil.copy(beside(path, ".old"), beside(path, end))
-        with pytest.raises(OSError, match=REPLACED.format(end)):
+        if how == "replaced":
+            shutil.copy(beside(path, ".old"), beside(path, end))
+        message = LOST if (how, end) == ("removed", "-wal") else REPLACED.format(end)
+        with pytest.raises((OSError, CorruptStateError), match=message):
             SqliteStore(path)
+        beside(path, ".old").replace(beside(path, end))
+        append(store, 2)
+
+
+@pytest.mark.parametrize("ends", [("",), ("-wal",), ("-shm",), ("", "-wal", "-shm")])
+def test_files_are_noticed_that_a_program_replaces_as_if_nothing_had_changed(ends, path):
+    with SqliteStore(path) as store:
+        start(store)
+        os.utime(path.parent, ns=(AN_HOUR, AN_HOUR))
+        append(store, 2)
+        for end in ends:
+            copy = shutil.copy2(beside(path, end), beside(path, ".copy"))
+            Path(copy).replace(beside(path, end))
+        os.utime(path.parent, ns=(AN_HOUR, AN_HOUR))
+        with pytest.raises(OSError, match="was removed or replaced while the store was open"):
+            append(store, 3)
+
+
+def test_a_link_to_another_folder_is_noticed(tmp_path):
+    link = tmp_path / "current"
+    for name in "one", "two":
+        (tmp_path / name).mkdir()
+    link.symlink_to(tmp_path / "one")
+    with SqliteStore(link / "jobs.db") as store:
+        start(store)
+        os.utime(tmp_path / "one", ns=(AN_HOUR, AN_HOUR))
+        append(store, 2)
+        for end in "", "-wal", "-shm":
+            shutil.copy(beside(tmp_path / "one" / "jobs.db", end), tmp_path / "two")
+        link.unlink()
+        link.symlink_to(tmp_path / "two")
+        with pytest.raises(OSError, match=r"jobs\.db was removed or replaced"):
+            append(store, 3)
+
+
+def test_a_program_that_makes_the_file_smaller_does_no_harm(path):
+    with SqliteStore(path) as store:
+        for number in range(100):
+            store.create(f"j{number}", b"x" * 5000, "a", flow_id="f", status="running")
+        store.close()
+        append(store, 2, job_id="j99")
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.execute("DELETE FROM commits WHERE job < 90")
+            db.execute("DELETE FROM jobs WHERE job < 90")
+            append(store, 3, job_id="j99")
+            before = path.stat().st_size
+            db.execute("VACUUM")
+            db.execute("PRAGMA wal_checkpoint").fetchall()
+            assert path.stat().st_size < before
+        append(store, 4, job_id="j99")
+        assert 4 == len(store.rows("j99"))
+
+
+def test_a_log_is_missed_although_another_program_made_a_checkpoint_before(path, tmp_path):
+    with SqliteStore(path) as store:
+        start(store)
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("PRAGMA wal_checkpoint").fetchall()
+            append(store, 2)
+        shutil.copy(path, tmp_path / "copy.db")
+    with pytest.raises(CorruptStateError, match="needs its log copy"):
+        SqliteStore(tmp_path / "copy.db")
+
+
+def test_a_store_that_nobody_closes_keeps_no_file_open(path):
+    with SqliteStore(path) as store:
+        start(store)
+        counts = []
+        for number in 1, 2, 20:  # SQLite keeps a few of them for its next connection
+            for _ in range(number):
+                SqliteStore(path).job_ids()
+            gc.collect()
+            counts.append(len([*Path("/proc/self/fd").iterdir()]))
+        assert counts[1] == counts[2]
+        append(store, 2)
+
+
+def test_a_file_whose_creation_was_cut_off_is_made_whole_by_the_next_writer(path, tmp_path):
+    made = tmp_path / "made.db"
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.execute("PRAGMA cache_size = 1")
+        db.execute("BEGIN")
+        _create(db)
+        db.execute("CREATE TABLE more (data)")
+        db.execute("INSERT INTO more VALUES (zeroblob(100000))")  # more than the cache: written
+        for end in "", "-journal":
+            shutil.copy(beside(path, end), beside(made, end))
+        db.execute("ROLLBACK")
+    with pytest.raises(OSError, match="died as it did so; open it for writing"):
+        SqliteStore(made, read_only=True)
+    with SqliteStore(made) as store:
+        start(store)
+    with SqliteStore(made, read_only=True) as store:
+        assert ["j"] == store.job_ids()
 
 
 WORKS = """
@@ -414,7 +537,7 @@ def test_a_kill_at_any_statement_of_a_generation_loses_no_log(first, path, tmp_p
             beside(store_path, "-wal").rename(beside(store_path, ".kept"))
             with pytest.raises(OSError, match="was removed"):
                 store.rows("b")
-        with pytest.raises(CorruptStateError, match="has lost its last commits"):
+        with pytest.raises(CorruptStateError, match="needs its log"):
             SqliteStore(store_path)
 
 

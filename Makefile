@@ -32,7 +32,7 @@ soak: $(STAMP)
 	$(BIN)/python -m tests.fuzz --count 20000 --minutes 4 --seed $(SEED)
 	$(BIN)/python -m tests.kills --count 2000 --fewest 1 --minutes 6 --seed $(SEED)
 	$(BIN)/python -m tests.kills.signals --count 100 --minutes 3 --seed $(SEED)
-	$(BIN)/python -m tests.fences --rounds 20 --minutes 4 --seed $(SEED)
+	$(BIN)/python -m tests.fences --rounds 20 --minutes 3 --seed $(SEED)
 	@echo 'soak: all passed, with SEED=$(SEED)'
 
 # Fails where a ratio got worse than in tests/benchmarks/stored.json, which bench-store writes.

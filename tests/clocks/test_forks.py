@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from routilux import FakeClock, MemoryStore, Runtime, SqliteStore
+from routilux import FakeClock, MemoryStore, Runtime
 from tests.engine.concurrency import in_a_child
 from tests.routines import PATIENCE, chain, rest
 
@@ -33,20 +33,18 @@ def held_while(lock: threading.Lock, does: Callable[[], None]) -> None:
         thread.join()
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite", "clock", "runtime"])
-def test_a_child_uses_what_a_thread_of_its_parent_has_locked(kind, tmp_path):
+@pytest.mark.parametrize("kind", ["memory", "clock", "runtime"])
+def test_a_child_uses_what_a_thread_of_its_parent_has_locked(kind):
     clock = FakeClock()
-    memory, sqlite = MemoryStore(clock), SqliteStore(tmp_path / "jobs.db")
+    memory = MemoryStore(clock)
     runtime = Runtime(clock=clock, store=memory)
     uses: Callable[[], object]
     lock, uses = {
         "memory": (memory._lock, memory.job_ids),
-        "sqlite": (sqlite._file.lock, sqlite.job_ids),
         "clock": (clock._lock, lambda: clock.advance(1)),
         "runtime": (runtime.environment.lock, lambda: runtime.execute(chain(a=rest), "a")),
     }[kind]
     held_while(lock, lambda: in_a_child(uses))
-    sqlite.close()
 
 
 def test_a_child_that_a_step_forks_does_not_wait_for_steps_of_its_parent():

@@ -11,19 +11,18 @@ Invariants:
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import sys
 import threading
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
-from weakref import finalize, ref
+from weakref import finalize
 from zlib import crc32
 
 from routilux.clocks.clock import SystemClock
 from routilux.clocks.durations import SECOND
+from routilux.clocks.forks import around_forks
 from routilux.errors import CorruptStateError, SavedStateError
 from routilux.persist import sqlite_files
 from routilux.persist.sqlite_files import (
@@ -122,8 +121,21 @@ class SqliteFile:
         self._guard: sqlite3.Connection | None = None
         self._abandoned: finalize[..., SqliteFile] | None = None
         self._begun = False
-        _all.add(ref(self, _all.discard))
+        self._stamp: object = None  # of the database, before it was opened without locks
+        around_forks(self._before_fork, self._after_fork)
         self.use(lambda _: None)
+
+    def _before_fork(self) -> None:
+        """Close the connection while the process forks; the next use opens a new one.
+
+        In a child that inherits a connection, SQLite takes the locks of the parent for its own, and
+        locks nothing. The next process that closes the store then removes the log under the child.
+        """
+        self.lock.acquire()
+        self._part(ours=False)
+
+    def _after_fork(self) -> None:
+        self.lock.release()
 
     def close(self) -> None:
         """Close the connection; the next use opens a new one."""
@@ -231,12 +243,13 @@ class SqliteFile:
         Meanwhile a process may commit, unless its first commit since it opened the store has to
         wait for the reader.
         """
-        unlocked = self.use(lambda _: self._unlocked, writes=True)  # so that this process can
+        # As a write, because a first write of this process would have to wait for the copy.
+        unlocked = self.use(lambda _: self._unlocked, writes=True)
         # By a connection of its own: its errors may be those of the copy, and it takes long.
         with closing(self._connected("ro&immutable=1" if unlocked else "ro")) as source:
             source.backup(copy)
         self.use(lambda _: None)  # the files are still the same
-        if unlocked and self.overtaken:
+        if self.overtaken:
             raise OSError(
                 f"the store {self.path}: another process began to write to it; copy it again"
             )
@@ -249,7 +262,6 @@ class SqliteFile:
         Several processes may do this at once; each can end what another one has begun.
         """
         files = self._files
-        files.check(db)
         since = _clock.monotonic_ns()
         long = files.size > files.most
         while not _in_transaction(db, partial(self._has_begun, long=long)):
@@ -407,36 +419,6 @@ def _abandon(files: StoreFiles, db: sqlite3.Connection, guard: sqlite3.Connectio
     db.close()
     if guard is not None:
         guard.close()
-
-
-def _before_fork() -> None:
-    """Close the connections of all stores; the next use of each opens a new one.
-
-    In a child that inherits a connection, SQLite takes the locks of the parent for its own, and
-    locks nothing. The next process that closes the store would then remove the log under the child.
-    """
-    _forking.acquire()
-    for reference in list(_all):
-        file = reference()
-        if file is not None:
-            file.lock.acquire()
-            _held.append(file.lock)
-            file._part(ours=False)
-
-
-def _after_fork() -> None:
-    while _held:
-        _held.pop().release()
-    _forking.release()
-
-
-_all: Final[set[ref[SqliteFile]]] = set()
-_held: Final[list[threading.Lock]] = []  # while a process forks
-_forking: Final = threading.Lock()
-if sys.platform != "win32":
-    os.register_at_fork(
-        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork
-    )
 
 
 def _text(data: bytes) -> str:

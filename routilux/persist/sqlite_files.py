@@ -146,11 +146,8 @@ class StoreFiles:
         for _ in range(_TRIES):
             if Path(self.index).exists():
                 return
-            main = _stat(self.main)
-            for reference in list(_in_use):
-                files = reference()
-                if files is not None and files._identity[:2] == (main.st_dev, main.st_ino):
-                    raise files._replaced()  # and to close a handle would release its locks
+            for files in self._others():
+                raise files._replaced()  # and to close a handle would release its locks
             try:
                 handle = os.open(self.main, os.O_RDWR)
             except OSError as error:
@@ -220,12 +217,18 @@ class StoreFiles:
             return
         self._identity = self._found(self.main, self.index, self.log)
         # SQLite has one index for all connections of a process to a database.
-        for files in filter(None, (reference() for reference in list(_in_use))):
-            if files._identity[:2] == self._identity[:2] and files._identity != self._identity:
+        for files in self._others():
+            if files._identity != self._identity:
                 raise files._replaced()
         self._handle = os.open(self.log, os.O_RDONLY)
         _in_use.add(ref(self, _in_use.discard))
         self._judge(db)
+
+    def _others(self) -> list[StoreFiles]:
+        """Return the other open files of this process that have the same database."""
+        main = _stat(self.main)
+        found = [reference() for reference in list(_in_use)]
+        return [f for f in found if f and f._identity[:2] == (main.st_dev, main.st_ino)]
 
     def exist(self) -> bool:
         """Return whether there is a database that is not empty."""

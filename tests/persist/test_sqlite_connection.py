@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from routilux import CorruptStateError, SqliteStore, SystemClock, UnsupportedVersionError
-from routilux.persist import sqlite_connection
+from routilux.clocks import forks
 from routilux.persist.sqlite_connection import SqliteFile
 from tests.engine.concurrency import in_a_child
 from tests.persist.hosts import line_of, processes
@@ -277,7 +277,7 @@ def test_a_fork_waits_for_the_thread_that_is_using_the_store(sqlite):
     def holds() -> None:
         with using(sqlite):
             holding.set()
-            while not sqlite_connection._forking.locked():
+            while not forks._forking.locked():
                 os.sched_yield()
 
     thread = threading.Thread(target=holds)

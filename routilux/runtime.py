@@ -10,7 +10,6 @@ Invariants:
 from __future__ import annotations
 
 import logging
-import math
 import threading
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -203,7 +202,7 @@ class Runtime:
         return drive
 
     def resume_acquired(
-        self, flows: Mapping[str, Flow], acquired: Sequence[Acquired], until_ns: float = math.inf
+        self, flows: Mapping[str, Flow], acquired: Sequence[Acquired], until_ns: int
     ) -> list[Drive | Exception]:
         """Load jobs that this host has acquired, and commit their resumptions with one write.
 
@@ -223,34 +222,37 @@ class Runtime:
             except RoutiluxError as error:
                 results.append(error)
         with self.environment.lock:
-            written: list[tuple[int, Commit, Append]] = []
+            rows: dict[int, tuple[Drive, Commit, Append]] = {}
             for place, drive in enumerate(results):
                 if isinstance(drive, Drive):
                     job_id, clean = acquired[place]
                     try:
                         commit = self._resumption(drive, clean=clean)
                         row = journal.row(job_id, commit, self.owner, first=True)
-                        written.append((place, commit, row))
                     except RoutiluxError as error:
                         results[place] = error
-            refusals = journal.append_all([row for _, _, row in written])
-            resumed: list[tuple[JobState, Commit]] = []
-            try:
-                for (place, commit, _), refusal in zip(written, refusals, strict=True):
-                    drive = results[place]
-                    if refusal is not None:
-                        results[place] = refusal
-                    elif isinstance(drive, Drive):
-                        drive.apply(commit)
-                        self.environment.driven[drive.machine.job.job_id] = drive.machine
-                        resumed.append((drive.machine.job, commit))
-                self.environment.observers.notify(resumed)
-            except BaseException:
-                for drive in results:
-                    if isinstance(drive, Drive):
-                        self.environment.forget(drive.machine)
-                raise
+                    else:
+                        rows[place] = drive, commit, row
+            refusals = journal.append_all([row for _, _, row in rows.values()])
+            resumed: list[tuple[Drive, Commit]] = []
+            for (place, (drive, commit, _)), refusal in zip(rows.items(), refusals, strict=True):
+                if refusal is None:
+                    resumed.append((drive, commit))
+                else:
+                    results[place] = refusal
+            self._apply_resumptions(resumed)
         return results
+
+    def _apply_resumptions(self, resumed: list[tuple[Drive, Commit]]) -> None:
+        try:
+            for drive, commit in resumed:
+                drive.apply(commit)
+                self.environment.driven[drive.machine.job.job_id] = drive.machine
+            self.environment.observers.notify([(d.machine.job, commit) for d, commit in resumed])
+        except BaseException:
+            for drive, _ in resumed:
+                self.environment.forget(drive.machine)
+            raise
 
     def _drive_acquired(self, flows: Mapping[str, Flow], job_id: str) -> Drive:
         try:

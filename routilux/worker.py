@@ -291,7 +291,8 @@ class Worker:
         results = self._runtime.resume_acquired(self._flows, taken, self._renew_at) if taken else []
         grows = len(results) == self._batch and all(clean for _, clean in taken)
         self._batch = 2 * self._batch if grows else 1
-        for (job_id, clean), result in zip(taken, results, strict=False):  # the rest is given back
+        # Jobs without a result are still to be released.
+        for (job_id, clean), result in zip(taken, results, strict=False):
             if isinstance(result, Drive):
                 self._put_aside.pop(job_id, None)
                 self._drive(job_id, result)

@@ -98,8 +98,8 @@ class Clock(ABC):
         """
 
     def party(self, who: str, key: Key = (), *, result: bool = False) -> Party:
-        """Return a party for a thread."""
-        return _UNKNOWN_PARTY  # `result`: the thread will wait for a job's result
+        """Return a party for a thread; with `result` it waits for a job's result."""
+        return _UNKNOWN_PARTY
 
     def record_wait(self, who: str, length: int) -> None:  # noqa: B027 - optional
         """Record that `who` asked for a wait of `length` nanoseconds."""

@@ -246,7 +246,7 @@ class Drive:
     # --- the ends of its steps (under the runtime's lock) ---------------------------------------
 
     def take_outcome(self, step: StepInput, outcome: StepOutcome, now: int) -> Commit | None:
-        """Return the commit that ends a step; None if already ended.
+        """Return the commit that ends a step; None if the step has ended.
 
         The effects that the outcome carries are committed first.
         """

@@ -90,26 +90,30 @@ def test_a_worker_that_gets_no_thread_gives_its_job_back_and_ends(monkeypatch):
         assert JobStatus.COMPLETED is runtime.load(job_id).status
 
 
+LATER = 10**18  # nanoseconds
+
+
 @pytest.mark.parametrize("by", ["start", "a worker"])
 def test_after_a_first_job_that_stops_at_once_the_next_ones_run(by, monkeypatch):
-    start = threading.Thread.start
+    start, known = threading.Thread.start, []
 
     def starts(self):
+        known.append(runtime.threads.background is not None)
         start(self)
-        self.join(0.1)  # unless it waits for the caller, it has ended then
 
     store, flow = MemoryStore(), chain(a=rest)
     with Runtime(store=store, max_recoveries=0) as runtime:
         poisoned = runtime.submit(flow, "a")
         dead = Runtime(store=store)
-        dead.resume_acquired({"tale": flow}, store.acquire(dead.owner, ["tale"], 1))
+        dead.resume_acquired({"tale": flow}, store.acquire(dead.owner, ["tale"], 1), LATER)
         if by == "start":
             [job] = store.acquire(runtime.owner, ["tale"], 60 * SECOND)
-            [drive] = runtime.resume_acquired({"tale": flow}, [job])
+            [drive] = runtime.resume_acquired({"tale": flow}, [job], LATER)
             assert isinstance(drive, Drive)
             with monkeypatch.context() as patch:
                 patch.setattr(threading.Thread, "start", starts)
                 runtime.threads.drive_in_background(drive)
+            assert [True] == known, "the thread may end before its loop is known as the loop"
             last = flow.start("a", runtime=runtime).wait(PATIENCE).job_id
         else:
             last = runtime.submit(flow, "a")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from tests.persist import postgres_server
 from tests.persist.postgres_server import Server
 from tests.plugin import inner
+from tests.routines import let_sigint_through
 
 # A project of its own, which `make downstream` runs in its own environment.
 collect_ignore = ["downstream"]
@@ -32,12 +32,8 @@ _PRINTING = (
 
 @pytest.fixture(scope="session", autouse=True)
 def _plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Make started programs print the same for every user, and compile each module once.
-
-    SIGINT reaches all of them, also if a shell runs the tests in the background.
-    """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Make started programs print the same for every user, and compile each module once."""
+    let_sigint_through()
     compiled = tmp_path_factory.getbasetemp() / "compiled"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPYCACHEPREFIX", str(compiled))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -232,6 +233,12 @@ def refused_at(
         yield
     assert path == caught.value.path
     assert reason in caught.value.reason
+
+
+def let_sigint_through() -> None:
+    """Let SIGINT reach this process and those it starts; in the background a shell ignores it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def calls_of(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[Any]:

@@ -23,7 +23,6 @@ def jobs_in(path: Path) -> dict[str, int]:
 
 def test_a_copy_is_a_store_of_one_file_that_only_its_owner_reads(store, output):
     before = jobs_in(store)
-    size = 0
     text = output("backup", store, "copy.db")
     size = Path("copy.db").stat().st_size
     assert f"a copy of jobs.db is in copy.db, {size:,} bytes\n" == text

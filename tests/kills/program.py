@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
 from tests.persist import postgres_server
+from tests.routines import let_sigint_through
 
 
 class Program:
@@ -29,9 +29,7 @@ class Program:
 
     def __enter__(self) -> argparse.Namespace:
         asked = self.parser.parse_args()
-        # A shell makes a program in the background ignore it, and so the processes of the program.
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        let_sigint_through()
         self.until = self._begun + 60 * asked.minutes
         self.folder = Path(tempfile.mkdtemp(prefix="routilux-"))
         return asked

@@ -250,9 +250,9 @@ def test_a_store_that_another_process_makes_at_this_moment_is_whole(path, monkey
 
     def makes(name: str) -> int:
         found = size(name)
-        if not made and name == str(path):
-            made.append(SqliteStore.__new__(SqliteStore))  # so that its own call makes none
-            made[0].__init__(path)  # type: ignore[misc]
+        if name == str(path):
+            monkeypatch.undo()
+            made.append(SqliteStore(path))
             start(made[0])
         return found
 
@@ -473,9 +473,9 @@ def test_processes_that_run_while_a_file_is_harmed_acknowledge_nothing_more(end,
         for _ in range(2):  # the second time too
             go(children)
             for child in children:
-                told = line_of(child)
-                assert f"jobs.db{end}" in told or f"({end}) was cut" in told, told
-                assert any(cure in told for cure in ("put ", "backup", "open it again")), told
+                line = line_of(child)
+                assert f"jobs.db{end}" in line or f"({end}) was cut" in line, line
+                assert any(cure in line for cure in ("put ", "backup", "open it again")), line
 
 
 # --- generations ----------------------------------------------------------------------------------
@@ -527,12 +527,12 @@ def test_a_kill_at_any_statement_of_a_generation_loses_no_log(first, path, tmp_p
     for dies in (first, 120 + first):
         store_path = tmp_path / f"{dies}.db"
         with processes(COUNTS, [store_path, "a", dies]) as [child]:
-            told = child.communicate()[0].splitlines()
+            lines = child.communicate()[0].splitlines()
             assert 9 == child.returncode
         with SqliteStore(store_path, read_only=True) as reader:
-            assert len(told) <= len(reader.rows("a")) <= len(told) + 1
+            assert len(lines) <= len(reader.rows("a")) <= len(lines) + 1
         with SqliteStore(store_path) as store:
-            assert len(told) <= len(store.rows("a")) <= len(told) + 1
+            assert len(lines) <= len(store.rows("a")) <= len(lines) + 1
         with SqliteStore(store_path) as store:
             start(store, "b")
             beside(store_path, "-wal").rename(beside(store_path, ".kept"))

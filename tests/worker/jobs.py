@@ -14,9 +14,11 @@ TAKEN_OVER = (
 )
 
 
-def worker(runtime: Runtime, *flows: Flow, lease: float = 30.0) -> Worker:
+def worker(
+    runtime: Runtime, *flows: Flow, lease: float = 30.0, concurrency: int | None = None
+) -> Worker:
     assert runtime.store is not None
-    return Worker(runtime.store, flows, runtime=runtime, lease=lease)
+    return Worker(runtime.store, flows, runtime=runtime, lease=lease, concurrency=concurrency)
 
 
 def hosted(runtime: Runtime, flow: Flow, lease: float = 30.0) -> tuple[Worker, str]:

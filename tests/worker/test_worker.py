@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -164,7 +165,13 @@ def test_a_job_that_ends_its_worker_repeatedly_fails_and_names_the_task(runtime,
     assert job.error is not None
     assert "recovered 3 times without progress" in job.error.message
     assert "a (task 0, attempt 1)" in job.error.message
-    assert [f"the worker releases job {job_id} after an error on this host"] * 4 == caplog.messages
+    assert [f"the worker releases job {job_id} after an error on this host"] * 4 == (
+        caplog.messages[:4]
+    )
+    assert (
+        f"job {job_id} of flow tale failed for good: routilux.PoisonJobError: the"
+        in (caplog.messages[4])
+    )
 
 
 def test_an_observer_that_ends_a_resumption_keeps_no_job_from_being_resumed(store, clock):
@@ -245,6 +252,10 @@ def test_invalid_arguments_of_a_worker_are_refused(store):
     for arguments, message in (
         ({"flows": []}, "needs at least one flow"),
         ({"flows": [flow, chain(a=rest)]}, "two flows have the id 'tale'"),
+        *(
+            ({"flows": [flow], "concurrency": given}, "concurrency must be an int of 1 or more")
+            for given in (0, -1, 1.0, True, "4")
+        ),
         ({"flows": [flow], "lease": 0}, "more than 0 s and at most a year, not 0"),
         ({"flows": [flow], "lease": -1}, "at most a year, not -1"),
         ({"flows": [flow], "lease": float("inf")}, "at most a year, not inf"),
@@ -256,11 +267,114 @@ def test_invalid_arguments_of_a_worker_are_refused(store):
             Worker(store, **arguments)
 
 
+# --- no more jobs than it can run -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["concurrency", "threads", "executor"])
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_worker_takes_no_more_jobs_than_it_can_run(most, by, tmp_path, monkeypatch):
+    held: list[int] = []
+
+    def looks(self):
+        holders = [hold.owner for hold in store.holders().values() if hold.is_leased]
+        held.append(max(map(holders.count, holders)))
+        met.wait(PATIENCE)  # no job ends before both workers run as many as they can
+
+    if by == "threads":
+        monkeypatch.setattr("routilux.engine.threads._BACKGROUND_WORKERS", most)
+    met = threading.Barrier(2 * most)
+    flow = chain(a=looks)
+    with SqliteStore(tmp_path / "jobs.db") as store:
+        executors = [ThreadPoolExecutor(most) if by == "executor" else None for _ in range(2)]
+        runtimes = [Runtime(store=store, executor=executor) for executor in executors]
+        job_ids = [runtimes[0].submit(flow, "a") for _ in range(6 * most)]
+        concurrency = most if by == "concurrency" else None
+        hosts = [worker(runtime, flow, concurrency=concurrency) for runtime in runtimes]
+        at_once(*(partial(host.run, until_idle=True) for host in hosts))
+        assert {"completed"} == statuses(runtimes[0], job_ids)
+        for runtime, executor in zip(runtimes, executors, strict=True):
+            runtime.close()
+            if executor is not None:
+                executor.shutdown()
+    assert most == max(held)
+
+
+def test_a_worker_has_a_thread_for_each_job_of_its_concurrency(runtime, clock):
+    flow = chain(a=lambda self: self.ctx.sleep(1))
+    began = clock.now_ns()
+    for _ in range(100):
+        runtime.submit(flow, "a")
+    worker(runtime, flow, concurrency=100).run(until_idle=True)
+    assert began + SECOND == clock.now_ns()
+
+
+def test_a_job_whose_wait_ended_while_no_thread_was_free_is_given_back(store, clock, monkeypatch):
+    def tries(self, n=0):
+        if n:
+            self.ctx.sleep(1000)
+        elif self.ctx.attempt == 1:
+            raise ValueError("not yet")
+
+    monkeypatch.setattr("routilux.engine.threads._BACKGROUND_WORKERS", 1)
+    flow = chain(a=Works(tries, ErrorHandler("retry", retry_delay=60.0)))
+    with Runtime(clock=clock, store=store) as runtime, Runtime(clock=clock, store=store) as other:
+        host = worker(runtime, flow, lease=30)
+        waiting = runtime.submit(flow, "a")
+        assert host._take(False)
+        clock.advance(0)
+        long = runtime.submit(flow, "a", {"n": 1})
+        assert host._take(False)
+        for _ in range(8):  # its wait ends after 60 s, and a renewal is every 10 s
+            assert {waiting, long} == host._drives.keys()
+            clock.advance(10)
+            host._maintain()
+        assert {long} == host._drives.keys()
+        assert worker(other, flow)._take(False)
+        clock.advance(0)
+        assert ["start", "resumed", "retry", "resumed", "done"] == story(runtime, waiting)
+        assert 0 == runtime.load(waiting).recoveries
+
+
+# --- what it logs ---------------------------------------------------------------------------------
+
+
+def test_taken_and_stopped_jobs_are_logged_and_what_failed_for_good_is_a_warning(runtime, caplog):
+    def raises(self):
+        raise ValueError("no stock\nat all")
+
+    def cancels(self):
+        host._drives[self.ctx.job_id].request("cancel")
+
+    def stops(self):
+        host.stop()
+        self.emit("out", n=1)
+
+    caplog.set_level("INFO", "routilux")
+    flow = chain(stops=stops, rests=rest, raises=raises, cancels=cancels)
+    for name in ("rests", "raises", "cancels", "stops"):
+        runtime.submit(flow, name, job_id=name)
+    host = worker(runtime, flow, concurrency=1)
+    host.run()
+    place = f"{__file__}:{raises.__code__.co_firstlineno + 1}"
+    failed = f"at raises attempt 1: ValueError: no stock at all ({place})"
+    assert [
+        ("INFO", "took job rests of flow tale at commit 2"),
+        ("INFO", "job rests of flow tale is completed at commit 3"),
+        ("INFO", "took job raises of flow tale at commit 2"),
+        ("WARNING", f"job raises of flow tale failed for good {failed}"),
+        ("INFO", "took job cancels of flow tale at commit 2"),
+        ("INFO", "job cancels of flow tale is cancelled at commit 4"),
+        ("INFO", "took job stops of flow tale at commit 2"),
+        ("INFO", "gave back job stops of flow tale at commit 3"),
+    ] == [(record.levelname, record.getMessage()) for record in caplog.records]
+
+
 # --- how a stop counts, and jobs that are put aside -----------------------------------------------
 
 
 def test_clean_stops_of_workers_poison_no_job(clock, store, monkeypatch):
     monkeypatch.setattr("routilux.engine.threads._BACKGROUND_WORKERS", 1)
+    monkeypatch.setattr("routilux.engine.threads.Threads.reserve", lambda threads, steps: 10)
     hosts: list[Worker] = []
 
     def is_stopped(self):

@@ -60,6 +60,10 @@ class Worker:
     by default as many as its runtime has threads: 32, or those of the runtime's executor. A job
     that can't be resumed is logged once, and tried again after each `lease`.
 
+    `flows` may hold several flows of one id, such as an old and a new release: a job runs on the
+    flow of its shape. With `allow_changed_flow` a job whose shape none of them has runs on the
+    first one that has a slot for each of the job's pending tasks.
+
     It logs, to the logger `routilux`, each job that it takes and each job that stops (INFO), and a
     job that failed for good with its error (WARNING).
 
@@ -87,19 +91,11 @@ class Worker:
         runtime: Runtime | None = None,
         lease: float | timedelta = 30.0,
         concurrency: int | None = None,
+        allow_changed_flow: bool = False,
     ) -> None:
         self._store = store
-        self._flows: dict[str, Flow] = {}
-        for flow in flows:
-            if self._flows.setdefault(flow.flow_id, flow) is not flow:
-                raise FlowDefinitionError(
-                    f"two flows have the id {flow.flow_id!r}, by which a worker finds a job's flow;"
-                    " give one of these flows another flow_id"
-                )
-        if not self._flows:
-            raise FlowDefinitionError(
-                "a worker needs at least one flow; pass the flows whose jobs the worker runs"
-            )
+        self._flows = _by_id(flows)
+        self._allow_changed_flow = allow_changed_flow
         self._lease_ns = _checked_lease(lease)
         self._runtime = Runtime(store=store) if runtime is None else runtime
         if self._runtime.store is not store:
@@ -296,7 +292,11 @@ class Worker:
         """Acquire and resume jobs; with `raises`, raise the error of one that can't be resumed."""
         taken = self._acquire()
         failed: list[Exception] = []
-        results = self._runtime.resume_acquired(self._flows, taken, self._renew_at) if taken else []
+        results: list[Drive | Exception] = []
+        if taken:
+            results = self._runtime.resume_acquired(
+                self._flows, taken, self._renew_at, allow_changed=self._allow_changed_flow
+            )
         grows = len(results) == self._batch and all(clean for _, clean in taken)
         self._batch = 2 * self._batch if grows else 1
         # Jobs without a result are still to be released.
@@ -470,6 +470,24 @@ def _log_stop(job: JobState) -> None:
         error = " ".join(str(job.error).split())
         line = f" ({job.error.where})" if job.error is not None and job.error.where else ""
         _log.warning("%s failed for good%s: %s%s", name, "".join(failed[:1]), error, line)
+
+
+def _by_id(flows: Iterable[Flow]) -> dict[str, list[Flow]]:
+    found: dict[str, list[Flow]] = {}
+    for flow in flows:
+        others = found.setdefault(flow.flow_id, [])
+        if any(other is not flow and other.fingerprint == flow.fingerprint for other in others):
+            raise FlowDefinitionError(
+                f"two flows have the id {flow.flow_id!r} and the same shape, by which a worker"
+                " finds a job's flow; pass one of these flows, or give one another flow_id"
+            )
+        if flow not in others:
+            others.append(flow)
+    if not found:
+        raise FlowDefinitionError(
+            "a worker needs at least one flow; pass the flows whose jobs the worker runs"
+        )
+    return found
 
 
 def _checked_concurrency(concurrency: int | None) -> int | None:

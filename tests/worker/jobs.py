@@ -14,11 +14,9 @@ TAKEN_OVER = (
 )
 
 
-def worker(
-    runtime: Runtime, *flows: Flow, lease: float = 30.0, concurrency: int | None = None
-) -> Worker:
+def worker(runtime: Runtime, *flows: Flow, lease: float = 30.0, **options: Any) -> Worker:
     assert runtime.store is not None
-    return Worker(runtime.store, flows, runtime=runtime, lease=lease, concurrency=concurrency)
+    return Worker(runtime.store, flows, runtime=runtime, lease=lease, **options)
 
 
 def hosted(runtime: Runtime, flow: Flow, lease: float = 30.0) -> tuple[Worker, str]:

@@ -110,7 +110,7 @@ def test_a_suspended_host_leaves_a_job_that_others_resumed(status, runtime, stor
         with Runtime(clock=clock, store=store) as other:
             if status == "paused":
                 [mine] = store.acquire(other.owner, [flow.flow_id], 10 * SECOND)
-                [drive] = other.resume_acquired({flow.flow_id: flow}, [mine], 10**18)
+                [drive] = other.resume_acquired({flow.flow_id: [flow]}, [mine], 10**18)
                 drive.request("pause")
             else:
                 worker(other, flow, lease=10).run(until_idle=True)

@@ -7,11 +7,13 @@ import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import pytest
 
 from routilux import (
     ErrorHandler,
+    Flow,
     FlowDefinitionError,
     FlowMismatchError,
     JobStatus,
@@ -23,7 +25,7 @@ from routilux import (
 from routilux.engine.observers import Observers
 from tests.engine.concurrency import at_once
 from tests.persist.stores import acquire
-from tests.routines import PATIENCE, SECOND, Works, chain, delays, kinds, rest
+from tests.routines import PATIENCE, SECOND, Works, chain, delays, kinds, rest, send
 from tests.worker.jobs import hosted, retrying, statuses, story, worker
 
 
@@ -251,7 +253,7 @@ def test_invalid_arguments_of_a_worker_are_refused(store):
     flow = chain(a=rest)
     for arguments, message in (
         ({"flows": []}, "needs at least one flow"),
-        ({"flows": [flow, chain(a=rest)]}, "two flows have the id 'tale'"),
+        ({"flows": [flow, chain(a=rest)]}, "two flows have the id 'tale' and the same shape"),
         *(
             ({"flows": [flow], "concurrency": given}, "concurrency must be an int of 1 or more")
             for given in (0, -1, 1.0, True, "4")
@@ -333,6 +335,89 @@ def test_a_job_whose_wait_ended_while_no_thread_was_free_is_given_back(store, cl
         clock.advance(0)
         assert ["start", "resumed", "retry", "resumed", "done"] == story(runtime, waiting)
         assert 0 == runtime.load(waiting).recoveries
+
+
+# --- flows that change ----------------------------------------------------------------------------
+
+
+def breaks_off_after(step: str, old: Flow, runtime: Any, job_id: str) -> None:
+    """A job whose host failed after a routine, so that a later worker goes on with it."""
+
+    class Fails:
+        def on_commit(self, job, commit):
+            if commit.routine_id == step:
+                drive = host._drives[job_id]
+                drive.loop.fail(drive, OSError("the host fails"))
+
+    runtime.submit(old, "a", job_id=job_id)
+    host = worker(runtime, old)
+    runtime.environment.observers = Observers([Fails()])
+    assert host._take(False)
+    runtime.clock.advance(0)
+    host._leave()
+    runtime.environment.observers = Observers([])
+    assert ["start", "resumed", "done"] == story(runtime, job_id)
+
+
+def test_a_job_gets_the_flow_of_its_shape_among_those_of_its_id(runtime):
+    ran: list[str] = []
+
+    def named(name):
+        def body(self, n=0):
+            ran.append(f"{name} {self.ctx.job_id}")
+            self.emit("out", n=n)
+
+        return body
+
+    one = chain(a=named("a1"), b=named("b1"))
+    two = chain(a=named("a2"), b=named("b2"), c=named("c2"))
+    for flow, job_id in ((one, "under way"), (two, "new")):
+        breaks_off_after("a", flow, runtime, job_id)
+    runtime.submit(one, "a", job_id="queued")
+    worker(runtime, two, one).run(until_idle=True)
+    assert {"completed"} == statuses(runtime, ["under way", "new", "queued"])
+    assert sorted(ran) == sorted(
+        ["a1 under way", "b1 under way", "a2 new", "b2 new", "c2 new", "a1 queued", "b1 queued"]
+    )
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_job_goes_on_with_a_changed_flow_if_that_is_allowed(allowed, runtime):
+    old = chain(a=send, b=send)
+    new = chain(a=send, b=send, c=send)
+    breaks_off_after("a", old, runtime, "j")
+    host = worker(runtime, new, allow_changed_flow=allowed)
+    if allowed:
+        host.run(until_idle=True)
+        job = runtime.load("j", history=True)
+        assert ["a", "b", "c"] == [c.routine_id for c in job.commits if c.kind == "done"]
+        assert new.shape == job.shape
+        return
+    with pytest.raises(FlowMismatchError, match="pass the old flow to the worker too") as caught:
+        host.run(until_idle=True)
+    assert "allow changed flows by Worker(..., allow_changed_flow=True)" in str(caught.value)
+    assert "+ routine c: " in str(caught.value)
+
+
+def test_of_several_changed_flows_a_job_gets_the_first_that_has_its_slots(runtime):
+    breaks_off_after("a", chain(a=send, b=send), runtime, "j")
+    without, fits, last = chain(a=send, c=send), chain(b=send, c=send), chain(b=send, d=send)
+    worker(runtime, without, fits, last, allow_changed_flow=True).run(until_idle=True)
+    assert fits.shape == runtime.load("j").shape
+
+
+def test_a_changed_flow_that_lacks_a_slot_or_requires_more_is_refused_with_the_cure(runtime):
+    breaks_off_after("a", chain(a=send, b=send), runtime, "j")
+    slot = "task 0.0 waits for b.trigger; flow 'tale' has no such slot; add the slot"
+    parameter = (
+        "the payload of task 0.0 has no 'more', which the handler of b.trigger requires; give this"
+        " parameter a default, or resume"
+    )
+    needs = chain(b=lambda self, n, more: None, c=send)
+    for flow, message in ((chain(a=send, c=send), slot), (needs, parameter)):
+        with pytest.raises(FlowMismatchError, match=message):
+            worker(runtime, flow, allow_changed_flow=True, lease=1).run(until_idle=True)
+    assert JobStatus.RUNNING is runtime.load("j").status
 
 
 # --- what it logs ---------------------------------------------------------------------------------

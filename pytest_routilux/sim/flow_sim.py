@@ -22,7 +22,7 @@ from pytest_routilux.sim.determinism.check import check_determinism
 from pytest_routilux.sim.determinism.swallowed_crash import swallowed_crash
 from pytest_routilux.sim.explain.explain import explain_cause, not_compared
 from pytest_routilux.sim.explore import explore, run_reference
-from pytest_routilux.sim.repro import Repro, StaleError, command
+from pytest_routilux.sim.repro import Repro, StaleError, repeat_command
 from pytest_routilux.sim.results import Checks, Coverage, Exploration, Outcome
 from pytest_routilux.sim.shrink import Cause, shrink
 from pytest_routilux.sim.simulator.effects import Effect
@@ -242,9 +242,9 @@ class FlowSim:
         cause = shrink(result, case, START, checks)
         flow = result.reference.run.host.flow
         repro = Repro.of(case, flow, cause.point, faults=cause.faults)
-        text = explain_cause(
-            cause, case, report_look(self._node.config)[0], repro=command(self._node.nodeid, repro)
-        )
+        columns = report_look(self._node.config)[0]
+        repeat = repeat_command(self._node, repro)
+        text = explain_cause(cause, case, columns, repro=repeat)
         pytest.fail(text, pytrace=False)
 
     def _fail(self, case: Case, checks: Checks, finding: Finding) -> None:

@@ -76,11 +76,14 @@ def flow_monitor(request: pytest.FixtureRequest) -> FlowMonitor:
 @pytest.fixture
 def flow_runtime(request: pytest.FixtureRequest, flow_monitor: FlowMonitor) -> Iterator[Runtime]:
     """The test's default runtime, with a fake clock and `flow_monitor`."""
+    from pytest_routilux.discarding_store import DiscardingStore
     from routilux import RoutiluxError, Runtime, use_runtime
+    from routilux.persist.journal import Journal
 
     _facts(request).add_monitor(flow_monitor)
     name = "flow_clock_bare" if "flow_clock_bare" in request.fixturenames else "flow_clock"
     runtime = Runtime(clock=request.getfixturevalue(name), observers=[flow_monitor])
+    runtime.environment.journal = Journal(DiscardingStore())  # but `store` stays None
     with use_runtime(runtime):
         yield runtime
     runtime.threads.end(RoutiluxError("the test that started this job has ended"))

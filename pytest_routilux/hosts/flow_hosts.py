@@ -87,8 +87,9 @@ class HostResult:
     """The result of a job's run on a host.
 
     `saved` are the documents that the host wrote, by commit; `end` is the document for the stopped
-    job, None if a store keeps the job or the host was killed at commit `killed_at`. `waits` are the waits on the host's
-    clock, `seen` is the value that `look` returned there, `output` is what the host printed.
+    job, None if a store keeps the job or the host was killed at commit `killed_at`. `waits` are
+    the waits on the host's clock, `seen` is the value that `look` returned there, `output` is what
+    the host printed.
     """
 
     pid: int

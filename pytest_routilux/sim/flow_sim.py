@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from textwrap import wrap
 from typing import TYPE_CHECKING, Final
@@ -61,6 +62,7 @@ class FlowSim:
     def __init__(self, node: pytest.Item, repro: str | None) -> None:
         self._node = node
         self._repro = None if repro is None else Repro.parse(repro)
+        self._numbers: Counter[int] = Counter()  # of effects, by step
         self._stale: list[str] = []
         self._repeated = False
 
@@ -69,10 +71,12 @@ class FlowSim:
     ) -> Effect:
         """Return a test double that handlers call in place of an external service.
 
-        The double records its inputs, its key and the time. `key` is the name of the parameter that
-        carries the idempotency key. `returns` makes the result from the same arguments.
+        The double records its inputs, its key and the time: in the `Outcome` of a simulation, or
+        in its own `calls` if the handler runs in another job, such as one of `flow_runtime`. `key`
+        is the name of the parameter that carries the idempotency key. `returns` makes the result
+        from the same arguments.
         """
-        return Effect(name, key, returns)
+        return Effect(name, key, returns, self._numbers)
 
     def run(
         self,

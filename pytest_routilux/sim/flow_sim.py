@@ -124,6 +124,7 @@ class FlowSim:
         ends: JobStatus | str | None = None,
         isolated: bool = True,
         store: OpenStore | None = None,
+        fresh: Callable[[], object] | None = None,
     ) -> Coverage:
         """Check that a crash at any point does not change a job's result.
 
@@ -136,13 +137,15 @@ class FlowSim:
         module globals; `isolated=False` does without, for flows with a connection that a fork would
         break. `store` opens a real store in the file at a path, such as `SqliteStore`: then each
         host has only the files that the host before it left, and opens them anew.
+        `fresh` is called before each run, to reset what handlers change outside of the job: a
+        database, a folder. Then the handlers before a crash run anew in each run. A handler that
+        the crash interrupts has run to its end there, since only its commit and its effects can be
+        cut off. `view` and `invariant` may read the outside at the end of a run.
         Returns what was tried; fails the test with the smallest cause of the first finding.
         """
         __tracebackhide__ = True
-        for name, check in (("invariant", invariant), ("always", always), ("view", view)):
-            if check is not None and not callable(check):
-                raise FlowDefinitionError(f"{name}={check!r} can't be called; give a function")
-        case = self._case(build, entry, params, slot, faults, always, store)
+        _refuse_uncallable(invariant=invariant, always=always, view=view)
+        case = self._case(build, entry, params, slot, faults, always, store, fresh)
         if ends is None and (invariant, always, view) == (None, None, None):
             ends = JobStatus.COMPLETED
         checks = Checks(invariant, view, isolated, _status(ends))
@@ -178,15 +181,17 @@ class FlowSim:
         *,
         slot: str = "trigger",
         faults: Sequence[Fault] = (),
+        fresh: Callable[[], object] | None = None,
     ) -> None:
         """Check that several runs of one job write the same records.
 
         With another start instant, other ids and other random numbers of `ctx`, only values may
-        differ, not the steps; with another hash seed nothing may. Fails the test with the first
-        record that differs, and the call that made it.
+        differ, not the steps; with another hash seed nothing may. `fresh` is called before each
+        run, as by `crash_everywhere`. Fails the test with the first record that differs, and the
+        call that made it.
         """
         __tracebackhide__ = True
-        case = self._case(build, entry, params, slot, faults)
+        case = self._case(build, entry, params, slot, faults, fresh=fresh)
         # A fresh interpreter would call the functions that the test has patched.
         patched = not _PATCHES.isdisjoint(getattr(self._node, "fixturenames", ()))
         coverage = Coverage()
@@ -215,8 +220,10 @@ class FlowSim:
         faults: Sequence[Fault],
         always: Callable[[JobState], object] | None = None,
         store: OpenStore | None = None,
+        fresh: Callable[[], object] | None = None,
     ) -> Case:
         __tracebackhide__ = True
+        _refuse_uncallable(fresh=fresh)
         if not callable(build):
             raise FlowDefinitionError(
                 f"build={build!r} can't be called; give the function that makes the flow, not the"
@@ -245,6 +252,7 @@ class FlowSim:
             always=always,
             store=open_store,
             assertions=self._assertions,
+            fresh=fresh,
         )
 
     def _repeat(self, case: Case, checks: Checks, repro: Repro) -> tuple[Case, Exploration]:
@@ -307,6 +315,13 @@ class FlowSim:
         cause = Cause(None, finding, numbers, Exploration(reference, [], coverage))
         columns = report_look(self._node.config)[0]
         pytest.fail(explain_cause(cause, case, columns, repro=None), pytrace=False)
+
+
+def _refuse_uncallable(**functions: object) -> None:
+    __tracebackhide__ = True
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise FlowDefinitionError(f"{name}={function!r} can't be called; give a function")
 
 
 def _status(ends: JobStatus | str | None) -> JobStatus | None:

@@ -9,6 +9,8 @@ Invariants:
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections import Counter
 from dataclasses import replace
 from textwrap import wrap
@@ -238,6 +240,7 @@ class FlowSim:
             raise FlowDefinitionError(
                 f"build() returned {flow!r}, which is not a Flow; return a Flow"
             )
+        _refuse_running_loop(flow)
         for fault in faults:
             fault.used = True
             fault.struck = 0  # by another simulation, which proves nothing here
@@ -322,6 +325,25 @@ def _refuse_uncallable(**functions: object) -> None:
     for name, function in functions.items():
         if function is not None and not callable(function):
             raise FlowDefinitionError(f"{name}={function!r} can't be called; give a function")
+
+
+def _refuse_running_loop(flow: Flow) -> None:
+    """Refuse async handlers in an async test, where asyncio can run no second loop."""
+    __tracebackhide__ = True
+    if "asyncio" not in sys.modules:
+        return
+    try:
+        sys.modules["asyncio"].get_running_loop()
+    except RuntimeError:
+        return
+    for routine_id, routine in flow.routines.items():
+        for name, slot in routine.slots.items():
+            if inspect.iscoroutinefunction(slot.handler):
+                raise FlowDefinitionError(
+                    f"the handler of slot {name!r} of {routine_id} is async: flow_sim runs it on"
+                    " an event loop of its own, but this test already runs in one; write the test"
+                    " with def instead of async def"
+                )
 
 
 def _status(ends: JobStatus | str | None) -> JobStatus | None:

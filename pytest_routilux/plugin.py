@@ -82,9 +82,13 @@ def flow_runtime(request: pytest.FixtureRequest, flow_monitor: FlowMonitor) -> I
     from routilux import RoutiluxError, Runtime, use_runtime
     from routilux.persist.journal import Journal
 
-    _facts(request).add_monitor(flow_monitor)
+    facts = _facts(request)
+    facts.add_monitor(flow_monitor)
     name = "flow_clock_bare" if "flow_clock_bare" in request.fixturenames else "flow_clock"
-    runtime = Runtime(clock=request.getfixturevalue(name), observers=[flow_monitor])
+    clock = request.getfixturevalue(name)
+    if name == "flow_clock":
+        facts.refuse_other_clock(clock)
+    runtime = Runtime(clock=clock, observers=[flow_monitor])
     runtime.environment.journal = Journal(DiscardingStore())  # but `store` stays None
     failed = request.session.testsfailed
     with use_runtime(runtime):

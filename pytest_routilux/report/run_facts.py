@@ -62,6 +62,16 @@ class RunFacts:
             )
         self._clock_name = name
 
+    def refuse_other_clock(self, clock: object) -> None:
+        """Fail a test whose project replaces the clock of `flow_clock` by another one."""
+        if not any(clock is known for known in self._clocks):
+            pytest.fail(
+                f"the fixture flow_clock of this project returns {clock!r}, a clock that time and"
+                " datetime do not follow; let the fixture take flow_clock as its argument and"
+                " return it, or remove the fixture and set the start by the marker flow_time",
+                pytrace=False,
+            )
+
     def add_clock(self, clock: FakeClock) -> None:
         """Count the virtual time of `clock`."""
         self._clocks.append(clock)

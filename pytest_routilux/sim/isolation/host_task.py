@@ -2,7 +2,7 @@
 
 Invariants:
 - A fresh interpreter has no patch, no double and no closure of a test: only a `build` that can be
-  imported by its name runs there, without faults.
+  imported by its name runs there, without faults and without `fresh`.
 - A case that can't run there is reported with the reason, and is no finding.
 """
 
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 def importable(case: Case) -> bool:
     """Return whether a new Python process can run `case`."""
     name = getattr(case.build, "__qualname__", "")
-    return not case.faults and object_named(f"{case.build.__module__}:{name}") is case.build
+    found = object_named(f"{case.build.__module__}:{name}")
+    return found is case.build and not case.faults and case.fresh is None
 
 
 def rows_by_seed(case: Case, start_ns: int, seeds: Sequence[int]) -> list[list[str]] | str:

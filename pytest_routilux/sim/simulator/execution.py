@@ -339,6 +339,7 @@ def run_variation(case: Case, start_ns: int, variation: Variation) -> tuple[Worl
     """Run a job with `variation`, and return the run's world and host."""
     for fault in case.faults:
         fault.begin(0)
+    case.reset()
     world = World(start_ns + variation.shift_ns)
     flow = case.build()
     if variation.sequential:

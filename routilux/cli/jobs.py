@@ -67,7 +67,9 @@ def held_data(hold: Hold | None) -> dict[str, object] | None:
     return None if hold is None else {"owner": hold.owner, "free_in_ns": hold.free_in_ns}
 
 
-def list_jobs(store: JobStore, status: str | None, flow: str | None, limit: int) -> Listing:
+def list_jobs(
+    store: JobStore, status: str | None, flow: str | None, limit: int, now: int
+) -> Listing:
     """Read the newest `limit` jobs of a store that have this status and flow, if they are given."""
     journal = Journal(store)
     entries = store.entries()
@@ -88,7 +90,7 @@ def list_jobs(store: JobStore, status: str | None, flow: str | None, limit: int)
             damaged[entry.job_id] = error
             continue
         if job is not None:
-            jobs.append(_row(job, entry.hold))
+            jobs.append(_row(job, entry.hold, now))
     jobs.sort(key=lambda job: (-job["started_ns"], job["job_id"]))
     found = Counter(entry.status for entry in selected if entry.job_id not in damaged)
     counts = {status.value: found[status.value] for status in JobStatus if found[status.value]}
@@ -104,15 +106,18 @@ def show_jobs(page: Page, found: Listing, now: int) -> None:
     counts = ", ".join(f"{count:,} {status}" for status, count in found.counts.items())
     count = sum(found.counts.values())
     some = count < found.total - len(found.damaged)
-    what = f"{count:,} of {_jobs(found.total)}" if some else _jobs(count)
+    what = f"{count:,} of {job_count(found.total)}" if some else job_count(count)
     shown = len(found.jobs)
     more = f"; the {shown:,} newest are shown, --limit shows more" if shown < count else ""
     flows = f"; flows: {', '.join(found.flows)}" if some and not count else ""
     page.line(what, f": {counts}" if counts else "", more, flows)
 
 
-def _row(job: JobState, hold: Hold) -> Row:
+def _row(job: JobState, hold: Hold, now: int) -> Row:
     tasks = job.pending_tasks if job.status.is_live else ()
+    due_ns = min((task.due_ns for task in tasks if not task.failed), default=None)
+    if job.status is JobStatus.PENDING and due_ns is not None and hold.free_in_ns:
+        due_ns = max(due_ns, now + hold.free_in_ns)  # it was submitted with a delay
     return {
         "job_id": job.job_id,
         "flow_id": job.flow_id,
@@ -121,13 +126,18 @@ def _row(job: JobState, hold: Hold) -> Row:
         "updated_ns": job.updated_ns,
         "commits": job.seq,
         "retries": job.retry_count(),
-        "due_ns": min((task.due_ns for task in tasks if not task.failed), default=None),
+        "due_ns": due_ns,
         "error": None if job.error is None else str(job.error),
         "held": held(job, hold),
     }
 
 
-def _jobs(count: int) -> str:
+def job_count(count: int) -> str:
+    """Return a number of jobs as text.
+
+    >>> job_count(1), job_count(1000)
+    ('1 job', '1,000 jobs')
+    """
     return f"{count:,} job" if count == 1 else f"{count:,} jobs"
 
 

@@ -23,6 +23,13 @@ def test_jobs_can_be_filtered_by_status_and_flow_and_limited_to_the_newest(store
     assert "0 of 5 jobs; flows: payment\n" == output("jobs", store, "--flow", "refunds")
 
 
+def test_a_job_that_was_submitted_with_a_delay_is_due_when_it_has_passed(store, output):
+    with SqliteStore(store, clock=NOW) as jobs:
+        Runtime(clock=NOW, store=jobs).submit(payment(), "charge", {"order": "A6"}, delay=90)
+    line = output("jobs", store).splitlines()[1]
+    assert "  in 90 s, 13:01:30  " in line
+
+
 def test_an_empty_store_has_0_jobs(tmp_path, output, refused):
     SqliteStore(tmp_path / "new.db").close()
     assert "0 jobs\n" == output("jobs", tmp_path / "new.db")

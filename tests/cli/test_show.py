@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from routilux import Runtime, SqliteStore
-from routilux.persist import admin
+from routilux import Runtime, SqliteStore, cancel_job
 from tests.cli.pages import DONE
 from tests.cli.payments import NOW, after, payment, replace_in_rows
 
@@ -24,7 +23,7 @@ def test_resumptions_recoveries_pauses_and_reasons_are_shown(store, output):
         host.resumed(payment(), host.load("paused"))
         later = Runtime(clock=after(3650, autojump=False), store=jobs)
         later.resumed(payment(), later.load("paused"))
-        admin.cancel(jobs, "paused", after(3660).now_ns(), "the customer\nhas called")
+        cancel_job(jobs, "paused", "the customer\nhas called", clock=after(3660))
     lines = output("show", store, "paused").splitlines()
     assert [
         "🛑 [ 0.120s] job paused",

@@ -70,7 +70,7 @@ class _WorldJournal:
         self._written: list[tuple[Commit, str]] = []
 
     def write(
-        self, job_id: str, commit: Commit, owner: str, *, claims: bool, acquired: bool = False
+        self, job_id: str, commit: Commit, owner: str, *, claims: bool, after_ns: int = 0
     ) -> None:
         self._write(*self.row(job_id, commit, owner), claims=claims)
 

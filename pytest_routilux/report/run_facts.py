@@ -43,6 +43,7 @@ class RunFacts:
     def __init__(self) -> None:
         self.parts: list[str] = []
         self.simulations: list[dict[str, Any]] = []
+        self.kept: list[str] = []  # real functions of time that definitions keep
         self._started_ns = perf_counter_ns()
         self._clock_name: str | None = None
         self._clocks: list[FakeClock] = []
@@ -106,6 +107,9 @@ class RunFacts:
         if self.simulations:
             attributes["flow_simulations"] = self.simulations
             self.simulations = []
+        if self.kept:
+            attributes["flow_kept"] = self.kept
+            self.kept = []
         wanted = failing if report.failed else passing and report.when != "setup"
         if self.parts and wanted:
             attributes["flow_report"] = "\n".join(self.parts)

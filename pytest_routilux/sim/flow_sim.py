@@ -36,7 +36,6 @@ from pytest_routilux.sim.simulator.scheduler import FIFO, SeededScheduler
 from pytest_routilux.sim.simulator.store_files import checked_store
 from pytest_routilux.text import error_text, shorten
 from routilux import Flow, FlowDefinitionError, JobStatus
-from routilux.clocks.durations import instant_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -45,8 +44,6 @@ if TYPE_CHECKING:
     from routilux import JobState
 
 _PATCHES: Final = frozenset({"mocker", "monkeypatch"})
-START: Final = instant_ns("2026-01-01")
-"""The time of the wall clock when a simulated job starts (UTC nanoseconds)."""
 _LONGEST_ERROR: Final = 70
 _NO_BREAK_SPACE: Final = "\u00a0"
 
@@ -62,8 +59,9 @@ class FlowSim:
             flow_sim.crash_everywhere(build_orders, entry="orders", params={"id": 7})
     """
 
-    def __init__(self, node: pytest.Item, repro: str | None) -> None:
+    def __init__(self, node: pytest.Item, repro: str | None, start_ns: int) -> None:
         self._node = node
+        self._start_ns = start_ns  # of the wall clock when a job starts
         self._assertions = assertions_count(node.config)
         self._repro = None if repro is None else Repro.parse(repro)
         self._numbers: Counter[int] = Counter()  # of effects, by step
@@ -99,7 +97,7 @@ class FlowSim:
         """
         __tracebackhide__ = True
         case = self._case(build, entry, params, slot, faults)
-        world = World(START)
+        world = World(self._start_ns)
         for fault in faults:
             fault.begin(0)
         host = run_host(case, world, scheduler=FIFO if seed is None else SeededScheduler(seed))
@@ -157,12 +155,14 @@ class FlowSim:
                 repeated = self._repeat(case, checks, self._repro)
             except StaleError as error:
                 self._stale.append(str(error))  # it may fit another simulation of the test
-        case, result = repeated or (case, explore(case, START, checks))
+        case, result = repeated or (case, explore(case, self._start_ns, checks))
         self._repeated = self._repeated or repeated is not None
         self._add_facts(result, self._repro if repeated else None)
         if result.reference.finding is not None or result.failures:
             self._fail_shrunk(case, checks, result)
-        if repeated is None and (finding := swallowed_crash(case, START, isolated=isolated)):
+        if repeated is None and (
+            finding := swallowed_crash(case, self._start_ns, isolated=isolated)
+        ):
             self._fail(case, checks, finding)
         _refuse_idle(case.faults)
         coverage = result.coverage
@@ -197,7 +197,7 @@ class FlowSim:
         # A fresh interpreter would call the functions that the test has patched.
         patched = not _PATCHES.isdisjoint(getattr(self._node, "fixturenames", ()))
         coverage = Coverage()
-        finding = check_determinism(case, START, fresh=not patched, coverage=coverage)
+        finding = check_determinism(case, self._start_ns, fresh=not patched, coverage=coverage)
         if finding is not None:
             self._fail(case, Checks(), finding)
         _refuse_idle(case.faults)
@@ -266,7 +266,7 @@ class FlowSim:
         def choose(points: list[CrashPoint]) -> list[CrashPoint]:
             return [] if repro.place is None else [repro.point(points)]
 
-        return applied, explore(applied, START, checks, choose)
+        return applied, explore(applied, self._start_ns, checks, choose)
 
     def _add_facts(self, result: Exploration, repro: Repro | None) -> None:
         coverage, error = result.coverage, _job_error(result)
@@ -301,7 +301,7 @@ class FlowSim:
 
     def _fail_shrunk(self, case: Case, checks: Checks, result: Exploration) -> None:
         __tracebackhide__ = True
-        cause = shrink(result, case, START, checks)
+        cause = shrink(result, case, self._start_ns, checks)
         flow = result.reference.run.host.flow
         repro = Repro.of(case, flow, cause.point, faults=cause.faults)
         columns = report_look(self._node.config)[0]
@@ -313,7 +313,7 @@ class FlowSim:
         """Fail the test with the report on a finding that needs no crash."""
         __tracebackhide__ = True
         coverage = Coverage()
-        reference = replace(run_reference(case, START, checks, coverage), finding=finding)
+        reference = replace(run_reference(case, self._start_ns, checks, coverage), finding=finding)
         numbers = tuple(range(1, len(case.faults) + 1))
         cause = Cause(None, finding, numbers, Exploration(reference, [], coverage))
         columns = report_look(self._node.config)[0]

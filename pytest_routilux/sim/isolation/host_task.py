@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,6 +51,7 @@ def rows_by_seed(case: Case, start_ns: int, seeds: Sequence[int]) -> list[list[s
         "slot": case.slot,
         "job_id": case.job_id,
         "start_ns": start_ns,
+        "zone": os.environ.get("TZ", "UTC"),  # of virtual time
     }
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -71,6 +73,6 @@ def simulate(build: Callable[[], Flow], request: Mapping[str, Any]) -> dict[str,
     start_ns = request["start_ns"]
     params = codec.decode(request["params"], "$.params")
     case = Case(build, request["entry"], params, request["slot"], request["job_id"])
-    with frozen_simulation(start_ns):
+    with frozen_simulation(start_ns, zone=request["zone"]):
         run = run_undisturbed(case, start_ns)
     return {"rows": [commit.dumps() for commit in run.world.commits]}

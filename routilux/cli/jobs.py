@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from routilux.cli.terminal import Page
+    from routilux.core.parts import PendingTask
     from routilux.core.state import JobState
     from routilux.persist.store import Hold, JobStore
     from routilux.timeline import Part
@@ -133,9 +134,7 @@ def show_jobs(page: Page, found: Listing, now: int) -> None:
 
 def _row(job: JobState, hold: Hold, now: int) -> Row:
     tasks = job.pending_tasks if job.status.is_live else ()
-    due_ns = min((task.due_ns for task in tasks if not task.failed), default=None)
-    if job.status is JobStatus.PENDING and due_ns is not None and hold.free_in_ns:
-        due_ns = max(due_ns, now + hold.free_in_ns)  # it was submitted with a delay
+    due = (due_ns(job, task, hold, now) for task in tasks if not task.failed)
     return {
         "job_id": job.job_id,
         "flow_id": job.flow_id,
@@ -144,7 +143,7 @@ def _row(job: JobState, hold: Hold, now: int) -> Row:
         "updated_ns": job.updated_ns,
         "commits": job.seq,
         "retries": job.retry_count(),
-        "due_ns": due_ns,
+        "due_ns": min(due, default=None),
         "error": None if job.error is None else str(job.error),
         "task": _task(job),
         "reason": _reason(job),
@@ -159,6 +158,13 @@ def job_count(count: int) -> str:
     ('1 job', '1,000 jobs')
     """
     return f"{count:,} job" if count == 1 else f"{count:,} jobs"
+
+
+def due_ns(job: JobState, task: PendingTask, hold: Hold | None, now: int) -> int:
+    """Return the instant from which a task may run; a job may have been submitted with a delay."""
+    if job.status is JobStatus.PENDING and hold is not None and hold.free_in_ns:
+        return max(task.due_ns, now + hold.free_in_ns)
+    return task.due_ns
 
 
 def _task(job: JobState) -> dict[str, object] | None:

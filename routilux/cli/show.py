@@ -13,6 +13,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from routilux.cli import humanize
+from routilux.cli.jobs import due_ns
 from routilux.clocks.durations import from_ns, seconds_text
 from routilux.core.commits import JobStatus
 from routilux.errors import RoutiluxError, nearest
@@ -51,7 +52,7 @@ def show_job(
     """
     _check_routine(job, routine)
     monitor = ExecutionMonitor.of(job)
-    _verdict(page, job, len(monitor.retries), now)
+    _verdict(page, job, len(monitor.retries), hold, now)
     if hold is not None:
         page.line(str(hold))
     page.line()
@@ -78,7 +79,7 @@ def show_job(
         page,
         "pending",
         [task for task in tasks if not task.failed],
-        lambda task: _pending(job, task, now, payload(task)),
+        lambda task: _pending(job, task, due_ns(job, task, hold, now), now, payload(task)),
         lambda task: f"{task.routine_id}.{task.slot} attempt {task.attempt}",
     )
     _section(
@@ -106,9 +107,9 @@ def _check_routine(job: JobState, routine: str | None) -> None:
         )
 
 
-def _verdict(page: Page, job: JobState, retries: int, now: int) -> None:
+def _verdict(page: Page, job: JobState, retries: int, hold: Hold | None, now: int) -> None:
     status = job.status.value
-    where, why = _status_of(job, now)
+    where, why = _status_of(job, hold, now)
     page.line(
         "job ",
         (job.job_id, "bold"),
@@ -132,7 +133,9 @@ def _verdict(page: Page, job: JobState, retries: int, now: int) -> None:
     )
 
 
-def _status_of(job: JobState, now: int) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+def _status_of(
+    job: JobState, hold: Hold | None, now: int
+) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
     """Return where the job has stopped or which task is next, and why it has stopped."""
     failed = [task for task in job.pending_tasks if task.failed]
     waiting = [task for task in job.pending_tasks if not task.failed]
@@ -148,7 +151,8 @@ def _status_of(job: JobState, now: int) -> tuple[tuple[Part, ...], tuple[Part, .
         dropped = len(job.dropped)
         return (f", {dropped:,} {'task' if dropped == 1 else 'tasks'} dropped" * bool(dropped),), ()
     task = min(waiting, key=attrgetter("order"))
-    due = f", due {humanize.due(task.due_ns, now)}" if job.status.is_live else ""
+    instant = due_ns(job, task, hold, now)
+    due = f", due {humanize.due(instant, now)}" if job.status.is_live else ""
     more = f" (+{len(waiting) - 1:,})" if waiting[1:] else ""
     return (f" at {task.routine_id} attempt {task.attempt}{more}{due}",), ()
 
@@ -186,10 +190,12 @@ def _failed(job: JobState, task: PendingTask, payload: str) -> tuple[Part, ...]:
     )
 
 
-def _pending(job: JobState, task: PendingTask, now: int, payload: str) -> tuple[Part, ...]:
+def _pending(
+    job: JobState, task: PendingTask, due: int, now: int, payload: str
+) -> tuple[Part, ...]:
     wait = ""
     if job.status.is_live:
-        wait = f", due {humanize.due(task.due_ns, now)} ({humanize.at(task.due_ns, now)} UTC)"
+        wait = f", due {humanize.due(due, now)} ({humanize.at(due, now)} UTC)"
     return (
         f"{task.routine_id}.{task.slot} attempt {task.attempt}",
         (wait, "yellow"),

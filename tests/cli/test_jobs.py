@@ -27,9 +27,14 @@ def test_jobs_can_be_filtered_by_status_and_flow_and_limited_to_the_newest(store
 
 def test_a_job_that_was_submitted_with_a_delay_is_due_when_it_has_passed(store, output):
     with SqliteStore(store, clock=NOW) as jobs:
-        Runtime(clock=NOW, store=jobs).submit(payment(), "charge", {"order": "A6"}, delay=90)
+        runtime = Runtime(clock=NOW, store=jobs)
+        job_id = runtime.submit(payment(), "charge", {"order": "A6"}, delay=90)
     line = output("jobs", store).splitlines()[1]
     assert "  in 90 s   charge" in line
+    page = output("show", store, job_id)
+    assert f"job {job_id} of flow payment: pending at charge attempt 1, due in 90 s\n" in page
+    assert "held by nobody, and free to be taken in 90.0 s\n" in page
+    assert "charge.trigger attempt 1, due in 90 s (13:01:30 UTC)" in page
 
 
 def test_an_empty_store_has_0_jobs(tmp_path, output, refused):

@@ -150,6 +150,15 @@ class IllegalTransitionError(RoutiluxError):
 # --- messages -----------------------------------------------------------------------------------
 
 
+def short_repr(value: object) -> str:
+    """Return the repr of a value for a message, at most 100 characters."""
+    try:
+        text = repr(value)
+    except Exception:
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
 def nearest(name: object, known: Iterable[str]) -> str:
     """Return "; did you mean X?" for a known name X similar to `name`.
 

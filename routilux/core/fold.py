@@ -30,9 +30,12 @@ _FAILED = CommitKind.FAILED
 _DROPPED = CommitKind.DROPPED
 _CONFLICT = CommitKind.CONFLICT
 _EFFECT = CommitKind.EFFECT
+_INTERRUPTED = CommitKind.INTERRUPTED
 _RESUMED = CommitKind.RESUMED
+_PENDING = JobStatus.PENDING
 
 _STEP_ENDS: Final = frozenset({_DONE, _RETRY, _FAILED, _DROPPED, _CONFLICT})
+_MOST_STOPS: Final = 10
 
 
 class FoldedJob:
@@ -49,6 +52,8 @@ class FoldedJob:
         "error",
         "flow_id",
         "history_limit",
+        "interrupted_task",
+        "interruption",
         "job_id",
         "outputs",
         "recoveries",
@@ -58,6 +63,7 @@ class FoldedJob:
         "shared_data",
         "started_ns",
         "status",
+        "stops",
         "updated_ns",
     )
 
@@ -70,6 +76,12 @@ class FoldedJob:
         self.started_ns = 0
         self.updated_ns = 0
         self.recoveries = 0
+        # What ended each run that `recoveries` counts, the last ten.
+        self.stops: tuple[str, ...] = ()
+        # What ended the last run, until the job is resumed. Without a task it was the host's
+        # trouble, which is no unclean stop.
+        self.interruption: ErrorInfo | None = None
+        self.interrupted_task: str | None = None
         self.routine_states: dict[str, RoutineState] = {}
         self.shared_data: dict[str, object] = {}
         self.outputs: list[Output] = []
@@ -132,6 +144,8 @@ class FoldedJob:
             )
         if kind is _EFFECT:
             self._fold_effect(commit)
+        elif kind is _INTERRUPTED:
+            self._fold_interrupted(commit)
         elif kind is _RESUMED:
             self._fold_resumed(commit)
         elif kind in _STEP_ENDS:
@@ -166,7 +180,8 @@ class FoldedJob:
             self._waiting.discard(task_id)
             routine.attempts += 1
             routine.completed += 1
-            self.recoveries = 0
+            if self.recoveries:
+                self._note_progress()
             if commit.state is not None:
                 routine.state = self._written(routine.state, commit.state)
             if commit.shared is not None:
@@ -186,7 +201,8 @@ class FoldedJob:
             if pending.first_started_ns is None:
                 pending.first_started_ns = commit.started_ns
             routine.attempts += 1
-            self.recoveries = 0
+            if self.recoveries:
+                self._note_progress()
             return (pending,)
         if kind is _DROPPED and (commit.error is None or commit.detail is None):
             raise IllegalTransitionError(
@@ -198,7 +214,8 @@ class FoldedJob:
             pending.conflicts += 1
             return (pending,)
         routine.attempts += 1
-        self.recoveries = 0
+        if self.recoveries:
+            self._note_progress()
         routine.error = commit.error
         if kind is _FAILED:
             pending.attempt += 1
@@ -245,7 +262,26 @@ class FoldedJob:
             pending.effects[name] = commit.effect
         else:
             pending.effects = {**(pending.effects or {}), name: commit.effect}
-        self.recoveries = 0
+        if self.recoveries:
+            self._note_progress()
+
+    def _note_progress(self) -> None:
+        self.recoveries, self.stops = 0, ()
+
+    def _fold_interrupted(self, commit: Commit) -> None:
+        task_id = commit.task_id
+        if commit.error is None or (task_id is not None and task_id not in self._pending):
+            raise IllegalTransitionError(
+                f"commit {commit.seq} must have an error, and belong to a pending task or to none"
+            )
+        self.interruption, self.interrupted_task = commit.error, task_id
+
+    def last_stop(self, by: JobStatus) -> str:
+        """Return what ended the last run of a job that a host (or an operator) now resumes."""
+        if self.interruption is not None:
+            where = self.interruption.where
+            return f"{self.interruption}{(where and f' ({where})') or ''}"
+        return "an operator took the job over" if by is _PENDING else "its process ended"
 
     def _fold_resumed(self, commit: Commit) -> None:
         detail = commit.detail or {}
@@ -257,7 +293,12 @@ class FoldedJob:
         recoveries = in_range(cast(int, detail["recoveries"]), "$.recoveries")
         if "shape" in detail:
             self._take_shape(detail)
+        if recoveries > self.recoveries:
+            self.stops = (*self.stops, self.last_stop(commit.status))[-_MOST_STOPS:]
+        elif not recoveries:
+            self.stops = ()
         self.recoveries = recoveries
+        self.interruption = self.interrupted_task = None
         for task_id in withdrawn:
             del self._pending[task_id]
             self._failed.discard(task_id)

@@ -11,7 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
-from itertools import count
+from itertools import count, groupby
 from typing import TYPE_CHECKING, Final
 
 from routilux.codec.copying import is_flat
@@ -31,11 +31,13 @@ if TYPE_CHECKING:
     from routilux.graph.plan import Plan
 
 MOST_CONFLICTS: Final = 3
+_NAMED: Final = 10  # tasks in the message of a poisoned job
 _numbers = count(1)
 
 # A module global costs less than a look-up at the enum, which is as slow as a call.
 _CONFLICT = CommitKind.CONFLICT
 _EFFECT = CommitKind.EFFECT
+_INTERRUPTED = CommitKind.INTERRUPTED
 _RESUMED = CommitKind.RESUMED
 _RUNNING = JobStatus.RUNNING
 _COMPLETED = JobStatus.COMPLETED
@@ -190,6 +192,18 @@ class Machine:
         commit.detail, commit.effect = {"name": name}, effect
         return commit
 
+    def interrupt(self, step: StepInput | None, error: ErrorInfo, now: int) -> Commit:
+        """Return the commit that records what ended the run of the job.
+
+        Its tasks stay pending. If `step` broke off the run, the run ended uncleanly; without a step
+        the trouble was the host's, and the next resume is no recovery.
+        """
+        if step is None:
+            return Commit(self.job.seq + 1, _INTERRUPTED, now, self.job.status, error=error)
+        commit = step_commit(_INTERRUPTED, self.job, step, now)
+        commit.error = error
+        return commit
+
     def resume(
         self, now: int, *, retry_failed: bool, max_recoveries: int | None, clean: bool = False
     ) -> Commit:
@@ -219,16 +233,15 @@ class Machine:
                 " resume(job, retry_failed=True)"
             )
         recoveries = job.recoveries
+        clean |= job.interruption is not None and job.interrupted_task is None
         ready = ready_tasks(job, now)
         if ready and (job.status is JobStatus.PENDING or (job.status is _RUNNING and not clean)):
             recoveries += job.status is _RUNNING  # a pending job was counted by its operator
             if max_recoveries is not None and recoveries > max_recoveries:
-                names = (f"{t.routine_id} (task {t.task_id}, attempt {t.attempt})" for t in ready)
-                message = (
-                    f"the job was recovered {recoveries - 1} times without progress; each time the"
-                    f" process ended while one of these tasks was ready to run: {', '.join(names)}"
-                )
-                return self.fail(ErrorInfo("routilux.PoisonJobError", message), now)
+                stops = job.stops
+                if job.status is _RUNNING:
+                    stops = (*stops, job.last_stop(_RUNNING))
+                return self.fail(_poison(recoveries - 1, ready, stops), now)
         withdrawn = error_tasks(job, failed)
         status = _RUNNING if len(tasks) > len(withdrawn) else _COMPLETED
         changed = job.shape != self.plan.shape
@@ -256,7 +269,7 @@ class Machine:
             self._reschedule()
             return
         task_id = commit.task_id
-        if task_id is not None and kind is not _EFFECT:
+        if task_id is not None and kind is not _EFFECT and kind is not _INTERRUPTED:
             step = self._flights.pop(task_id, None)
             if step is not None:
                 self._alone = False
@@ -269,3 +282,16 @@ class Machine:
                 self._shared_when.update(dict.fromkeys(shared.removed, commit.seq))
         for pending in ready:
             self._schedule.add(pending)
+
+
+def _poison(recoveries: int, ready: Sequence[PendingTask], stops: Sequence[str]) -> ErrorInfo:
+    names = [f"{t.routine_id} (task {t.task_id}, attempt {t.attempt})" for t in ready[:_NAMED]]
+    more = f" and {len(ready) - _NAMED} more" if len(ready) > _NAMED else ""
+    counted = [(stop, len(list(equal))) for stop, equal in groupby(stops)]
+    why = "; ".join(stop if times == 1 else f"{times} times: {stop}" for stop, times in counted)
+    return ErrorInfo(
+        "routilux.PoisonJobError",
+        f"the job was recovered {recoveries} times without progress; each time its run ended while"
+        f" one of these tasks was ready to run: {', '.join(names)}{more}; what ended the runs:"
+        f" {why}",
+    )

@@ -143,7 +143,7 @@ def _failure(
     handler = plan.handlers[task.routine_id]
     strategy = handler.strategy
     if strategy is _RETRIES:
-        if not step.final and handler.is_retryable(error_type):
+        if not step.final and handler.is_retryable(error_type, outcome.leaf_types):
             delay = _retry_delay(job._pending[task.task_id], handler, step, outcome, now)
         else:
             delay = None
@@ -194,7 +194,7 @@ def _error_event(plan: Plan, step: StepInput, outcome: StepOutcome) -> tuple[Emi
         return ()
     known = {
         "error_type": outcome.error.type,
-        "message": outcome.error.message,
+        "message": outcome.error.text,
         "task_id": step.task.task_id,
         "slot": step.task.slot,
         "attempt": step.attempt,

@@ -26,6 +26,7 @@ from routilux.errors import (
     NotResumableError,
     UnserializableError,
 )
+from routilux.graph.messages import ErrorInfo
 from routilux.persist.journal import SNAPSHOT_EVERY
 from routilux.persist.store import lost
 
@@ -61,6 +62,7 @@ class Drive:
 
     It is the `Host` of the job's steps. `stopped` is set when no step is in flight and none will
     start; `error` is set if something outside the flow ended the run, such as a failing store.
+    `trouble` says that this host could not run a step, as with a broken executor.
     """
 
     __slots__ = (
@@ -84,6 +86,7 @@ class Drive:
         "stopped",
         "timer",
         "timer_key",
+        "trouble",
     )
 
     def __init__(self, environment: Environment, machine: Machine) -> None:
@@ -96,6 +99,7 @@ class Drive:
         self.offset = max(clock.now_ns(), machine.job.updated_ns) - clock.monotonic_ns()
         self.stopped = clock.signal()
         self.error: BaseException | None = None
+        self.trouble = False
         self.lease_ns: int | None = None  # None if the job is held without a lease
         self.leaving = False
         # Called under the runtime's lock: when the job has stopped; when all its tasks wait, and
@@ -275,6 +279,16 @@ class Drive:
             if failed is None:
                 raise
             return failed, journal.row(job_id, failed, owner)
+
+    def interrupt(self, step: StepInput | None, error: BaseException) -> None:
+        """Commit what ends the run: an error of `step`, or without a step the host's trouble."""
+        self.trouble = step is None
+        job = self.machine.job
+        now = max(self.now_ns(), job.updated_ns)
+        try:
+            self.commit(self.machine.interrupt(step, ErrorInfo.of(error), now))
+        except Exception as refused:
+            _log.warning("job %s: what ended its run is not recorded: %s", job.job_id, refused)
 
     def overdue(self, now: int) -> Iterator[StepInput]:
         """Yield each step that has timed out, with its context closed."""

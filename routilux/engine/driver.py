@@ -29,10 +29,20 @@ class Driven(StepHost, Protocol):
         """Run one attempt in this thread, and return the outcome."""
 
 
+class StepNotRunError(Exception):
+    """Says why the host could not run a step: a broken executor, a refused submit."""
+
+    def __init__(self, reason: BaseException) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 Ended = tuple[Any, "StepInput", "StepOutcome | BaseException"]
 """The job, the step and the outcome of a step that has ended.
 
-A `BaseException` in place of an outcome is an error from outside the handler.
+An exception in place of an outcome broke off the step: `StepNotRunError` before it ran, a
+`BrokenExecutor` while it ran in another process, a `BaseException` that its handler raised, or an
+error of the engine.
 """
 
 
@@ -81,7 +91,10 @@ class InlineDriver:
         self._taken = None
         self.room = True
         driven, step = taken
-        return driven, step, driven.run(step)
+        try:
+            return driven, step, driven.run(step)
+        except BaseException as error:
+            return driven, step, error
 
     def others(self, than: Ended) -> list[Ended]:
         return []

@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from routilux.errors import FlowDefinitionError, FlowMismatchError, nearest
+from routilux.errors import FlowDefinitionError, FlowMismatchError, nearest, short_repr
 from routilux.graph.diff import mismatch, tasks_without_slot
 from routilux.graph.messages import copied_payload
-from routilux.retry.options import short_repr
 
 if TYPE_CHECKING:
     from routilux.core.state import JobState

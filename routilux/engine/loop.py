@@ -12,11 +12,13 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
+from concurrent.futures import BrokenExecutor
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from routilux.core.commits import JobStatus
+from routilux.engine.driver import StepNotRunError
 from routilux.engine.step import timed_out
 from routilux.errors import StepLimitError
 from routilux.graph.messages import ErrorInfo
@@ -127,7 +129,11 @@ class Loop:
             environment.observers.notify_step(machine.job, step)
         if step.timeout_ns is not None:
             self._watch_limit(drive, step, step.timeout_ns)
-        self._driver.start(drive, step)
+        try:
+            self._driver.start(drive, step)
+        except Exception as error:  # the executor refuses the step, or no thread can be started
+            self.interrupt(drive, error)
+            return
         if drive.plan.width > 1:
             self._mark(drive)
 
@@ -154,7 +160,7 @@ class Loop:
             try:
                 if isinstance(outcome, BaseException):
                     if drive.loop is self and drive.machine.is_in_flight(step):
-                        raise outcome
+                        self._break_off(drive, step, outcome)
                     continue  # the engine has already ended the step, or the job
                 commit = drive.take_outcome(step, outcome, now + drive.offset)
                 if commit is not None:
@@ -191,6 +197,20 @@ class Loop:
             if refusal is not None:
                 self.fail(drive, refusal)
         return [ending for ending in endings if ending[0].error is None]
+
+    def _break_off(self, drive: Drive, step: StepInput, error: BaseException) -> None:
+        if isinstance(error, StepNotRunError):
+            self.interrupt(drive, error.reason)
+        elif isinstance(error, Exception) and not isinstance(error, BrokenExecutor):
+            self.fail(drive, error)  # of the engine
+        else:
+            self.interrupt(drive, error, step)
+
+    def interrupt(self, drive: Drive, error: BaseException, step: StepInput | None = None) -> None:
+        """Record and end a job's run that `step` or, without a step, the host broke off."""
+        if drive.error is None:
+            drive.interrupt(step, error)
+        self.fail(drive, error)
 
     def fail(self, drive: Drive, error: BaseException) -> None:
         """End a job's run because of `error`; the caller holds the lock.

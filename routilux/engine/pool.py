@@ -19,12 +19,13 @@ import os
 import sys
 import threading
 from collections import deque
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
 
+from routilux.engine.driver import StepNotRunError
 from routilux.engine.step import run_remote
 
 if TYPE_CHECKING:
@@ -182,8 +183,9 @@ class PoolDriver:
         party.stop()
 
     def _dropped(self, driven: Driven, step: StepInput, done: Future[None]) -> None:
-        if done.cancelled() or done.exception() is not None:  # else `_work` has reported the end
-            self._end(driven, step, _outcome(done))
+        error = _refusal(done)
+        if error is not None:  # else `_work` has reported the end
+            self._end(driven, step, StepNotRunError(error))
 
     def _end(self, driven: Driven, step: StepInput, outcome: StepOutcome | BaseException) -> None:
         self._ended.append((driven, step, outcome))
@@ -202,7 +204,16 @@ def _end_child(step: StepInput, outcome: StepOutcome | BaseException) -> None:
 
 
 def _outcome(done: Future[Any]) -> StepOutcome | BaseException:
+    """Return the outcome of a step in another process, or what broke off the step."""
+    error = _refusal(done)
+    if error is None:
+        return cast("StepOutcome", done.result())
+    if isinstance(error, BrokenExecutor) or not isinstance(error, Exception):
+        return error  # the step was running
+    return StepNotRunError(error)  # it could not be sent
+
+
+def _refusal(done: Future[Any]) -> BaseException | None:
     if done.cancelled():
         return CancelledError("the executor cancelled the step before the step began")
-    error = done.exception()
-    return error if error is not None else cast("StepOutcome", done.result())
+    return done.exception()

@@ -120,6 +120,8 @@ class Threads:
                 except BaseException as error:  # the system has no thread left, or an interrupt
                     self.background = self._thread = None
                     drive.on_stop = None  # the caller gets the error
+                    if isinstance(error, Exception):
+                        loop.interrupt(drive, error)
                     loop.fail(drive, error)
                     party.cancel()
                     raise

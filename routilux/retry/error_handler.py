@@ -3,7 +3,8 @@
 Invariants:
 - An error handler is a value: it never changes, is compared by its options, and refers to no job.
 - A delay is a pure function of the options, the retry and one draw, in whole nanoseconds.
-- Errors in the definition of a flow are never retried, nor is anything but an `Exception`.
+- An exception group is judged by its leaves: one that must not be retried forbids the retry.
+- Errors in the definition of a flow are never retried, nor is what is no failure (see `raised`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from routilux.errors import (
     IllegalTransitionError,
     NoActiveStepError,
     UnserializableError,
+    short_repr,
 )
 from routilux.retry.backoff import MAX_DELAY_NS, backoff_ns, half_even, nanoseconds
 from routilux.retry.options import (
@@ -26,13 +28,15 @@ from routilux.retry.options import (
     WITH_ANY_STRATEGY,
     Default,
     ErrorStrategy,
-    RetryAfter,
     bad_option,
     default,
     find_exception_class,
     load_option,
-    short_repr,
 )
+from routilux.retry.raised import RetryAfter, is_cancellation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["MAX_DELAY_NS", "ErrorHandler", "ErrorStrategy", "RetryAfter"]
 
@@ -188,27 +192,46 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
         """
         return timedelta(microseconds=half_even(self.delay_ns(retry), 1000))
 
-    def is_retryable(self, exception_type: type[BaseException]) -> bool:
+    def is_retryable(
+        self,
+        exception_type: type[BaseException],
+        leaf_types: Iterable[type[BaseException]] = (),
+    ) -> bool:
         """Return whether a task may be retried after an error of type `exception_type`.
 
         A subclass of a retryable type is retryable; `non_retryable_exceptions` take precedence.
         `RetryAfter` always is. `FlowDefinitionError`, `UnserializableError`, `NoActiveStepError`
-        and `IllegalTransitionError` never are, nor is anything that is not an `Exception`.
+        and `IllegalTransitionError` never are. The `CancelledError` of asyncio is retryable where
+        `Exception` is; nothing else is that is not an `Exception`.
+
+        Of an exception group, `leaf_types` are the types of its leaves. It is retryable if all
+        leaves are, or if its own type is named and no leaf must not be retried.
 
         >>> ErrorHandler("retry", retryable_exceptions=OSError).is_retryable(ConnectionError)
         True
+        >>> ErrorHandler("retry").is_retryable(ExceptionGroup, [OSError, FlowDefinitionError])
+        False
         """
+        leaves = tuple(leaf_types)
+        if leaves:
+            return not any(map(self._forbids, (exception_type, *leaves))) and (
+                self._covers(exception_type) or all(map(self._covers, leaves))
+            )
         verdict = self._verdicts.get(exception_type)
         if verdict is None:
-            verdict = issubclass(exception_type, RetryAfter) or (
-                issubclass(exception_type, self.retryable_exceptions)
-                and not issubclass(exception_type, self.non_retryable_exceptions)
-                and not issubclass(exception_type, _NEVER_RETRIED)
-            )
+            verdict = self._covers(exception_type) and not self._forbids(exception_type)
             # Bounded: a handler that defines a class makes a new one in every attempt.
             if len(self._verdicts) < _CACHED:
                 self._verdicts[exception_type] = verdict
         return verdict
+
+    def _covers(self, kind: type[BaseException]) -> bool:
+        judged = Exception if is_cancellation(kind) else kind
+        return issubclass(judged, (*self.retryable_exceptions, RetryAfter))
+
+    def _forbids(self, kind: type[BaseException]) -> bool:
+        forbidden = (*self.non_retryable_exceptions, *_NEVER_RETRIED)
+        return issubclass(kind, forbidden) and not issubclass(kind, RetryAfter)
 
     def serialize(self, path: str = "$") -> dict[str, Any]:
         """Return the handler as JSON data.

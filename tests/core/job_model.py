@@ -15,7 +15,7 @@ from routilux.core.parts import PendingTask
 from routilux.core.requests import take_over
 from routilux.core.state import JobState
 from routilux.flow import Flow
-from routilux.graph.messages import StepInput, StepOutcome
+from routilux.graph.messages import ErrorInfo, StepInput, StepOutcome
 from routilux.graph.routine import Routine
 from routilux.retry.error_handler import ErrorHandler, ErrorStrategy
 from tests.core.stories import (
@@ -255,6 +255,17 @@ class JobModel(RuleBasedStateMachine):
             assert commit.kind is CommitKind.DROPPED
             known.place = "dropped"
 
+    def interrupt(self, how: str) -> None:
+        """End the run by what a handler raised, or by the trouble of the host."""
+        flights = self.machine.flights
+        step = flights[0] if flights and how == "broke off" else None
+        error = ErrorInfo("SystemExit", how)
+        before = list(self.job.pending_tasks)
+        self.accept(self.pure(lambda: self.machine.interrupt(step, error, self.now)))
+        assert before == list(self.job.pending_tasks)
+        assert list(flights) == list(self.machine.flights)
+        assert error == self.job.interruption
+
     def restart(self, retry_failed: bool, how: str = "died") -> None:
         job = self.job
         was = job.status
@@ -265,6 +276,8 @@ class JobModel(RuleBasedStateMachine):
         withdrawn = {t for t in waits if "." in t and self.known[t.rpartition(".")[0]].failed}
         left = len(waits) - len(withdrawn)
         ready = [t for t in job.pending_tasks if t.due_ns <= self.now]
+        if how == "broke off" and job.interrupted_task is None:
+            how = "trouble"  # no step was in flight
         commit = self.pure(
             lambda: self.machine.resume(
                 self.now,
@@ -274,7 +287,8 @@ class JobModel(RuleBasedStateMachine):
             )
         )
         self.accept(commit)
-        if was is JobStatus.RUNNING and ready and how != "given back":
+        assert job.interruption is None
+        if was is JobStatus.RUNNING and ready and how not in ("given back", "trouble"):
             self.recoveries += 1
             if self.recoveries > MOST_RECOVERIES:
                 assert job.status is JobStatus.FAILED

@@ -15,13 +15,13 @@ from routilux import (
     ErrorHandler,
     FakeClock,
     JobState,
-    MemoryStore,
     Runtime,
 )
 from routilux.engine.drive import Drive
 from routilux.engine.driver import Ended, InlineDriver
 from routilux.graph.context import Context
 from tests.routines import (
+    MODES,
     Works,
     chain,
     ended_at,
@@ -32,6 +32,7 @@ from tests.routines import (
     rest,
     retrying,
     run,
+    run_by,
     send,
     sleeps,
 )
@@ -134,17 +135,36 @@ def test_awaited_jobs_do_not_block_each_other():
         assert ["completed", "False"] + ["completed"] * 20 == asyncio.run(story())
 
 
-def test_a_cancelled_error_that_a_handler_raises_leaves_the_task_pending():
-    def gives_up(self):
-        raise asyncio.CancelledError
+class Hangup(asyncio.CancelledError):
+    pass
 
-    store = MemoryStore()
-    with Runtime(store=store) as runtime:
-        with pytest.raises(asyncio.CancelledError):
-            asyncio.run(chain(a=gives_up).aexecute("a", job_id="j", runtime=runtime))
-        job = runtime.load("j")
-    assert "running" == job.status
-    assert ["0"] == [task.task_id for task in job.pending_tasks]
+
+@pytest.mark.parametrize("how", ["execute", "start", "aexecute"])
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, Hangup, None])
+@MODES
+def test_a_cancelled_error_that_nobody_asked_for_is_a_failed_attempt(how, is_async, kind, workers):
+    def gives_up(self, n=0):
+        if self.ctx.attempt == 1:
+            if kind is None:
+                raise BaseExceptionGroup("2", [OSError("lost"), asyncio.CancelledError("gone")])
+            raise kind("gone")
+
+    async def gives_up_async(self, n=0):
+        gives_up(self)
+
+    flow = chain(workers=workers, a=gives_up_async if is_async else gives_up)
+    for handler, expected in (
+        (retrying(), ["start", "retry", "done"]),
+        (ErrorHandler("continue"), ["start", "dropped"]),
+        (retrying(retryable_exceptions=OSError), ["start", "failed"]),
+        (None, ["start", "failed"]),
+    ):
+        flow.set_error_handler(handler)
+        with Runtime(clock=FakeClock()) as runtime:
+            job = run_by(how, flow, "a", runtime)
+        assert expected == kinds(job)
+        assert "gone" in str(job.commits[1].error)
 
 
 def test_a_job_can_be_copied_and_pickled_though_a_clock_drove_it():

@@ -115,11 +115,25 @@ class _Checker:
             job.create(commit)
         elif kind is _RESUMED:
             job.resume(commit)
+        elif kind is CommitKind.INTERRUPTED:
+            self._check_interrupted(commit)
         elif commit.task_id is not None:
             self._check_unfinished(commit)
         self._check_status(commit)
         job.at = at
         job.status = commit.status
+
+    def _check_interrupted(self, commit: Commit) -> None:
+        """Check that the attempt that broke off the run is in flight, and stays the next one."""
+        job = self._job
+        job.interrupted = True
+        if commit.task_id is None:
+            return
+        shadow = job.tasks.get(commit.task_id)
+        if shadow is None or commit.task_id not in job.in_flight:
+            fail("unknown-task", f"{commit_text(commit)} breaks off no step in flight", commit)
+        if shadow.attempt != commit.attempt:
+            wrong_attempt(shadow, commit.attempt, "is broken off", commit.at_ns)
 
     def _end_attempt(self, commit: Commit) -> ShadowTask:
         """Record the attempt in `commit`, and return the attempt's task."""

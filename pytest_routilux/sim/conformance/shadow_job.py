@@ -58,7 +58,8 @@ class ShadowJob:
     `width` bounds the steps in flight, `limits` those of each routine. `free_since` is when the
     last step ended that left room for another one, `idle_since` when the last of all ended, and
     `routine_free_since` when a routine last left its limit. `alone` counts the pending tasks that
-    run with no other step in flight, since they conflicted too often. `in_flight` is by task;
+    run with no other step in flight, since they conflicted too often. `interrupted` says that the
+    run was broken off, so nothing happens until a host resumes the job. `in_flight` is by task;
     `attempts`, `retries` and `in_flight_of` count by routine.
     """
 
@@ -71,6 +72,7 @@ class ShadowJob:
     idle_since: int = _NEVER
     alone: int = 0
     dropped: int = 0
+    interrupted: bool = False
     shared: dict[str, object] = field(default_factory=dict)
     state: dict[str, dict[str, object]] = field(default_factory=dict)
     tasks: dict[str, ShadowTask] = field(default_factory=dict)
@@ -143,6 +145,7 @@ class ShadowJob:
         """Apply a commit in which a new host resumes the job."""
         at = commit.at_ns
         detail = commit.detail or {}
+        self.interrupted = False
         self.in_flight.clear()
         self.in_flight_of.clear()
         self.routine_free_since.clear()

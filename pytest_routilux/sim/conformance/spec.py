@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final, final
 
@@ -106,12 +107,19 @@ class RetryPolicy:
             self._bounds[retry] = min(least, self._ceiling), min(most, self._ceiling)
         return self._bounds[retry]
 
-    def is_retryable(self, kind: type[BaseException]) -> bool:
-        """Return whether the policy retries after an error of class `kind`."""
+    def is_retryable(self, kinds: tuple[type[BaseException], ...]) -> bool:
+        """Return whether the policy retries after an error.
+
+        `kinds` are its class, and the classes of the leaves of a group.
+        """
         refused = (*self.handler.non_retryable_exceptions, *_NEVER)
-        return issubclass(kind, RetryAfter) or (
-            issubclass(kind, self.handler.retryable_exceptions) and not issubclass(kind, refused)
-        )
+        if any(issubclass(k, refused) and not issubclass(k, RetryAfter) for k in kinds):
+            return False
+        accepted = (*self.handler.retryable_exceptions, RetryAfter)
+        if Exception in accepted:
+            accepted = (*accepted, CancelledError)
+        own, *leaves = (issubclass(kind, accepted) for kind in kinds)
+        return own or (leaves != [] and all(leaves))
 
 
 @final

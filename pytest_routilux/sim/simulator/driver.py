@@ -215,7 +215,7 @@ class SimDriver:
                 if isinstance(what, StepOutcome) and step.job_id == self._case.job_id:
                     attempt = step.task.task_id, step.attempt
                     if what.error_type is not None:
-                        self._host.errors[attempt] = what.error_type
+                        self._host.errors[attempt] = (what.error_type, *what.leaf_types)
                     if what.retry_after_ns is not None:
                         self._host.retry_after[attempt] = what.retry_after_ns
                 self._ended.append((flight.driven, flight.step, what))

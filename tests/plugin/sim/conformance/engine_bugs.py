@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -49,6 +49,11 @@ class CardRefused(GatewayDown):
     pass
 
 
+class CardsRefused(ExceptionGroup[Exception]):
+    def __new__(cls, *_: object) -> Self:
+        return super().__new__(cls, "2 cards", [GatewayDown(), CardRefused()])
+
+
 class GatewayBusy(RetryAfter):
     pass
 
@@ -70,7 +75,10 @@ class Orders(Routine):
             self.emit("output", number=number, items={(7, "pen"): [number]})
 
 
-ERRORS = {kind.__name__: kind for kind in (GatewayDown, GatewaySlow, CardRefused, GatewayBusy)}
+ERRORS: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (GatewayDown, GatewaySlow, CardRefused, CardsRefused, GatewayBusy)
+}
 
 
 class Charge(Routine):
@@ -331,7 +339,17 @@ def the_tasks_of_a_routine_share_one_budget_where_all_delays_are_alike(patch: Pa
     build=shop(CardRefused, non_retryable_exceptions=CardRefused),
 )
 def an_error_that_is_not_retryable_is_retried(patch: Patch) -> None:
-    patch.setattr(ErrorHandler, "is_retryable", lambda self, kind: True)
+    patch.setattr(ErrorHandler, "is_retryable", lambda self, kind, leaves=(): True)
+
+
+@bug(
+    "non-retryable-retried",
+    "CardsRefused at attempt 1, but the error is not retryable",
+    build=shop(CardsRefused, retryable_exceptions=Exception, non_retryable_exceptions=CardRefused),
+)
+def an_exception_group_is_judged_by_its_own_class_only(patch: Patch) -> None:
+    original = ErrorHandler.is_retryable
+    patch.setattr(ErrorHandler, "is_retryable", lambda self, kind, leaves=(): original(self, kind))
 
 
 @bug(
@@ -340,7 +358,9 @@ def an_error_that_is_not_retryable_is_retried(patch: Patch) -> None:
     build=shop(GatewaySlow),
 )
 def a_subclass_of_a_retryable_error_is_not_retried(patch: Patch) -> None:
-    patch.setattr(ErrorHandler, "is_retryable", lambda self, k: k in self.retryable_exceptions)
+    patch.setattr(
+        ErrorHandler, "is_retryable", lambda self, k, leaves=(): k in self.retryable_exceptions
+    )
 
 
 @bug(

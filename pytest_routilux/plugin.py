@@ -76,14 +76,25 @@ def flow_monitor(request: pytest.FixtureRequest) -> FlowMonitor:
 @pytest.fixture
 def flow_runtime(request: pytest.FixtureRequest, flow_monitor: FlowMonitor) -> Iterator[Runtime]:
     """The test's default runtime, with a fake clock and `flow_monitor`."""
+    from pytest_routilux.discarding_store import DiscardingStore
+    from pytest_routilux.handler_assertions import ADVICE, failed_assertion
+    from pytest_routilux.settings import assertions_count
     from routilux import RoutiluxError, Runtime, use_runtime
+    from routilux.persist.journal import Journal
 
     _facts(request).add_monitor(flow_monitor)
     name = "flow_clock_bare" if "flow_clock_bare" in request.fixturenames else "flow_clock"
     runtime = Runtime(clock=request.getfixturevalue(name), observers=[flow_monitor])
+    runtime.environment.journal = Journal(DiscardingStore())  # but `store` stays None
+    failed = request.session.testsfailed
     with use_runtime(runtime):
         yield runtime
     runtime.threads.end(RoutiluxError("the test that started this job has ended"))
+    if assertions_count(request.config) and request.session.testsfailed == failed:
+        commits = getattr(flow_monitor, "commits", ())  # the project's own monitor may have none
+        found = failed_assertion(commit for _, commit in commits)
+        if found is not None:
+            pytest.fail(f"{found[1]}\n{ADVICE}", pytrace=False)
     if runtime.observer_failures:
         from routilux import ErrorInfo
 
@@ -211,9 +222,16 @@ def _facts(request: pytest.FixtureRequest) -> RunFacts:
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    from pytest_routilux.settings import blocked_after, find_report_look, report_mode, sleeping
+    from pytest_routilux.settings import (
+        assertions_count,
+        blocked_after,
+        find_report_look,
+        report_mode,
+        sleeping,
+    )
 
-    sleeping(config), blocked_after(config)  # an invalid value ends the session here
+    # An invalid value ends the session here.
+    sleeping(config), blocked_after(config), assertions_count(config)
     config.stash[_MODE] = report_mode(config)
     repro = config.getoption("routilux_repro")
     if repro is not None:

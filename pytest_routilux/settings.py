@@ -50,6 +50,13 @@ def add_options(parser: pytest.Parser) -> None:
         default="virtual",
     )
     parser.addini(
+        "routilux_handler_assertions",
+        "a failed assertion in a handler: fail fails the test, whatever the flow makes of the"
+        " error; ignore leaves it to the flow",
+        type="string",
+        default="fail",
+    )
+    parser.addini(
         "routilux_blocked_after",
         "real seconds after which a handler that waits in real time fails the test; 0: no limit",
         type=_NUMBER,
@@ -70,6 +77,16 @@ def sleeping(config: pytest.Config) -> Sleeping:
     if value not in ("virtual", "error", "real"):
         raise pytest.UsageError(f"routilux_sleep must be virtual, error or real, not {value!r}")
     return value
+
+
+def assertions_count(config: pytest.Config) -> bool:
+    """Return whether the setting `routilux_handler_assertions` is fail; it may be ignore."""
+    value = _setting(config, "routilux_handler_assertions", "it must be fail or ignore")
+    if value not in ("fail", "ignore"):
+        raise pytest.UsageError(
+            f"routilux_handler_assertions must be fail or ignore, not {value!r}"
+        )
+    return bool(value == "fail")
 
 
 def blocked_after(config: pytest.Config) -> float:

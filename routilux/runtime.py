@@ -21,7 +21,12 @@ from routilux.clocks.forks import begin_in_children
 from routilux.core.machine import Machine
 from routilux.core.state import JobState
 from routilux.engine.drive import Drive
-from routilux.engine.entry_checks import check_job_id, check_same_flow, checked_params
+from routilux.engine.entry_checks import (
+    check_job_id,
+    check_same_flow,
+    checked_params,
+    fitting_plan,
+)
 from routilux.engine.environment import Environment
 from routilux.engine.threads import Threads
 from routilux.errors import (
@@ -202,7 +207,12 @@ class Runtime:
         return drive
 
     def resume_acquired(
-        self, flows: Mapping[str, Flow], acquired: Sequence[Acquired], until_ns: int
+        self,
+        flows: Mapping[str, Sequence[Flow]],
+        acquired: Sequence[Acquired],
+        until_ns: int,
+        *,
+        allow_changed: bool = False,
     ) -> list[Drive | Exception]:
         """Load jobs that this host has acquired, and commit their resumptions with one write.
 
@@ -218,7 +228,7 @@ class Runtime:
             if results and self.clock.monotonic_ns() >= until_ns:
                 break
             try:
-                results.append(self._drive_acquired(flows, job_id))
+                results.append(self._drive_acquired(flows, job_id, allow_changed=allow_changed))
             except RoutiluxError as error:
                 results.append(error)
         with self.environment.lock:
@@ -254,10 +264,12 @@ class Runtime:
                 self.environment.forget(drive.machine)
             raise
 
-    def _drive_acquired(self, flows: Mapping[str, Flow], job_id: str) -> Drive:
+    def _drive_acquired(
+        self, flows: Mapping[str, Sequence[Flow]], job_id: str, *, allow_changed: bool
+    ) -> Drive:
         try:
             job = self.load(job_id)
-            flow = flows[job.flow_id]
+            plans = [flow.plan() for flow in flows[job.flow_id]]
         except KeyError:  # an index of the store is damaged
             raise damaged(job_id) from None
         if not job.status.is_live:  # it was free, so another host was faster
@@ -265,9 +277,7 @@ class Runtime:
                 f"job {job_id!r} is {job.status.value} now: another host has resumed the job"
                 " while this host was suspended for longer than its lease"
             )
-        plan = flow.plan()
-        check_same_flow(plan, job, allow_changed=False)
-        return self.drive_of(plan, job)
+        return self.drive_of(fitting_plan(plans, job, allow_changed=allow_changed), job)
 
     def _resumption(self, drive: Drive, *, retry_failed: bool = False, clean: bool) -> Commit:
         self._check_stopped(drive.machine.job.job_id)

@@ -130,7 +130,7 @@ class SavedState:
         return with_digest(text.removesuffix("}").encode(), mac)
 
     def write(self, path: str | os.PathLike[str], *, key: bytes | None = None) -> None:
-        """Write the document atomically to a file of mode 0600.
+        """Write the document atomically to a file of mode 0600; follows a symbolic link.
 
         With a `key` of at least 16 bytes the document is signed by HMAC-SHA256, for a file that
         other people can change: reading the file with that key returns the written state, or

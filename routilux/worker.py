@@ -5,6 +5,9 @@ Invariants:
   that was suspended loses the lease, and with it the right to commit.
 - A worker that ends gives its jobs back; the jobs of a killed worker are free when their leases
   end. If the store's answer to an acquire was lost, the job is given back too.
+- A worker holds at most `concurrency` jobs that have a step to run; jobs that wait for a retry
+  don't count. So jobs that it can't run now are free for other workers. A job whose wait has ended
+  while all threads are busy is given back, at the latest, after two renewals.
 - A worker waits for events: a job that stops, the next free job, the next renewal. Changes by other
   processes raise no event, so it reads the store for them every `POLL` seconds.
 - A job that can't be resumed is put aside for the length of a lease, for another worker to take,
@@ -39,16 +42,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from datetime import timedelta
 
+    from routilux.core.state import JobState
     from routilux.flow import Flow
     from routilux.persist.store import Acquired, JobStore
 
 _log = logging.getLogger("routilux")
 POLL: Final = 0.1
 """The longest time, in seconds, until a worker sees a change by another process."""
-# Jobs with a step to run; jobs that wait for a retry don't count. With few left it takes many, in
-# one write.
-_FEW: Final = 16
-_MANY: Final = 32
+_MOST: Final = 32  # jobs that one claim takes
 _RENEWALS: Final = 3  # in a lease, so that one late renewal does no harm
 _FIRST_WAIT: Final = SECOND // 20
 _LONGEST_WAIT: Final = SECOND
@@ -60,8 +61,16 @@ class Worker:
 
     It takes jobs that were submitted, given back, or left by a host whose lease has ended. `lease`
     is in seconds: how long other hosts wait before they take over from a host that has died. Jobs
-    run with `runtime`, whose store is `store`. A job that can't be resumed is logged once, and
-    tried again after each `lease`.
+    run with `runtime`, whose store is `store`. `concurrency` is the most jobs that it runs at once,
+    by default as many as its runtime has threads: 32, or those of the runtime's executor. A job
+    that can't be resumed is logged once, and tried again after each `lease`.
+
+    `flows` may hold several flows of one id, such as an old and a new release: a job runs on the
+    flow of its shape. With `allow_changed_flow` a job whose shape none of them has runs on the
+    first one that has a slot for each of the job's pending tasks.
+
+    It logs, to the logger `routilux`, each job that it takes and each job that stops (INFO), and a
+    job that failed for good with its error (WARNING).
 
     >>> from routilux import MemoryStore, Flow, Routine
     >>> class Hello(Routine):
@@ -86,19 +95,12 @@ class Worker:
         *,
         runtime: Runtime | None = None,
         lease: float | timedelta = 30.0,
+        concurrency: int | None = None,
+        allow_changed_flow: bool = False,
     ) -> None:
         self._store = store
-        self._flows: dict[str, Flow] = {}
-        for flow in flows:
-            if self._flows.setdefault(flow.flow_id, flow) is not flow:
-                raise FlowDefinitionError(
-                    f"two flows have the id {flow.flow_id!r}, by which a worker finds a job's flow;"
-                    " give one of these flows another flow_id"
-                )
-        if not self._flows:
-            raise FlowDefinitionError(
-                "a worker needs at least one flow; pass the flows whose jobs the worker runs"
-            )
+        self._flows = _by_id(flows)
+        self._allow_changed_flow = allow_changed_flow
         self._lease_ns = _checked_lease(lease)
         self._runtime = Runtime(store=store) if runtime is None else runtime
         if self._runtime.store is not store:
@@ -106,12 +108,14 @@ class Worker:
                 "the worker and its runtime have different stores;"
                 " pass the store of the worker to Runtime(store=...)"
             )
+        self._concurrency = self._runtime.threads.reserve(_checked_concurrency(concurrency))
         self._environment = self._runtime.environment
         self._clock = self._runtime.clock
         self._signal = self._clock.signal()
         self._stopping = False
         self._drives: dict[str, Drive] = {}
         self._active: set[Drive] = set()  # had a step to run at the last check, or have one since
+        self._late: dict[Drive, int] = {}  # waited for a thread at the last renewal, since a commit
         self._stopped_jobs: deque[Drive] = deque()
         # Twice as large after each full one, so that workers share a few jobs. 1 after an unclean
         # stop: if a job kills its hosts, few other jobs' runs end with each host.
@@ -295,23 +299,25 @@ class Worker:
         if alone is None:
             return
         job, machine = alone.machine.job, alone.machine
-        if alone.loop is None and self._drives.get(job.job_id) is alone:
+        with self._environment.lock:
+            began, busy = alone.loop is not None, alone.ready or machine.in_flight
+        if not began and self._drives.get(job.job_id) is alone:
             if len(self._drives) == 1 and alone not in self._stopped_jobs:
                 self._runtime.threads.drive_in_background(alone)
-        elif alone.loop is None or not (job.recoveries and (alone.ready or machine.in_flight)):
+        elif not (began and busy and job.recoveries):
             self._alone = None  # it made progress, waits for a retry, or has stopped
 
     def _has_room(self) -> bool:
         if self._alone is not None:
             return False
-        if len(self._active) >= _FEW:
+        if len(self._active) >= self._concurrency:
             with self._environment.lock:
                 self._active = {
                     drive
                     for drive in self._active
                     if drive.loop is not None and (drive.ready or drive.machine.in_flight)
                 }
-        return len(self._active) < _FEW
+        return len(self._active) < self._concurrency
 
     # --- its jobs -------------------------------------------------------------------------------
 
@@ -319,7 +325,11 @@ class Worker:
         """Acquire and resume jobs; with `raises`, raise the error of one that can't be resumed."""
         taken = self._acquire()
         failed: list[Exception] = []
-        results = self._runtime.resume_acquired(self._flows, taken, self._renew_at) if taken else []
+        results: list[Drive | Exception] = []
+        if taken:
+            results = self._runtime.resume_acquired(
+                self._flows, taken, self._renew_at, allow_changed=self._allow_changed_flow
+            )
         grows = len(results) == self._batch and all(clean for _, clean in taken)
         self._batch = 2 * self._batch if grows else 1
         # Jobs without a result are still to be released.
@@ -327,6 +337,8 @@ class Worker:
             if isinstance(result, Drive):
                 self._put_aside.pop(job_id, None)
                 if self._alone is None:
+                    flow_id, seq = result.plan.flow_id, result.machine.job.seq
+                    _log.info("took job %s of flow %s at commit %d", job_id, flow_id, seq)
                     self._drive(job_id, result)
                 else:
                     self._release_later(job_id, 0, clean=True)
@@ -351,7 +363,8 @@ class Worker:
         now = self._clock.monotonic_ns()
         if not self._drives:
             self._renew_at = now + self._lease_ns // _RENEWALS
-        self._batch = max(1, min(self._batch, _MANY - len(self._active)))
+        room = self._concurrency - len(self._active)
+        self._batch = max(1, min(self._batch, _MOST, room))  # a wait may have ended meanwhile
         lost: dict[str, Callable[[str], None]] = {}
         with environment.lease_lock:
             taken = self._store.acquire(environment.owner, self._flows, self._lease_ns, self._batch)
@@ -387,7 +400,7 @@ class Worker:
     def _note_wait(self, drive: Drive) -> None:
         if drive.ready:
             self._active.add(drive)
-        elif len(self._active) >= _FEW:
+        elif len(self._active) >= self._concurrency:
             self._signal.set()  # there may be room for another job
 
     def _finish(self, drive: Drive) -> None:
@@ -408,6 +421,8 @@ class Worker:
             _log.error(
                 "the worker releases job %s after an error on this host", job.job_id, exc_info=error
             )
+        else:
+            _log_stop(job)
         if self._drives.get(job.job_id) is not drive:
             return  # this worker has taken the job again meanwhile
         if error is None and job.status is JobStatus.RUNNING:
@@ -456,6 +471,20 @@ class Worker:
         self._renew_at = now + self._lease_ns // _RENEWALS
         for job_id in sorted(self._drives.keys() - held):
             self._lose(job_id)
+        self._give_back_late()
+
+    def _give_back_late(self) -> None:
+        """Give back the jobs that have waited for a thread since the last renewal."""
+        with self._environment.lock:
+            late = {
+                drive: drive.machine.job.seq
+                for drive in self._active
+                if drive.ready and not drive.machine.in_flight
+            }
+            for drive, seq in late.items():
+                if self._late.get(drive) == seq:
+                    drive.leave()
+            self._late = late
 
     def _lose(self, job_id: str) -> None:
         """Stop running a job whose lease is lost; thread-safe."""
@@ -477,6 +506,48 @@ class Worker:
 
 class _SecondSignal(BaseException):
     pass
+
+
+def _log_stop(job: JobState) -> None:
+    name, status = f"job {job.job_id} of flow {job.flow_id}", job.status
+    if status is JobStatus.RUNNING:
+        _log.info("gave back %s at commit %d", name, job.seq)
+    elif status is not JobStatus.FAILED:
+        _log.info("%s is %s at commit %d", name, status.value, job.seq)
+    else:
+        failed = [
+            f" at {t.routine_id} attempt {t.attempt - 1}" for t in job.pending_tasks if t.failed
+        ]
+        error = " ".join(str(job.error).split())
+        line = f" ({job.error.where})" if job.error is not None and job.error.where else ""
+        _log.warning("%s failed for good%s: %s%s", name, "".join(failed[:1]), error, line)
+
+
+def _by_id(flows: Iterable[Flow]) -> dict[str, list[Flow]]:
+    found: dict[str, list[Flow]] = {}
+    for flow in flows:
+        others = found.setdefault(flow.flow_id, [])
+        if any(other is not flow and other.fingerprint == flow.fingerprint for other in others):
+            raise FlowDefinitionError(
+                f"two flows have the id {flow.flow_id!r} and the same shape, by which a worker"
+                " finds a job's flow; pass one of these flows, or give one another flow_id"
+            )
+        if flow not in others:
+            others.append(flow)
+    if not found:
+        raise FlowDefinitionError(
+            "a worker needs at least one flow; pass the flows whose jobs the worker runs"
+        )
+    return found
+
+
+def _checked_concurrency(concurrency: int | None) -> int | None:
+    if concurrency is not None and (type(concurrency) is not int or concurrency < 1):
+        raise FlowDefinitionError(
+            "concurrency must be an int of 1 or more, or None for as many jobs as the runtime has"
+            f" threads, not {concurrency!r}"
+        )
+    return concurrency
 
 
 def _checked_lease(lease: float | timedelta) -> int:

@@ -39,7 +39,7 @@ LAYERS: Final = {
     ),
     "pytest_routilux": (
         ("text", "frames", "settings"),
-        ("factory", "faults"),
+        ("discarding_store", "factory", "faults", "handler_assertions"),
         ("virtual_time", "monitor", "report"),
         ("hosts",),
         ("sim",),

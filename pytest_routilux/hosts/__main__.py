@@ -90,10 +90,17 @@ class _Host:
             self._seen = codec.encode(_function(name)(state), "$.seen")
 
     def end(self, job: JobState) -> None:
-        """Save the stopped `job` and write the report."""
+        """Write the report, after saving the stopped `job` if no store keeps it."""
         for failure in self.runtime.observer_failures:
             raise failure.error
-        SavedState.capture(self._flow, job).write(self._folder / "end.json")
+        if self.runtime.store is None:
+            try:
+                SavedState.capture(self._flow, job).write(self._folder / "end.json")
+            except SavedStateError as error:
+                raise _RequestError(
+                    f"the stopped job can't be saved as a document: {error}; give store=path to"
+                    " keep the job in a store, which saves no flow"
+                ) from None
         self._report(killed_at=None)
 
     def _report(self, *, killed_at: int | None) -> None:

@@ -87,8 +87,9 @@ class HostResult:
     """The result of a job's run on a host.
 
     `saved` are the documents that the host wrote, by commit; `end` is the document for the stopped
-    job, None if the host was killed at commit `killed_at`. `waits` are the waits on the host's
-    clock, `seen` is the value that `look` returned there, `output` is what the host printed.
+    job, None if a store keeps the job or the host was killed at commit `killed_at`. `waits` are
+    the waits on the host's clock, `seen` is the value that `look` returned there, `output` is what
+    the host printed.
     """
 
     pid: int
@@ -108,9 +109,12 @@ class HostResult:
         if self.end is not None:
             return self.end
         if not self.saved:
+            why = "keeps its jobs in a store"
+            if self.store is None:
+                why = f"was killed at commit {self.killed_at}"
             raise HostError(
-                f"the host (pid {self.pid}) was killed at commit {self.killed_at} and saved no"
-                " document; add save_at=At(...) to save a document at an earlier commit"
+                f"the host (pid {self.pid}) {why} and saved no document; add save_at=At(...) to"
+                " save a document at a commit"
             )
         return self.saved[max(self.saved)]
 
@@ -286,6 +290,7 @@ class FlowHosts:
         host = self.launch(request, names)
         report, folder = host.report, host.folder
         killed_at = report["killed_at"]
+        store = None if request["store"] is None else Path(str(request["store"]))
         actions = [*((p, "to save the job") for p in points), (kill_at, "to be killed")]
         for point, action in actions:
             if point is not None and point.fields() in report["missed"]:
@@ -296,13 +301,13 @@ class FlowHosts:
         return HostResult(
             pid=host.pid,
             saved={seq: folder / f"saved-{seq}.json" for seq in report["saved"]},
-            end=folder / "end.json" if killed_at is None else None,
+            end=folder / "end.json" if killed_at is None and store is None else None,
             killed_at=killed_at,
             waits=tuple(Wait(*wait) for wait in report["waits"]),
             seen=codec.decode(report["seen"], "$.seen"),
             output=host.output,
             modules=tuple(names),
-            store=None if request["store"] is None else Path(str(request["store"])),
+            store=store,
             job_id=report["job_id"],
         )
 

@@ -107,12 +107,14 @@ class RunFacts:
         """Return counts and durations (ns) by name; {} if all are zero."""
         if not (self._clocks or self._monitors or self._simulated or self._tried):
             return {}
-        from routilux import ExecutionMonitor
+        from routilux import ExecutionMonitor, JobStatus
 
         monitors = [m for m in self._monitors if isinstance(m, ExecutionMonitor)]
         monitors += map(ExecutionMonitor.of, self._simulated)
+        ends = [{job_id: commit.status for job_id, commit in m.commits} for m in monitors]
         facts = {
-            "jobs": sum(len({job_id for job_id, _ in m.commits}) for m in monitors),
+            "jobs": sum(map(len, ends)),
+            "failed": sum([*end.values()].count(JobStatus.FAILED) for end in ends),
             "commits": sum(len(m.commits) for m in monitors),
             "retries": sum(len(m.retries) for m in monitors),
             "virtual_ns": sum(clock.monotonic_ns() for clock in self._clocks)

@@ -1,4 +1,4 @@
-"""Prints the session's flow reports, failed simulations and summary.
+"""Prints the session's flow reports, reproducers and summary.
 
 Invariants:
 - It prints what the reports of tests carry, each once, in the process that has the terminal.
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     import pytest
 
 _TIED: Final = "\u00a0"  # a blank at which no line is broken
-_MEANT: Final = (
-    'if the job should fail, pass invariant=lambda outcome: outcome.job.status == "failed"'
-)
 
 
 class SessionSummary:
@@ -93,23 +90,12 @@ class SessionSummary:
             stale = f"{repro}: stale, no simulation of these tests ran it"
             for line in self.reproduced or [stale]:
                 terminal.write_line(line)
-        elif not quiet and (failed := self._failed()):
-            terminal.write_sep("=", "flow simulations")
-            for line in [*failed, _MEANT]:
-                terminal.write_line(line)
         if self._facts and not quiet:
             if terminal.currentfspath is None:
                 terminal.write_line("")
             terminal.ensure_newline()  # it also makes the blank line
             for line in summary_lines(self._facts, report_look(self._config)[0]):
                 terminal.write_line(line)
-
-    def _failed(self) -> list[str]:
-        return [
-            f"{nodeid}: the undisturbed job failed: {simulation['ends']}"
-            for nodeid, simulation in self._simulations
-            if simulation["ends"] is not None
-        ]
 
 
 def summary_lines(facts: Mapping[str, int], width: int) -> list[str]:
@@ -120,11 +106,14 @@ def summary_lines(facts: Mapping[str, int], width: int) -> list[str]:
     ['routilux: 1 job, 7 commits, 4 retries, 5.7375 s of virtual time in 0.01 s']
     >>> summary_lines({"planned": 72, "executed": 71, "real_ns": 110_000_000}, 80)
     ['routilux: 71 of 72 crash points in 0.11 s']
+    >>> summary_lines({**facts, "failed": 1, "real_ns": 10_000_000}, 80)
+    ['routilux: 1 job (1 failed), 7 commits, 4 retries, 5.7375 s of virtual time in 0.01 s']
     """
     parts: list[str] = []
     if facts.get("jobs"):
+        failed = f" ({facts['failed']:,} failed)" if facts.get("failed") else ""
         parts += [
-            count(facts["jobs"], "job"),
+            f"{count(facts['jobs'], 'job')}{failed}",
             count(facts["commits"], "commit"),
             count(facts["retries"], "retry", "retries"),
         ]

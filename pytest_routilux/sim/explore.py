@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from pytest_routilux.faults.faults import StoreFails
+from pytest_routilux.handler_assertions import failed_assertion
 from pytest_routilux.sim.conformance.checker import broken_rule
 from pytest_routilux.sim.conformance.spec import RAISED_BY_ENGINE, error_name
 from pytest_routilux.sim.crash_points import crash_points
@@ -25,7 +26,14 @@ from pytest_routilux.sim.simulator.execution import run_variation, variations
 from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.sim.simulator.store_files import store_name
 from pytest_routilux.text import bare_name, error_text
-from routilux import JobState, PoisonJobError, SavedState, SavedStateError, StepTimeoutError
+from routilux import (
+    JobState,
+    JobStatus,
+    PoisonJobError,
+    SavedState,
+    SavedStateError,
+    StepTimeoutError,
+)
 from routilux.codec.equality import first_difference, same_value
 
 if TYPE_CHECKING:
@@ -114,7 +122,7 @@ def run_reference(
         return Reference(killed.run, finding=killed.finding)
     run = run_undisturbed(case, start_ns)
     coverage.runs += 1
-    finding = check_undisturbed(run)
+    finding = check_undisturbed(run) or _check_end(run.job, checks)
     if finding is not None:
         return Reference(run, finding=finding)
     # Made from the state that was read back, so that disturbed runs share its objects.
@@ -138,8 +146,10 @@ def check_disturbed(reference: Reference, disturbed: Disturbed, checks: Checks) 
     for host in disturbed.hosts:
         if host.store_finding is not None:
             return host.store_finding
-    finding = compare_effects(run.world, world, reference.trie) or _check_engine(
-        run, world, disturbed.hosts
+    finding = (
+        compare_effects(run.world, world, reference.trie)
+        or _check_engine(run, world, disturbed.hosts)
+        or _check_assertions(run.case, world)
     )
     if finding is not None:
         return finding
@@ -169,9 +179,36 @@ def _check_invariant(checks: Checks, job: JobState, world: World) -> Finding | N
     return Finding("invariant", f"the invariant does not hold: {why}", "invariant")
 
 
+def _check_end(job: JobState, checks: Checks) -> Finding | None:
+    if checks.ends is None or checks.ends is job.status:
+        return None
+    why = "" if job.error is None else f": {error_text(job.error)}"
+    where = "" if job.error is None else job.error.where or ""
+    what = f"the undisturbed job {job.status}{why}"
+    if checks.ends is not JobStatus.COMPLETED:
+        what = (
+            f"the undisturbed job {job.status}, but the test says ends={checks.ends.value!r}{why}"
+        )
+    return Finding("unexpected-end", what, "status", hint=where)
+
+
+def _check_assertions(case: Case, world: World) -> Finding | None:
+    found = failed_assertion(world.commits) if case.assertions else None
+    if found is None:
+        return None
+    commit, what = found
+    routine = commit.routine_id
+    where = "" if commit.error is None else commit.error.where or ""
+    return Finding("failed-assertion", what, f"assertions.{routine}", routine, hint=where)
+
+
 def check_undisturbed(run: Undisturbed) -> Finding | None:
     """Return the most important finding on a run without a crash."""
-    finding = run.host.store_finding or _check_engine(run, run.world, [run.host])
+    finding = (
+        run.host.store_finding
+        or _check_engine(run, run.world, [run.host])
+        or _check_assertions(run.case, run.world)
+    )
     if finding is not None:
         return finding
     for commit in run.world.commits:

@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from textwrap import wrap
 from typing import TYPE_CHECKING, Final
@@ -16,22 +17,23 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from pytest_routilux.faults.faults import NEVER_STRUCK, Fault
+from pytest_routilux.handler_assertions import ADVICE, failed_assertion
 from pytest_routilux.report.run_facts import facts_of
-from pytest_routilux.settings import report_look
+from pytest_routilux.settings import assertions_count, report_look
 from pytest_routilux.sim.determinism.check import check_determinism
 from pytest_routilux.sim.determinism.swallowed_crash import swallowed_crash
 from pytest_routilux.sim.explain.explain import explain_cause, not_compared
 from pytest_routilux.sim.explore import explore, run_reference
-from pytest_routilux.sim.repro import Repro, StaleError, command
+from pytest_routilux.sim.repro import Repro, StaleError, repeat_command
 from pytest_routilux.sim.results import Checks, Coverage, Exploration, Outcome
 from pytest_routilux.sim.shrink import Cause, shrink
 from pytest_routilux.sim.simulator.effects import Effect
 from pytest_routilux.sim.simulator.execution import run_host
-from pytest_routilux.sim.simulator.model import Case, World
+from pytest_routilux.sim.simulator.model import ENDED, Case, World
 from pytest_routilux.sim.simulator.scheduler import FIFO, SeededScheduler
 from pytest_routilux.sim.simulator.store_files import checked_store
 from pytest_routilux.text import error_text, shorten
-from routilux import Flow, FlowDefinitionError
+from routilux import Flow, FlowDefinitionError, JobStatus
 from routilux.clocks.durations import instant_ns
 
 if TYPE_CHECKING:
@@ -60,7 +62,9 @@ class FlowSim:
 
     def __init__(self, node: pytest.Item, repro: str | None) -> None:
         self._node = node
+        self._assertions = assertions_count(node.config)
         self._repro = None if repro is None else Repro.parse(repro)
+        self._numbers: Counter[int] = Counter()  # of effects, by step
         self._stale: list[str] = []
         self._repeated = False
 
@@ -69,10 +73,12 @@ class FlowSim:
     ) -> Effect:
         """Return a test double that handlers call in place of an external service.
 
-        The double records its inputs, its key and the time. `key` is the name of the parameter that
-        carries the idempotency key. `returns` makes the result from the same arguments.
+        The double records its inputs, its key and the time: in the `Outcome` of a simulation, or
+        in its own `calls` if the handler runs in another job, such as one of `flow_runtime`. `key`
+        is the name of the parameter that carries the idempotency key. `returns` makes the result
+        from the same arguments.
         """
-        return Effect(name, key, returns)
+        return Effect(name, key, returns, self._numbers)
 
     def run(
         self,
@@ -90,7 +96,7 @@ class FlowSim:
         error that ended the host, such as the error of a store.
         """
         __tracebackhide__ = True
-        case = _case(build, entry, params, slot, faults)
+        case = self._case(build, entry, params, slot, faults)
         world = World(START)
         for fault in faults:
             fault.begin(0)
@@ -98,6 +104,8 @@ class FlowSim:
         if host.error is not None:
             raise host.error
         _refuse_idle(faults)
+        if case.assertions and (found := failed_assertion(world.commits)):
+            pytest.fail(f"{found[1]}\n{ADVICE}", pytrace=False)
         assert host.job is not None
         facts_of(self._node).add_simulated_job(host.job)
         return Outcome(host.job, world.calls)
@@ -113,15 +121,17 @@ class FlowSim:
         invariant: Callable[[Outcome], object] | None = None,
         always: Callable[[JobState], object] | None = None,
         view: Callable[[Outcome], object] | None = None,
+        ends: JobStatus | str | None = None,
         isolated: bool = True,
         store: OpenStore | None = None,
     ) -> Coverage:
         """Check that a crash at any point does not change a job's result.
 
-        The job may also fail each time; the terminal says so unless a check is given.
-        `invariant` must hold for every outcome, and `always` for the job after every commit: each
-        raises an AssertionError or returns a false value other than None if it does not. `view`
-        returns the value to compare with the undisturbed run, by default all that a user can see.
+        The undisturbed job must end with the status `ends`, by default "completed" unless the test
+        checks the end by `invariant`, `always` or `view`. `invariant` must hold for every outcome,
+        and `always` for the job after every commit: each raises an AssertionError or returns a
+        false value other than None if it does not. `view` returns the value to compare with the
+        undisturbed run, by default all that a user can see.
         A sample of the hosts runs in forks of this process, which finds progress that is kept in
         module globals; `isolated=False` does without, for flows with a connection that a fork would
         break. `store` opens a real store in the file at a path, such as `SqliteStore`: then each
@@ -132,8 +142,10 @@ class FlowSim:
         for name, check in (("invariant", invariant), ("always", always), ("view", view)):
             if check is not None and not callable(check):
                 raise FlowDefinitionError(f"{name}={check!r} can't be called; give a function")
-        case = _case(build, entry, params, slot, faults, always, store)
-        checks = Checks(invariant, view, isolated)
+        case = self._case(build, entry, params, slot, faults, always, store)
+        if ends is None and (invariant, always, view) == (None, None, None):
+            ends = JobStatus.COMPLETED
+        checks = Checks(invariant, view, isolated, _status(ends))
         repeated = None
         if self._repro is not None:
             try:
@@ -142,8 +154,7 @@ class FlowSim:
                 self._stale.append(str(error))  # it may fit another simulation of the test
         case, result = repeated or (case, explore(case, START, checks))
         self._repeated = self._repeated or repeated is not None
-        checked = (invariant, always, view) != (None, None, None)
-        self._add_facts(result, self._repro if repeated else None, checked=checked)
+        self._add_facts(result, self._repro if repeated else None)
         if result.reference.finding is not None or result.failures:
             self._fail_shrunk(case, checks, result)
         if repeated is None and (finding := swallowed_crash(case, START, isolated=isolated)):
@@ -175,7 +186,7 @@ class FlowSim:
         record that differs, and the call that made it.
         """
         __tracebackhide__ = True
-        case = _case(build, entry, params, slot, faults)
+        case = self._case(build, entry, params, slot, faults)
         # A fresh interpreter would call the functions that the test has patched.
         patched = not _PATCHES.isdisjoint(getattr(self._node, "fixturenames", ()))
         coverage = Coverage()
@@ -195,6 +206,47 @@ class FlowSim:
                 pytrace=False,
             )
 
+    def _case(
+        self,
+        build: Callable[[], Flow],
+        entry: str,
+        params: Mapping[str, object] | None,
+        slot: str,
+        faults: Sequence[Fault],
+        always: Callable[[JobState], object] | None = None,
+        store: OpenStore | None = None,
+    ) -> Case:
+        __tracebackhide__ = True
+        if not callable(build):
+            raise FlowDefinitionError(
+                f"build={build!r} can't be called; give the function that makes the flow, not the"
+                " flow"
+            )
+        if isinstance(faults, Fault) or not all(isinstance(fault, Fault) for fault in faults):
+            raise FlowDefinitionError(
+                f"faults={faults!r} is not a list of faults; give a list of faults from flow_faults"
+            )
+        flow = build()
+        if not isinstance(flow, Flow):
+            raise FlowDefinitionError(
+                f"build() returned {flow!r}, which is not a Flow; return a Flow"
+            )
+        for fault in faults:
+            fault.used = True
+            fault.struck = 0  # by another simulation, which proves nothing here
+            fault.check(flow)
+        open_store = None if store is None else checked_store(store)
+        return Case(
+            build,
+            entry,
+            params,
+            slot,
+            faults=tuple(faults),
+            always=always,
+            store=open_store,
+            assertions=self._assertions,
+        )
+
     def _repeat(self, case: Case, checks: Checks, repro: Repro) -> tuple[Case, Exploration]:
         if repro.seed is not None:
             raise StaleError("crash_everywhere uses FIFO order, but the reproducer has a seed")
@@ -205,7 +257,7 @@ class FlowSim:
 
         return applied, explore(applied, START, checks, choose)
 
-    def _add_facts(self, result: Exploration, repro: Repro | None, *, checked: bool) -> None:
+    def _add_facts(self, result: Exploration, repro: Repro | None) -> None:
         coverage, error = result.coverage, _job_error(result)
         failed = bool(result.failures) or result.reference.finding is not None
         verdict = "fails" if failed else "fixed"
@@ -214,7 +266,6 @@ class FlowSim:
                 "planned": dict(coverage.planned),
                 "executed": dict(coverage.executed),
                 "repro": None if repro is None else f"{repro}: {verdict}",
-                "ends": None if checked or failed else error,
             }
         )
         if failed:
@@ -242,9 +293,9 @@ class FlowSim:
         cause = shrink(result, case, START, checks)
         flow = result.reference.run.host.flow
         repro = Repro.of(case, flow, cause.point, faults=cause.faults)
-        text = explain_cause(
-            cause, case, report_look(self._node.config)[0], repro=command(self._node.nodeid, repro)
-        )
+        columns = report_look(self._node.config)[0]
+        repeat = repeat_command(self._node, repro)
+        text = explain_cause(cause, case, columns, repro=repeat)
         pytest.fail(text, pytrace=False)
 
     def _fail(self, case: Case, checks: Checks, finding: Finding) -> None:
@@ -258,33 +309,12 @@ class FlowSim:
         pytest.fail(explain_cause(cause, case, columns, repro=None), pytrace=False)
 
 
-def _case(
-    build: Callable[[], Flow],
-    entry: str,
-    params: Mapping[str, object] | None,
-    slot: str,
-    faults: Sequence[Fault],
-    always: Callable[[JobState], object] | None = None,
-    store: OpenStore | None = None,
-) -> Case:
+def _status(ends: JobStatus | str | None) -> JobStatus | None:
     __tracebackhide__ = True
-    if not callable(build):
-        raise FlowDefinitionError(
-            f"build={build!r} can't be called; give the function that makes the flow, not the flow"
-        )
-    if isinstance(faults, Fault) or not all(isinstance(fault, Fault) for fault in faults):
-        raise FlowDefinitionError(
-            f"faults={faults!r} is not a list of faults; give a list of faults from flow_faults"
-        )
-    flow = build()
-    if not isinstance(flow, Flow):
-        raise FlowDefinitionError(f"build() returned {flow!r}, which is not a Flow; return a Flow")
-    for fault in faults:
-        fault.used = True
-        fault.struck = 0  # by another simulation, which proves nothing here
-        fault.check(flow)
-    open_store = None if store is None else checked_store(store)
-    return Case(build, entry, params, slot, faults=tuple(faults), always=always, store=open_store)
+    if ends is not None and ends not in [*ENDED]:
+        known = ", ".join(repr(status.value) for status in JobStatus if status in ENDED)
+        raise FlowDefinitionError(f"ends={ends!r} is not the end of a job; known: {known}")
+    return None if ends is None else JobStatus(ends)
 
 
 def _refuse_idle(faults: Sequence[Fault]) -> None:

@@ -11,9 +11,12 @@ Invariants:
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shlex
+import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote_from_bytes
 
@@ -126,14 +129,26 @@ def digest_of(case: Case, flow: Flow) -> str:
     return hashlib.sha256(made_for.encode("utf-8", "backslashreplace")).hexdigest()[:4]
 
 
-def command(nodeid: str, repro: Repro) -> str:
+def repeat_command(item: pytest.Item, repro: Repro) -> str:
+    """Return the command that repeats a test where pytest was started, and as it was started."""
+    config = item.config
+    path, _, name = item.nodeid.partition("::")
+    path = os.path.relpath(config.rootpath / path, config.invocation_params.dir)
+    started: list[str] = getattr(config, "workerinput", {}).get("mainargv") or sys.argv
+    # Only python -m puts the current folder on sys.path, which the test may need.
+    as_module = Path(started[0]).name == "__main__.py"
+    program = "python -m pytest" if as_module else "pytest"
+    return command(f"{Path(path).as_posix()}::{name}", repro, program)
+
+
+def command(nodeid: str, repro: Repro, program: str = "pytest") -> str:
     """Return the shell command that runs a test again with a reproducer.
 
     >>> command("test_shop.py::test_survives[a b]", Repro("9f3c", "0.0@a1.effect1"))
     'pytest "test_shop.py::test_survives[a b]" --routilux-repro=R1.9f3c.0.0@a1.effect1'
     """
     quoted = f'"{nodeid}"' if _IN_QUOTES.fullmatch(nodeid) else shlex.quote(nodeid)
-    return f"pytest {quoted} --routilux-repro={repro}"
+    return f"{program} {quoted} --routilux-repro={repro}"
 
 
 def _written(name: str) -> str:

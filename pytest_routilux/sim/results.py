@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         Signature,
         Undisturbed,
     )
-    from routilux import Commit, JobState
+    from routilux import Commit, JobState, JobStatus
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,14 @@ class Outcome:
 class Checks:
     """The test's own checks of each simulated run.
 
-    `isolated=False` runs nothing in forked processes, for resources that forks must not share.
+    `ends` is the status that the undisturbed job must end with. `isolated=False` runs nothing in
+    forked processes, for resources that forks must not share.
     """
 
     invariant: Callable[[Outcome], object] | None = None
     view: Callable[[Outcome], object] | None = None
     isolated: bool = True
+    ends: JobStatus | None = None
 
 
 @dataclass(slots=True)

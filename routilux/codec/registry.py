@@ -17,7 +17,7 @@ import inspect
 import math
 from base64 import b64decode, b64encode
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from decimal import Decimal
 from enum import Enum, Flag
 from functools import cache, partial
@@ -293,8 +293,9 @@ def register_type(
     `name` is the type's name in saved data, by default `module:qualname`; with a name of its own
     the class can move. `encode` returns any value that can be saved; `decode` returns an equal
     instance from it. A dataclass is rebuilt by its constructor; then its fields get their saved
-    values. Attributes that are no fields are lost. An enum is saved by the member's name, a flag
-    by its value. A class of the same module and qualname may be registered again.
+    values. Attributes that are no fields are lost. A dataclass may gain fields with defaults:
+    older data gets these defaults. An enum is saved by the member's name, a flag by its value. A
+    class of the same module and qualname may be registered again.
 
     Raises `FlowDefinitionError` for a name that is taken, and for a class that needs `encode` and
     `decode`: one that is neither an enum nor a plain dataclass.
@@ -332,7 +333,7 @@ def _own_form(
     if issubclass(cls, Flag):
         return Form(name, cls, attrgetter("value"), cls)
     if issubclass(cls, Enum):
-        return Form(name, cls, attrgetter("name"), cls.__members__.__getitem__)
+        return Form(name, cls, attrgetter("name"), partial(_member, cls))
     if "__dataclass_params__" not in vars(cls):
         raise FlowDefinitionError(
             f"{cls.__qualname__} is neither a dataclass nor an enum: pass encode and"
@@ -341,9 +342,23 @@ def _own_form(
     return _dataclass_form(cls, name)
 
 
+def _member(cls: type[Enum], name: Any) -> object:
+    if name not in cls.__members__:
+        raise ValueError(
+            f"{cls.__qualname__} has no member {name!r}: keep the member, or upgrade this program"
+            " if a newer one has saved it"
+        )
+    return cls[name]
+
+
 def _dataclass_form(cls: Any, name: str) -> Form:
     names = [field.name for field in fields(cls)]
     given = [field.name for field in fields(cls) if field.init]
+    required = [
+        field.name
+        for field in fields(cls)
+        if field.init and field.default is MISSING and field.default_factory is MISSING
+    ]
     if {*inspect.signature(cls).parameters} != {*given} or issubclass(
         cls, (BaseException, *_BUILT_IN)
     ):
@@ -356,11 +371,25 @@ def _dataclass_form(cls: Any, name: str) -> Form:
         return {name: getattr(value, name) for name in names}
 
     def parse(data: Any) -> object:
-        if type(data) is not dict or data.keys() != {*names}:
-            raise ValueError(f"the fields must be {', '.join(names) or 'none'}")
-        value = cls(**{name: data[name] for name in given})
-        for field, saved in data.items():
-            object.__setattr__(value, field, saved)
+        if type(data) is not dict:
+            raise TypeError(f"the data is of type {type_name(type(data))}, not a dict of fields")
+        unknown = [name for name in data if name not in names]
+        if unknown:
+            raise ValueError(
+                f"{cls.__qualname__} has no field {unknown[0]!r}: keep the field, or upgrade this"
+                " program if a newer one has saved it"
+            )
+        lacks = [name for name in required if name not in data]
+        if not lacks:
+            value = cls(**{name: data[name] for name in given if name in data})
+            for field, saved in data.items():
+                object.__setattr__(value, field, saved)
+            lacks = [name for name in names if not hasattr(value, name)]
+        if lacks:
+            raise ValueError(
+                f"the field {lacks[0]!r} was not saved and has no default: give"
+                f" {cls.__qualname__}.{lacks[0]} a default"
+            )
         return value
 
     return Form(name, cls, write, parse, strict=False)

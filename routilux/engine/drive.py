@@ -54,6 +54,8 @@ class DrivingLoop(Protocol):
 
     def look(self, drive: Drive) -> None: ...
 
+    def drop(self, drive: Drive) -> None: ...
+
     def fail(self, drive: Drive, error: BaseException) -> None: ...
 
 
@@ -327,8 +329,11 @@ class Drive:
         """End the run when the steps in flight have committed."""
         with self.environment.lock:
             self.leaving = True
-            if self.loop is not None:
-                self.loop.look(self)
+            loop = self.loop
+            if loop is not None:
+                if not self.machine.in_flight:
+                    loop.drop(self)  # at once: the driver may have no room for a long time
+                loop.look(self)
 
     def snapshot(self) -> JobState:
         """Return a copy of the job as of the last commit."""

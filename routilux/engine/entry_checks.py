@@ -8,7 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from routilux.errors import FlowDefinitionError, FlowMismatchError, nearest, short_repr
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from routilux.core.state import JobState
     from routilux.graph.plan import Plan
 
+_RESUME_CURE: Final = "resume the job on the old flow, or pass allow_changed_flow=True"
+_WORKER_CURE: Final = (
+    "pass the old flow to the worker too, which then runs each job on the flow of its shape, or"
+    " allow changed flows by Worker(..., allow_changed_flow=True)"
+)
 _LONGEST_ID: Final = 255  # characters; an index of PostgreSQL holds 2,700 bytes
 
 
@@ -76,17 +81,37 @@ def checked_params(
     return copied_payload(given, f"params for {entry}.{slot}")
 
 
-def check_same_flow(plan: Plan, job: JobState, *, allow_changed: bool) -> None:
+def fitting_plan(plans: Sequence[Plan], job: JobState, *, allow_changed: bool) -> Plan:
+    """Return the plan of the job's shape; else, with `allow_changed`, the first plan that fits.
+
+    Raises the `FlowMismatchError` of the first plan if a worker can't resume the job on any plan.
+    """
+    same = [plan for plan in plans if plan.shape == job.shape]
+    refused: list[FlowMismatchError] = []
+    for plan in same or plans:
+        try:
+            check_same_flow(plan, job, allow_changed=allow_changed, cure=_WORKER_CURE)
+        except FlowMismatchError as error:
+            refused.append(error)
+        else:
+            return plan
+    raise refused[0]
+
+
+def check_same_flow(
+    plan: Plan, job: JobState, *, allow_changed: bool, cure: str = _RESUME_CURE
+) -> None:
     """Raise `FlowMismatchError` if a job can't be resumed on the flow of `plan`.
 
-    With `allow_changed` the flow may have changed, if every pending task still has its slot.
+    With `allow_changed` the flow may have changed, if every pending task still has its slot, and
+    the payload has what the handler requires.
     """
     if not allow_changed and job.shape != plan.shape:
         raise FlowMismatchError(
             "$.job_state.shape",
             mismatch(
                 f"flow {plan.flow_id!r} has changed since job {job.job_id} was started",
-                "resume the job on the old flow, or pass allow_changed_flow=True",
+                cure,
                 job.shape,
                 plan.shape,
             ),
@@ -102,3 +127,13 @@ def check_same_flow(plan: Plan, job: JobState, *, allow_changed: bool) -> None:
             f"job {job.job_id}: {tasks_without_slot(lost)}; flow {plan.flow_id!r} has no such"
             " slot; add the slot, or resume the job on the flow that started it",
         )
+    for task in job.pending_tasks:
+        slot = f"{task.routine_id}.{task.slot}"
+        lacks = plan.slot(task.routine_id, task.slot).binding.required - task.payload.keys()
+        if lacks:
+            raise FlowMismatchError(
+                "$.job_state.pending_tasks",
+                f"job {job.job_id}: the payload of task {task.task_id} has no {min(lacks)!r}, which"
+                f" the handler of {slot} requires; give this parameter a default, or resume the"
+                " job on the flow that started it",
+            )

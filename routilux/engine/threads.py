@@ -37,6 +37,7 @@ class Threads:
         self._clock = environment.clock
         self._executor = executor
         self._closed = False  # then no pool is kept
+        self._size = getattr(executor, "_max_workers", _BACKGROUND_WORKERS)
         self.begin_process()
 
     def begin_process(self) -> None:
@@ -44,6 +45,17 @@ class Threads:
         self._spare: list[PoolDriver] = []
         self.background: Loop | None = None
         self._thread: threading.Thread | None = None  # of that loop
+
+    def reserve(self, steps: int | None) -> int:
+        """Return how many background steps can run at once.
+
+        Makes room for `steps` in later pools of the runtime's own threads, and returns `steps`.
+        """
+        if steps is None:
+            return self._size
+        if self._executor is None:
+            self._size = max(self._size, steps)
+        return steps
 
     def close(self) -> None:
         """Let all idle threads end."""
@@ -103,7 +115,7 @@ class Threads:
         with self._environment.lock:
             loop = self.background
             if loop is None:
-                pool = self._take_pool(_BACKGROUND_WORKERS)
+                pool = self._take_pool(self._size)
                 loop = Loop(self._environment, pool)
                 party = self._clock.party("the loop of background jobs")
                 try:

@@ -38,6 +38,11 @@ def _type_name(error_type: type[BaseException]) -> str:
     return name
 
 
+def error_class(name: str) -> type[BaseException] | None:
+    """Return the class with this name, if an error of the class was recorded in this process."""
+    return next((kind for kind, known in _type_names.items() if known == name), None)
+
+
 @dataclass(slots=True)
 class ErrorInfo:
     """The data of an exception: type name, message, place (file:line) and traceback.

@@ -59,7 +59,9 @@ def load_routine(entry: object, path: str) -> tuple[str, Routine]:
         routine = found(*data["args"], **data["kwargs"])
     except Exception as error:
         raise CorruptStateError(
-            path, f"building {name} from its saved arguments failed: {failure_text(error)}"
+            path,
+            f"building {name} from its saved arguments failed ({failure_text(error)}); keep the"
+            " parameters of its constructor, and give new parameters a default",
         ) from error
     try:
         routine.set_error_handler(handler)

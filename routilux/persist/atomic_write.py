@@ -5,6 +5,7 @@ Invariants:
 - The data are written to a hidden file in the same folder, which only its owner can read (mode 0600
   from the start). It is flushed and renamed, and the folder is flushed: then the new file survives
   a loss of power.
+- A symbolic link stays: the file that it leads to is replaced, in that file's folder.
 - A process that fails removes the hidden file. A process that is killed may leave it (`.NAME.…`).
 - An error is the system's own, and says which file it is, whether it changed, and what to do.
 """
@@ -34,6 +35,7 @@ _CURES: Final[Mapping[int | None, str]] = {
     errno.ENOENT: "create the file's folder first",
     errno.ENOTDIR: "create the file's folder first",
     errno.EISDIR: "a folder has this name; choose another name",
+    errno.ELOOP: "remove the symbolic link, which leads to itself",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
 
@@ -62,6 +64,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
     target = Path(path)
     found = _OLD
     try:
+        if target.is_symlink():
+            target = Path(os.path.realpath(target))
+            if target.is_symlink():
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         handle, name = tempfile.mkstemp(prefix=f".{target.name[:50]}.", dir=target.parent)
         try:
             try:

@@ -434,7 +434,7 @@ def back_up(
                 f"{target} exists; give another path, or replace it (replace=True, --replace)"
             )
     for end in ("-wal", "-shm", "-journal"):
-        beside = target.with_name(f"{target.name}{end}")
+        beside = Path(f"{os.path.realpath(target)}{end}")
         if beside.exists():
             raise OSError(
                 f"{beside} exists, of a store that is or was in use at {target}; give another path,"

@@ -139,6 +139,18 @@ def test_a_restored_copy_is_resumed(store, output):
     assert JobStatus.COMPLETED is job.status
 
 
+def test_a_copy_through_a_link_replaces_the_file_behind_it_and_looks_for_a_log_there(
+    store, output, refused
+):
+    Path("real").mkdir()
+    Path("copy.db").symlink_to("real/jobs.db")
+    output("backup", store, "copy.db")
+    assert Path("copy.db").is_symlink()
+    assert jobs_in(Path("real/jobs.db")) == jobs_in(store)
+    Path("real/jobs.db-wal").touch()
+    assert "jobs.db-wal exists, of a store that" in refused("backup", store, "copy.db", "--replace")
+
+
 @pytest.mark.parametrize("command", ["backup", "check"])
 def test_a_store_that_does_not_exist_is_refused(command, refused):
     arguments = ["x.db"] if command == "backup" else []

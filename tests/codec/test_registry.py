@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Iterator
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, make_dataclass
 from typing import Any
 
 import pytest
@@ -35,6 +35,32 @@ def test_forms_do_not_follow_a_patched_datetime(monkeypatch):
     real = dt.datetime(2026, 1, 3, 12, fold=1)
     monkeypatch.setattr(dt, "datetime", Fake)
     assert first_difference(real, loads(dumps(encode(real)))) is None
+
+
+def test_a_dataclass_that_gained_fields_with_defaults_reads_older_data():
+    def release(**new):
+        kind = make_dataclass("Order", [("number", int), *((n, object, f) for n, f in new.items())])
+        kind.__module__, kind.__qualname__ = __name__, "Order"
+        return register_type(kind, name="test-order")
+
+    before = dumps(encode({"orders": [release()(7)]}))
+    gained = {
+        "note": field(default="none"),
+        "lines": field(default_factory=list),
+        "rate": field(default=2, kw_only=True),
+        "seen": field(default=False, init=False),
+    }
+    for count in range(1, len(gained) + 1):
+        new = dict(list(gained.items())[:count])
+        kind = release(**new)
+        [order] = loads(before)["orders"]
+        assert kind(7) == order
+        assert first_difference(order, loads(dumps(encode(order)))) is None
+    other = loads(before)["orders"][0]
+    assert order.lines is not other.lines
+    release(total=field(init=False))
+    with pytest.raises(CorruptStateError, match=r"the field 'total' was not saved and has no d"):
+        loads(before)
 
 
 def test_a_dataclass_comes_back_through_its_constructor_with_its_saved_fields():

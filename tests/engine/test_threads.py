@@ -105,10 +105,10 @@ def test_after_a_first_job_that_stops_at_once_the_next_ones_run(by, monkeypatch)
     with Runtime(store=store, max_recoveries=0) as runtime:
         poisoned = runtime.submit(flow, "a")
         dead = Runtime(store=store)
-        dead.resume_acquired({"tale": flow}, store.acquire(dead.owner, ["tale"], 1), LATER)
+        dead.resume_acquired({"tale": [flow]}, store.acquire(dead.owner, ["tale"], 1), LATER)
         if by == "start":
             [job] = store.acquire(runtime.owner, ["tale"], 60 * SECOND)
-            [drive] = runtime.resume_acquired({"tale": flow}, [job], LATER)
+            [drive] = runtime.resume_acquired({"tale": [flow]}, [job], LATER)
             assert isinstance(drive, Drive)
             with monkeypatch.context() as patch:
                 patch.setattr(threading.Thread, "start", starts)

@@ -220,6 +220,59 @@ def test_a_process_killed_at_any_call_leaves_the_old_file_or_the_new_one(tmp_pat
                 hidden.unlink()
 
 
+# --- a symbolic link ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["over an old file", "anew"])
+@pytest.mark.parametrize(
+    "links",
+    [
+        {"job.json": "/real/job.json"},
+        {"job.json": "real/job.json"},
+        {"job.json": "link", "link": "real/other", "real/other": "job.json"},
+        {"job.json": "other/job.json", "other": "real"},
+    ],
+    ids=["absolute", "relative", "a chain", "through a linked folder"],
+)
+def test_a_link_is_followed_and_stays(links, there, tmp_path, monkeypatch, old, new):
+    file = tmp_path / "real" / "job.json"
+    file.parent.mkdir()
+    if there:
+        old.write(file)
+    for name, target in links.items():
+        target = f"{tmp_path}{target}" if target.startswith("/") else target
+        (tmp_path / name).symlink_to(target)
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "job.json", "job.json"):
+        new.write(path)
+        assert not file.is_symlink()
+        assert new.job == SavedState.read(file).job == SavedState.read(path).job
+    for name in links:
+        assert (tmp_path / name).is_symlink()
+    names = {*links, "real", "real/job.json"}
+    assert names >= {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("links", "error", "cure"),
+    [
+        ({"job.json": "folder"}, IsADirectoryError, "a folder has this name; choose another"),
+        ({"job.json": "job.json"}, OSError, "remove the symbolic link, which leads to itself"),
+        ({"job.json": "b", "b": "job.json"}, OSError, "remove the symbolic link, which leads"),
+        ({"job.json": "nowhere/file"}, FileNotFoundError, "create the file's folder first"),
+    ],
+)
+def test_a_link_that_leads_to_no_file_is_reported_and_stays(links, error, cure, tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name, target in links.items():
+        (tmp_path / name).symlink_to(target)
+    with pytest.raises(error) as caught:
+        write_atomically(tmp_path / "job.json", b"{}")
+    assert f"; the file has not changed: {cure}" in caught.value.strerror
+    assert {"folder", *links} == {path.name for path in tmp_path.iterdir()}
+    assert links == {name: str((tmp_path / name).readlink()) for name in links}
+
+
 # --- what the kernel itself refuses ---------------------------------------------------------------
 
 

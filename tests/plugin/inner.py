@@ -54,7 +54,7 @@ def run_fresh(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
 
 
 def run_pytest(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
-    """Run `python -m pytest` with these arguments in the folder of `pytester`."""
+    """Run `pytest` with these arguments in the folder of `pytester`."""
     out, err = pytester.path / "stdout", pytester.path / "stderr"
     temporary = next(p for n in range(99) if not (p := pytester.path / f"runpytest-{n}").exists())
     environment = {
@@ -131,7 +131,7 @@ def _run(
     sys.path[:] = [folder, *filter(None, known), *(p for p in sys.path if p not in known)]
     for name, number in (out, 1), (err, 2):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.argv[:] = [f"{pytest.__path__[0]}/__main__.py", *args]
+    sys.argv[:] = ["pytest", *args]
     return pytest.main()
 
 

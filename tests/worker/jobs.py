@@ -14,9 +14,9 @@ TAKEN_OVER = (
 )
 
 
-def worker(runtime: Runtime, *flows: Flow, lease: float = 30.0) -> Worker:
+def worker(runtime: Runtime, *flows: Flow, lease: float = 30.0, **options: Any) -> Worker:
     assert runtime.store is not None
-    return Worker(runtime.store, flows, runtime=runtime, lease=lease)
+    return Worker(runtime.store, flows, runtime=runtime, lease=lease, **options)
 
 
 def hosted(runtime: Runtime, flow: Flow, lease: float = 30.0) -> tuple[Worker, str]:

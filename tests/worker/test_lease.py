@@ -110,7 +110,7 @@ def test_a_suspended_host_leaves_a_job_that_others_resumed(status, runtime, stor
         with Runtime(clock=clock, store=store) as other:
             if status == "paused":
                 [mine] = store.acquire(other.owner, [flow.flow_id], 10 * SECOND)
-                [drive] = other.resume_acquired({flow.flow_id: flow}, [mine], 10**18)
+                [drive] = other.resume_acquired({flow.flow_id: [flow]}, [mine], 10**18)
                 drive.request("pause")
             else:
                 worker(other, flow, lease=10).run(until_idle=True)
@@ -199,7 +199,8 @@ def test_a_lease_of_a_lost_answer_is_given_back_at_the_next_renewal(clock, caplo
         assert (None, False) == (hold.owner, hold.clean), "how its host stopped is unknown"
         host.run(until_idle=True)
         assert JobStatus.COMPLETED is runtime.load(job_id).status
-    assert [f"the worker releases job {job_id}: no worker here runs it"] == caplog.messages
+    released = [m for m in caplog.messages if m.startswith("the worker releases")]
+    assert [f"the worker releases job {job_id}: no worker here runs it"] == released
 
 
 def test_a_worker_keeps_the_leases_of_other_workers_of_its_runtime(runtime, store, clock):
@@ -243,7 +244,7 @@ def test_a_job_that_a_runtime_acquires_again_is_driven_once(
     resumed = runtime.load(job_id).commits[1:-1]
     recoveries = [0, 1] if by == "time" else [0, 1, 1]
     assert recoveries == [(commit.detail or {})["recoveries"] for commit in resumed]
-    assert [f"job '{job_id}' {TAKEN_OVER}"] == caplog.messages
+    assert [f"job '{job_id}' {TAKEN_OVER}"] == [m for m in caplog.messages if "taken over" in m]
     assert {} == runtime.environment.leases
 
 

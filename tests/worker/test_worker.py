@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import pytest
 
 from routilux import (
     ErrorHandler,
+    Flow,
     FlowDefinitionError,
     FlowMismatchError,
     JobStatus,
@@ -22,7 +25,7 @@ from routilux import (
 from routilux.engine.observers import Observers
 from tests.engine.concurrency import at_once
 from tests.persist.stores import acquire
-from tests.routines import PATIENCE, SECOND, Works, chain, delays, kinds, rest
+from tests.routines import PATIENCE, SECOND, Works, chain, delays, kinds, rest, send
 from tests.worker.jobs import hosted, retrying, statuses, story, worker
 
 
@@ -164,7 +167,13 @@ def test_a_job_that_ends_its_worker_repeatedly_fails_and_names_the_task(runtime,
     assert job.error is not None
     assert "recovered 3 times without progress" in job.error.message
     assert "a (task 0, attempt 1)" in job.error.message
-    assert [f"the worker releases job {job_id} after an error on this host"] * 4 == caplog.messages
+    assert [f"the worker releases job {job_id} after an error on this host"] * 4 == (
+        caplog.messages[:4]
+    )
+    assert (
+        f"job {job_id} of flow tale failed for good: routilux.PoisonJobError: the"
+        in (caplog.messages[4])
+    )
 
 
 def test_an_observer_that_ends_a_resumption_keeps_no_job_from_being_resumed(store, clock):
@@ -244,7 +253,11 @@ def test_invalid_arguments_of_a_worker_are_refused(store):
     flow = chain(a=rest)
     for arguments, message in (
         ({"flows": []}, "needs at least one flow"),
-        ({"flows": [flow, chain(a=rest)]}, "two flows have the id 'tale'"),
+        ({"flows": [flow, chain(a=rest)]}, "two flows have the id 'tale' and the same shape"),
+        *(
+            ({"flows": [flow], "concurrency": given}, "concurrency must be an int of 1 or more")
+            for given in (0, -1, 1.0, True, "4")
+        ),
         ({"flows": [flow], "lease": 0}, "more than 0 s and at most a year, not 0"),
         ({"flows": [flow], "lease": -1}, "at most a year, not -1"),
         ({"flows": [flow], "lease": float("inf")}, "at most a year, not inf"),
@@ -256,11 +269,197 @@ def test_invalid_arguments_of_a_worker_are_refused(store):
             Worker(store, **arguments)
 
 
+# --- no more jobs than it can run -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["concurrency", "threads", "executor"])
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_worker_takes_no_more_jobs_than_it_can_run(most, by, tmp_path, monkeypatch):
+    held: list[int] = []
+
+    def looks(self):
+        holders = [hold.owner for hold in store.holders().values() if hold.is_leased]
+        held.append(max(map(holders.count, holders)))
+        met.wait(PATIENCE)  # no job ends before both workers run as many as they can
+
+    if by == "threads":
+        monkeypatch.setattr("routilux.engine.threads._BACKGROUND_WORKERS", most)
+    met = threading.Barrier(2 * most)
+    flow = chain(a=looks)
+    with SqliteStore(tmp_path / "jobs.db") as store:
+        executors = [ThreadPoolExecutor(most) if by == "executor" else None for _ in range(2)]
+        runtimes = [Runtime(store=store, executor=executor) for executor in executors]
+        job_ids = [runtimes[0].submit(flow, "a") for _ in range(6 * most)]
+        concurrency = most if by == "concurrency" else None
+        hosts = [worker(runtime, flow, concurrency=concurrency) for runtime in runtimes]
+        at_once(*(partial(host.run, until_idle=True) for host in hosts))
+        assert {"completed"} == statuses(runtimes[0], job_ids)
+        for runtime, executor in zip(runtimes, executors, strict=True):
+            runtime.close()
+            if executor is not None:
+                executor.shutdown()
+    assert most == max(held)
+
+
+def test_a_worker_has_a_thread_for_each_job_of_its_concurrency(runtime, clock):
+    flow = chain(a=lambda self: self.ctx.sleep(1))
+    began = clock.now_ns()
+    for _ in range(100):
+        runtime.submit(flow, "a")
+    worker(runtime, flow, concurrency=100).run(until_idle=True)
+    assert began + SECOND == clock.now_ns()
+
+
+def test_a_job_whose_wait_ended_while_no_thread_was_free_is_given_back(store, clock, monkeypatch):
+    def tries(self, n=0):
+        if n:
+            self.ctx.sleep(1000)
+        elif self.ctx.attempt == 1:
+            raise ValueError("not yet")
+
+    monkeypatch.setattr("routilux.engine.threads._BACKGROUND_WORKERS", 1)
+    flow = chain(a=Works(tries, ErrorHandler("retry", retry_delay=60.0)))
+    with Runtime(clock=clock, store=store) as runtime, Runtime(clock=clock, store=store) as other:
+        host = worker(runtime, flow, lease=30)
+        waiting = runtime.submit(flow, "a")
+        assert host._take(False)
+        clock.advance(0)
+        long = runtime.submit(flow, "a", {"n": 1})
+        assert host._take(False)
+        for _ in range(8):  # its wait ends after 60 s, and a renewal is every 10 s
+            assert {waiting, long} == host._drives.keys()
+            clock.advance(10)
+            host._maintain()
+        assert {long} == host._drives.keys()
+        assert worker(other, flow)._take(False)
+        clock.advance(0)
+        assert ["start", "resumed", "retry", "resumed", "done"] == story(runtime, waiting)
+        assert 0 == runtime.load(waiting).recoveries
+
+
+# --- flows that change ----------------------------------------------------------------------------
+
+
+def breaks_off_after(step: str, old: Flow, runtime: Any, job_id: str) -> None:
+    """A job whose host failed after a routine, so that a later worker goes on with it."""
+
+    class Fails:
+        def on_commit(self, job, commit):
+            if commit.routine_id == step:
+                drive = host._drives[job_id]
+                drive.loop.fail(drive, OSError("the host fails"))
+
+    runtime.submit(old, "a", job_id=job_id)
+    host = worker(runtime, old)
+    runtime.environment.observers = Observers([Fails()])
+    assert host._take(False)
+    runtime.clock.advance(0)
+    host._leave()
+    runtime.environment.observers = Observers([])
+    assert ["start", "resumed", "done"] == story(runtime, job_id)
+
+
+def test_a_job_gets_the_flow_of_its_shape_among_those_of_its_id(runtime):
+    ran: list[str] = []
+
+    def named(name):
+        def body(self, n=0):
+            ran.append(f"{name} {self.ctx.job_id}")
+            self.emit("out", n=n)
+
+        return body
+
+    one = chain(a=named("a1"), b=named("b1"))
+    two = chain(a=named("a2"), b=named("b2"), c=named("c2"))
+    for flow, job_id in ((one, "under way"), (two, "new")):
+        breaks_off_after("a", flow, runtime, job_id)
+    runtime.submit(one, "a", job_id="queued")
+    worker(runtime, two, one).run(until_idle=True)
+    assert {"completed"} == statuses(runtime, ["under way", "new", "queued"])
+    assert sorted(ran) == sorted(
+        ["a1 under way", "b1 under way", "a2 new", "b2 new", "c2 new", "a1 queued", "b1 queued"]
+    )
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_job_goes_on_with_a_changed_flow_if_that_is_allowed(allowed, runtime):
+    old = chain(a=send, b=send)
+    new = chain(a=send, b=send, c=send)
+    breaks_off_after("a", old, runtime, "j")
+    host = worker(runtime, new, allow_changed_flow=allowed)
+    if allowed:
+        host.run(until_idle=True)
+        job = runtime.load("j", history=True)
+        assert ["a", "b", "c"] == [c.routine_id for c in job.commits if c.kind == "done"]
+        assert new.shape == job.shape
+        return
+    with pytest.raises(FlowMismatchError, match="pass the old flow to the worker too") as caught:
+        host.run(until_idle=True)
+    assert "allow changed flows by Worker(..., allow_changed_flow=True)" in str(caught.value)
+    assert "+ routine c: " in str(caught.value)
+
+
+def test_of_several_changed_flows_a_job_gets_the_first_that_has_its_slots(runtime):
+    breaks_off_after("a", chain(a=send, b=send), runtime, "j")
+    without, fits, last = chain(a=send, c=send), chain(b=send, c=send), chain(b=send, d=send)
+    worker(runtime, without, fits, last, allow_changed_flow=True).run(until_idle=True)
+    assert fits.shape == runtime.load("j").shape
+
+
+def test_a_changed_flow_that_lacks_a_slot_or_requires_more_is_refused_with_the_cure(runtime):
+    breaks_off_after("a", chain(a=send, b=send), runtime, "j")
+    slot = "task 0.0 waits for b.trigger; flow 'tale' has no such slot; add the slot"
+    parameter = (
+        "the payload of task 0.0 has no 'more', which the handler of b.trigger requires; give this"
+        " parameter a default, or resume"
+    )
+    needs = chain(b=lambda self, n, more: None, c=send)
+    for flow, message in ((chain(a=send, c=send), slot), (needs, parameter)):
+        with pytest.raises(FlowMismatchError, match=message):
+            worker(runtime, flow, allow_changed_flow=True, lease=1).run(until_idle=True)
+    assert JobStatus.RUNNING is runtime.load("j").status
+
+
+# --- what it logs ---------------------------------------------------------------------------------
+
+
+def test_taken_and_stopped_jobs_are_logged_and_what_failed_for_good_is_a_warning(runtime, caplog):
+    def raises(self):
+        raise ValueError("no stock\nat all")
+
+    def cancels(self):
+        host._drives[self.ctx.job_id].request("cancel")
+
+    def stops(self):
+        host.stop()
+        self.emit("out", n=1)
+
+    caplog.set_level("INFO", "routilux")
+    flow = chain(stops=stops, rests=rest, raises=raises, cancels=cancels)
+    for name in ("rests", "raises", "cancels", "stops"):
+        runtime.submit(flow, name, job_id=name)
+    host = worker(runtime, flow, concurrency=1)
+    host.run()
+    place = f"{__file__}:{raises.__code__.co_firstlineno + 1}"
+    failed = f"at raises attempt 1: ValueError: no stock at all ({place})"
+    assert [
+        ("INFO", "took job rests of flow tale at commit 2"),
+        ("INFO", "job rests of flow tale is completed at commit 3"),
+        ("INFO", "took job raises of flow tale at commit 2"),
+        ("WARNING", f"job raises of flow tale failed for good {failed}"),
+        ("INFO", "took job cancels of flow tale at commit 2"),
+        ("INFO", "job cancels of flow tale is cancelled at commit 4"),
+        ("INFO", "took job stops of flow tale at commit 2"),
+        ("INFO", "gave back job stops of flow tale at commit 3"),
+    ] == [(record.levelname, record.getMessage()) for record in caplog.records]
+
+
 # --- how a stop counts, and jobs that are put aside -----------------------------------------------
 
 
 def test_clean_stops_of_workers_poison_no_job(clock, store, monkeypatch):
     monkeypatch.setattr("routilux.engine.threads._BACKGROUND_WORKERS", 1)
+    monkeypatch.setattr("routilux.engine.threads.Threads.reserve", lambda threads, steps: 10)
     hosts: list[Worker] = []
 
     def is_stopped(self):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import routilux
 from pytest_routilux.frames import handler_of
+from pytest_routilux.handler_assertions import ADVICE
 from pytest_routilux.sim.explain.timeline import where_text
 from pytest_routilux.sim.isolation.forked_hosts import ENDS_PROCESS
 from pytest_routilux.sim.isolation.hidden_state import hidden_state
@@ -257,6 +258,16 @@ CAUSES: Final[dict[str, Reason]] = {
     "always": Reason(
         "the test's always=... is checked after every commit, also while the job runs",
         "it must hold between any two steps; a rule for the end alone belongs in invariant=...",
+    ),
+    "unexpected-end": Reason(
+        "no crash is needed: the undisturbed job ends like this{hint}, and each run with a crash is"
+        " compared with it",
+        'mend the flow; if the job should end like this, pass ends="failed" to crash_everywhere,'
+        " or check the end by invariant=, always= or view=",
+    ),
+    "failed-assertion": Reason(
+        "{routine}{hint} raises an AssertionError, which a retry or a strategy may hide",
+        ADVICE,
     ),
     "mistake": Reason(
         "{what}. Neither a retry nor another host changes that",

@@ -3,7 +3,8 @@
 Invariants:
 - A double records each call and does nothing else. Its result depends on its inputs alone, so a
   repeated call shows in the record.
-- It works inside a simulated handler only; anywhere else it raises an error.
+- It works inside a handler only; anywhere else it raises an error. A call of a simulated handler is
+  in the record of its run, any other in the record of the double.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.sim.simulator.model import Call
 from pytest_routilux.text import without_addresses
 from pytest_routilux.virtual_time.simulated_step import running
 from routilux import RoutiluxError
+from routilux.graph.context import active
 from routilux.graph.messages import copied_payload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _OURS: Final = ("pytest_routilux.", "routilux.")
 
@@ -29,22 +32,38 @@ class Effect:
     """A test double for one external call.
 
     `key` is the name of the parameter that carries an idempotency key. `returns` makes the result
-    from the same arguments; without it the result is a text that depends on the inputs.
+    from the same arguments; without it the result is a text that depends on the inputs. `numbers`
+    counts the effects of each attempt, for several doubles.
     """
 
     def __init__(
-        self, name: str, key: str | None = None, returns: Callable[..., object] | None = None
+        self,
+        name: str,
+        key: str | None = None,
+        returns: Callable[..., object] | None = None,
+        numbers: Counter[int] | None = None,
     ) -> None:
         self.name = name
         self.key = key
         self._returns = returns
+        self._numbers: Counter[int] = Counter() if numbers is None else numbers
+        self._calls: list[Call] = []
+
+    @property
+    def calls(self) -> Sequence[Call]:
+        """The calls by handlers that no simulation ran, such as those of `flow_runtime`.
+
+        The `Outcome` of a simulation has the calls of simulated handlers.
+        """
+        return tuple(self._calls)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        flight, clock = running.flight, running.clock
-        if flight is None or clock is None:
+        context = active.get()
+        step = None if context is None else context.step
+        if context is None or step is None:
             raise RoutiluxError(
-                f"the effect {self.name!r} was called outside a handler that flow_sim runs; call it"
-                " only in handlers of simulated jobs"
+                f"the effect {self.name!r} was called outside a handler; call it only in the"
+                " handlers of a job, and in the thread that runs the handler"
             )
         inputs = {**{str(i): value for i, value in enumerate(args)}, **kwargs}
         key = inputs.pop(self.key, None) if self.key is not None else None
@@ -54,21 +73,30 @@ class Effect:
             if self._returns is not None
             else f"{self.name.rpartition('.')[2]}-{_digest(inputs)}"
         )
-        flight.effects += 1
-        step = flight.step
+        flight, clock = running.flight, running.clock
+        if flight is None or clock is None:
+            self._numbers[step.number] += 1
+            number, now = self._numbers[step.number], context._host.now_ns()
+        else:
+            flight.effects += 1
+            number, now = flight.effects, clock.now_ns()
+        task = step.task
         call = Call(
             self.name,
-            flight.effects,
+            number,
             inputs,
             key,
             result,
             _caller(),
-            step.task.routine_id,
-            step.task.task_id,
+            task.routine_id,
+            task.task_id,
             step.attempt,
-            clock.now_ns(),
+            now,
         )
-        flight.events.append((clock.mono, call))
+        if flight is None or clock is None:
+            self._calls.append(call)
+        else:
+            flight.events.append((clock.mono, call))
         return result
 
     def __repr__(self) -> str:

@@ -57,7 +57,8 @@ LogEntry: TypeAlias = "tuple[int, int, Commit | Call | Start | Note]"
 class Case:
     """A job to simulate: the flow, the start, the faults and the store.
 
-    With `store`, only what that store keeps in its files is durable.
+    With `store`, only what that store keeps in its files is durable. `assertions` says whether a
+    failed assertion of a handler is a finding.
     """
 
     build: Callable[[], Flow]
@@ -68,6 +69,7 @@ class Case:
     faults: Sequence[Fault] = ()
     always: Callable[[JobState], object] | None = None
     store: OpenStore | None = None
+    assertions: bool = True
 
 
 @dataclass(frozen=True, slots=True)

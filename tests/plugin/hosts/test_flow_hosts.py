@@ -14,7 +14,7 @@ import pytest
 
 from pytest_routilux import FlowHosts
 from pytest_routilux.hosts.flow_hosts import At, HostError
-from routilux import FakeClock, Runtime, SavedState
+from routilux import FakeClock, Flow, Routine, Runtime, SavedState
 from tests.plugin import shop as shop_module
 from tests.plugin.shop import Money, breaking, doubts, facts, napping, shop
 
@@ -187,7 +187,37 @@ def test_a_job_resumes_from_a_store_at_the_commit_of_the_kill(flow_hosts, tmp_pa
     assert ("failed", 4) == (b.job.status, b.job.retry_count())
     assert [(a.pid, 1), (a.pid, 2), (b.pid, 3), (b.pid, 4), (b.pid, 5)] == calls_of(calls)
     assert [300, 450, 675, 1012.5] == [retry.actual_ns / 10**6 for retry in b.monitor.retries]
-    assert b.job == SavedState.read(b.document).job
+    assert (None, {}) == (b.end, b.saved)
+    with pytest.raises(HostError, match=r"keeps its jobs in a store and saved no document; add"):
+        _ = b.document
+
+
+class Opens(Routine):
+    """Has an argument that no document can hold."""
+
+    def __init__(self, connect) -> None:
+        super().__init__()
+        self.connect = connect
+        self.define_slot("trigger", handler=self.opens)
+        self.define_event("output", ["at"])
+
+    def opens(self) -> None:
+        self.emit("output", at=self.connect())
+
+
+def unsavable() -> Flow:
+    flow = Flow("unsavable")
+    flow.add_routine(Opens(lambda: "a connection"), "opens")
+    return flow
+
+
+def test_a_store_needs_no_flow_that_can_be_saved(flow_hosts, tmp_path):
+    store = tmp_path / "jobs.db"
+    a = flow_hosts.start(unsavable, "opens", job_id="A7", store=store, kill_at=At(seq=1))
+    b = flow_hosts.resume(store=store, job_id="A7", build=unsavable)
+    assert (1, "completed") == (a.killed_at, b.job.status)
+    with pytest.raises(HostError, match=r"can't be saved as a document: .*args.*; give store="):
+        flow_hosts.start(unsavable, "opens")
 
 
 def test_a_job_of_a_store_resumes_at_the_instant_of_its_last_commit(flow_hosts, tmp_path):

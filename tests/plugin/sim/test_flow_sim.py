@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
+from routilux import FlowDefinitionError
 from tests.plugin.inner import run_inside
 from tests.plugin.sim.shop_project import ON_SQLITE, check_shop, glob, shop
+from tests.routines import chain, rest
 
 
 def test_a_flow_that_survives_passes_and_v_prints_how_much_was_tried(pytester):
@@ -125,7 +129,7 @@ def test_v_prints_what_a_pass_does_not_prove(pytester):
         return build(orders=stamp)
 
     def test_fails(flow_sim):
-        flow_sim.crash_everywhere(late, "orders", {{"id": 7}}, isolated=False)
+        flow_sim.crash_everywhere(late, "orders", {{"id": 7}}, isolated=False, ends="failed")
 
     def test_stamps(flow_sim):
         flow_sim.crash_everywhere(stamped, "orders", {{"id": 7}})
@@ -156,27 +160,48 @@ FAILS = """
 """
 
 
+@pytest.mark.parametrize("option", ["-v", "-q"])
+def test_a_job_that_fails_without_a_crash_fails_the_test(option, pytester):
+    shop(pytester, FAILS.format(meant=""))
+    result = run_inside(pytester, option)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "UNEXPECTED END: the undisturbed job failed: OSError: no line*",
+            "smallest cause  0 crashes, 0 faults, FIFO order",
+            "why    no crash is needed: the undisturbed job ends like this (test_shop.py:*",
+            'fix    mend the flow; if the job should end like this, pass ends="failed" to*',
+        ]
+    )
+
+
 @pytest.mark.parametrize(
-    ("option", "meant", "reported"),
+    "meant",
     [
-        ("-v", "", True),
-        ("-s", "", True),
-        ("-q", "", False),
-        ("-s", ', invariant=lambda outcome: outcome.job.status == "failed"', False),
+        ', ends="failed"',
+        ', invariant=lambda outcome: outcome.job.status == "failed"',
+        ", always=lambda job: True",
+        ", view=lambda outcome: outcome.job.status",
+        ', ends="failed", view=lambda outcome: 1',
     ],
 )
-def test_a_job_that_fails_without_a_crash_is_reported_unless_quiet_or_meant(
-    option, meant, reported, pytester
-):
+def test_a_job_that_is_meant_to_fail_passes(meant, pytester):
     shop(pytester, FAILS.format(meant=meant))
-    result = run_inside(pytester, option)
-    result.assert_outcomes(passed=1)
-    line = "test_shop.py::test_fails: the undisturbed job failed: OSError: no line"
-    if reported:
-        advice = "if the job should fail, pass inv*"
-        result.stdout.fnmatch_lines(["*flow simulations*", line, advice])
-    else:
-        result.stdout.no_fnmatch_line("*undisturbed*")
+    run_inside(pytester).assert_outcomes(passed=1)
+
+
+@pytest.mark.parametrize("checks", [{}, {"invariant": lambda outcome: True}])
+def test_a_job_that_ends_otherwise_than_meant_fails_the_test(checks, flow_sim):
+    with pytest.raises(pytest.fail.Exception) as failed:
+        flow_sim.crash_everywhere(partial(chain, a=rest), "a", ends="failed", **checks)
+    assert "the undisturbed job completed, but the test says ends='failed'" in str(failed.value)
+
+
+@pytest.mark.parametrize("ends", ["fail", "running", "pending", 3])
+def test_an_end_that_no_job_has_is_refused(ends, flow_sim):
+    known = "known: 'completed', 'failed', 'cancelled'"
+    with pytest.raises(FlowDefinitionError, match=f"is not the end of a job; {known}"):
+        flow_sim.crash_everywhere(partial(chain, a=rest), "a", ends=ends)
 
 
 def test_without_isolation_no_process_is_forked(pytester):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+
 import pytest
 
+from pytest_routilux.sim.repro import Repro, repeat_command
 from tests.plugin.inner import run_inside
 from tests.plugin.sim.shop_project import (
     ON_SQLITE,
@@ -34,6 +38,38 @@ def test_a_reproducer_fails_again_in_another_process(workers, pytester):
         ]
     )
     assert repro == repro_of(again)
+
+
+@WORKERS
+@pytest.mark.parametrize("folder", [".", "checks", "docs/guide"])
+def test_the_command_repeats_the_failure_where_pytest_was_started(
+    folder, workers, pytester, monkeypatch
+):
+    pytester.makeini("[pytest]")
+    shop(pytester)
+    for name in ("checks", "docs/guide"):
+        (pytester.path / name).mkdir(parents=True)
+    (pytester.path / "test_shop.py").rename(pytester.path / "checks/test_shop.py")
+    monkeypatch.chdir(folder)
+    failed = run_inside(pytester, *workers, str(pytester.path / "checks"))
+    failed.assert_outcomes(failed=1)
+    [line] = [text for text in failed.outlines if text.startswith("repro ")]
+    words = shlex.split(line)
+    again = run_inside(pytester, *words[words.index("pytest") + 1 :])
+    again.assert_outcomes(failed=1)
+    again.stdout.fnmatch_lines([line])
+
+
+@pytest.mark.parametrize(
+    ("started", "program"),
+    [("/venv/bin/pytest", "pytest"), ("/venv/pytest/__main__.py", "python -m pytest")],
+)
+def test_the_command_starts_pytest_as_it_was_started(started, program, request, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [started])
+    monkeypatch.setattr(request.config, "workerinput", {"mainargv": [started]}, raising=False)
+    text = repeat_command(request.node, Repro("9f3c"))
+    assert text.startswith(f'{program} "')
+    assert text.endswith('" --routilux-repro=R1.9f3c.fifo')
 
 
 @WORKERS_SOAK

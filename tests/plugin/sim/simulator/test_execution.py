@@ -201,7 +201,38 @@ def test_the_same_inputs_give_the_same_result_and_others_another():
     assert [call.result for call in world.calls] == [call.result for call in again.calls]
 
 
-def test_a_double_works_in_a_simulated_handler_only():
+@pytest.mark.parametrize("workers", [None, 2])
+@pytest.mark.parametrize("clock", ["flow_clock", "flow_clock_bare"])
+def test_a_double_records_the_calls_of_jobs_that_are_not_simulated(workers, clock, request):
+    for name in (clock, "flow_runtime", "flow_sim"):
+        sim = request.getfixturevalue(name)
+    gateway, ledger = sim.effect("gateway.charge", key="key"), sim.effect("ledger")
+
+    def charges(self: Any, n: int = 0) -> None:
+        self.ctx.sleep(0.5)
+        ledger("before")
+        gateway(7, key=self.ctx.key("charge"))
+        if self.ctx.attempt == 1:
+            raise ConnectionError
+
+    flow = chain(workers=workers, a=Works(charges, retrying(retry_delay=2.0)))
+    job = flow.execute("a", job_id="A7")
+    assert "completed" == job.status
+    calls = [
+        (call.number, call.arguments, call.key, call.attempt, call.at_ns - job.started_ns)
+        for call in gateway.calls
+    ]
+    key = "A7/0/charge"
+    half = SECOND // 2
+    assert [(2, {"0": 7}, key, 1, half), (2, {"0": 7}, key, 2, 6 * half)] == calls
+    assert 1 == len({call.result for call in gateway.calls})
+    assert [1, 1] == [call.number for call in ledger.calls]
+    assert () == sim.effect("gateway.charge").calls
+    assert 4 == len(sim.run(lambda: flow, "a").calls)
+    assert 2 == len(gateway.calls), "a simulated call is in the outcome alone"
+
+
+def test_a_double_works_in_a_handler_only():
     with pytest.raises(RoutiluxError, match=r"'gateway\.charge' was called outside a handler"):
         Effect("gateway.charge")(7)
 

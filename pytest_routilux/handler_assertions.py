@@ -1,0 +1,42 @@
+"""Finds handlers whose `assert` failed, so that no retry or strategy hides it.
+
+Invariants:
+- An error counts if its class is AssertionError or a subclass.
+- An error that a fault of `flow_faults` raises is the test's own and does not count.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pytest_routilux.frames import seen_from_here
+from routilux.graph.messages import error_class
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from routilux import Commit, ErrorInfo
+
+ADVICE: Final = (
+    "mend the handler or the test; where jobs may fail by AssertionError, set"
+    " routilux_handler_assertions = ignore"
+)
+_FAULTS: Final = str(Path(__file__).parent / "faults")
+
+
+def failed_assertion(commits: Iterable[Commit]) -> tuple[Commit, str] | None:
+    """Return the first commit with a failed assertion, and its text; None without one."""
+    for commit in commits:
+        error = None if commit.error is None else _assertion_in(commit.error)
+        if error is not None:
+            where = "" if error.where is None else f" ({seen_from_here(error.where)})"
+            return commit, f"an assertion failed in {commit.routine_id}: {error}{where}"
+    return None
+
+
+def _assertion_in(error: ErrorInfo) -> ErrorInfo | None:
+    kind = error_class(error.type)
+    if kind is None or not issubclass(kind, AssertionError):
+        return None
+    return None if (error.where or "").startswith(_FAULTS) else error

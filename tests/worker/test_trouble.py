@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from routilux import (
+    Acquired,
     ErrorInfo,
     FakeClock,
     JobState,
@@ -315,3 +316,34 @@ def test_the_runs_of_a_poisoned_job_that_ended_in_different_ways_are_listed():
     message = error_of(job)[1]
     assert "recovered 2 times" in message
     assert [f"SystemExit: {n} " for n in range(3)] == re.findall(r"SystemExit: \d ", message)
+
+
+@pytest.mark.parametrize("suspects", [1, 2])
+def test_a_job_on_its_last_recovery_runs_alone(suspects):
+    clock = FakeClock()
+    store, spans = MemoryStore(clock), dict[str, tuple[float, float]]()
+
+    def body(self, n=0):
+        began = clock.monotonic_ns()
+        self.ctx.sleep(5)
+        spans[self.ctx.job_id] = began, clock.monotonic_ns()
+        self.emit("out", n=n)
+
+    flow = chain(a=body, b=rest)
+    with Runtime(clock=clock, store=store, max_recoveries=1) as runtime:
+        names = [f"suspect {n}" for n in range(suspects)]
+        for name in names:
+            runtime.submit(flow, "a", job_id=name)
+            dead = Runtime(clock=clock, store=store)
+            store.acquire(dead.owner, [flow.flow_id], SECOND)
+            dead.resume_acquired({flow.flow_id: [flow]}, [Acquired(name, clean=True)], 10**18)
+        names += [f"other {n}" for n in range(3)]
+        for name in names[suspects:]:
+            runtime.submit(flow, "a", job_id=name)
+        clock.advance(1)  # the leases of the dead hosts end
+        Worker(store, [flow], runtime=runtime).run(until_idle=True)
+        assert {"completed"} == {runtime.load(name).status.value for name in names}
+    for name in names[:suspects]:
+        began, ended = spans.pop(name)
+        meanwhile = [other for other, (a, b) in spans.items() if a < ended and began < b]
+        assert [] == meanwhile, f"{meanwhile} ran while {name} did"

@@ -337,7 +337,7 @@ _DETAILS: Final[Mapping[CommitKind, tuple[codec.Fields, codec.Fields]]] = {
     CommitKind.START: ({"flow_id": str, **_SHAPE}, {}),
     CommitKind.DROPPED: ({"as": str}, {}),
     CommitKind.EFFECT: ({"name": str}, {}),
-    CommitKind.RESUMED: ({"recoveries": int, "retry_failed": bool, "withdrawn": list}, _SHAPE),
+    CommitKind.RESUMED: ({"recoveries": int, "retry_failed": bool}, _SHAPE),
     CommitKind.PAUSED: ({"reason": object}, {}),
     CommitKind.CANCELLED: ({"reason": object}, {}),
 }

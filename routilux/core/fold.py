@@ -46,6 +46,7 @@ class FoldedJob:
         "_failed",
         "_pending",
         "_replaying",
+        "_reports",
         "_waiting",
         "clock_ns",
         "dropped",
@@ -89,6 +90,7 @@ class FoldedJob:
         self.error: ErrorInfo | None = None
         self._pending: dict[str, PendingTask] = {}
         self._failed: set[str] = set()  # pending tasks that failed
+        self._reports: set[str] = set()  # pending tasks that tell of a failure
         self._waiting: set[str] = set()  # pending tasks that got a due time since the last resume
         self._replaying = False  # nothing refers to its mappings, so that they are changed in place
         self._commits: list[Commit] = []
@@ -100,6 +102,23 @@ class FoldedJob:
     def pending_tasks(self) -> tuple[PendingTask, ...]:
         """The ready, waiting and failed tasks, sorted by `order`."""
         return tuple(sorted(self._pending.values(), key=lambda task: task.order))
+
+    def tasks_to_run(self) -> Sequence[PendingTask]:
+        """Return the pending tasks that may still run.
+
+        Once a task has failed, only the tasks that tell of a failure run, and then the job rests
+        as failed.
+        """
+        tasks = self.pending_tasks
+        return [task for task in tasks if task.task_id in self._reports] if self._failed else tasks
+
+    def reports_after(self, commit: Commit) -> int:
+        """Return how many tasks that tell of a failure are left after a commit of a step."""
+        pending = self._pending.get(commit.task_id or "")
+        own = pending is not None and pending.reports
+        ends = commit.kind in (_DONE, _FAILED, _DROPPED)
+        created = len(commit.tasks) if own or commit.kind is not _DONE else 0
+        return len(self._reports) - (own and ends) + created
 
     @property
     def commits(self) -> Sequence[Commit]:
@@ -175,6 +194,8 @@ class FoldedJob:
             )
         kind = commit.kind
         routine = self.routine_states[pending.task.routine_id]
+        if pending.reports and kind is not _RETRY and kind is not _CONFLICT:
+            self._reports.discard(task_id)
         if kind is _DONE:
             del self._pending[task_id]
             self._waiting.discard(task_id)
@@ -186,7 +207,7 @@ class FoldedJob:
                 routine.state = self._written(routine.state, commit.state)
             if commit.shared is not None:
                 self.shared_data = self._written(self.shared_data, commit.shared)
-            return self._deliver(commit) if commit.emissions else ()
+            return self._deliver(commit, pending.reports) if commit.emissions else ()
         if kind is _RETRY:
             due = commit.due_ns
             if due is None:
@@ -218,9 +239,11 @@ class FoldedJob:
             self._note_progress()
         routine.error = commit.error
         if kind is _FAILED:
+            self.interruption = self.interrupted_task = None  # of a poisoned job
             pending.attempt += 1
             pending.failed = True
             pending.delay_ns = None
+            pending.children += len(commit.tasks)
             self._failed.add(task_id)
             self._waiting.add(task_id)
             routine.failed += 1
@@ -228,7 +251,7 @@ class FoldedJob:
                 self.error = commit.error
         else:
             self._drop(commit, pending, routine)
-        return self._deliver(commit) if commit.emissions else ()
+        return self._deliver(commit, True) if commit.emissions else ()
 
     def _drop(self, commit: Commit, pending: PendingTask, routine: RoutineState) -> None:
         outcome = str(cast("Mapping[str, object]", commit.detail)["as"])
@@ -285,11 +308,6 @@ class FoldedJob:
 
     def _fold_resumed(self, commit: Commit) -> None:
         detail = commit.detail or {}
-        withdrawn = texts(detail["withdrawn"], "$.withdrawn")
-        if not self._pending.keys() >= set(withdrawn):
-            raise IllegalTransitionError(
-                f"commit {commit.seq} withdraws a task that is not pending"
-            )
         recoveries = in_range(cast(int, detail["recoveries"]), "$.recoveries")
         if "shape" in detail:
             self._take_shape(detail)
@@ -299,14 +317,12 @@ class FoldedJob:
             self.stops = ()
         self.recoveries = recoveries
         self.interruption = self.interrupted_task = None
-        for task_id in withdrawn:
-            del self._pending[task_id]
-            self._failed.discard(task_id)
-            self._waiting.discard(task_id)
         if detail.get("retry_failed"):
             self.error = None
             for task_id in self._failed:
                 pending = self._pending[task_id]
+                if pending.reports:
+                    self._reports.add(task_id)
                 pending.failed = False
                 pending.retries = 0
                 pending.first_started_ns = None
@@ -324,7 +340,7 @@ class FoldedJob:
                 pending.due_ns = commit.at_ns + left
         self._waiting.clear()
 
-    def _deliver(self, commit: Commit) -> Sequence[PendingTask]:
+    def _deliver(self, commit: Commit, reports: bool) -> Sequence[PendingTask]:
         if not commit.tasks or len(commit.emissions) > 1:  # else its only emission is delivered
             delivered = {task.emission for task in commit.tasks}
             for index, emission in enumerate(commit.emissions):
@@ -338,9 +354,9 @@ class FoldedJob:
                             str(commit.task_id),
                         )
                     )
-        return self._create(commit) if commit.tasks else ()
+        return self._create(commit, reports) if commit.tasks else ()
 
-    def _create(self, commit: Commit) -> Sequence[PendingTask]:
+    def _create(self, commit: Commit, reports: bool = False) -> Sequence[PendingTask]:
         seq = commit.seq
         at_ns = commit.at_ns
         pending = self._pending
@@ -348,6 +364,9 @@ class FoldedJob:
         for task in commit.tasks:
             new = pending[task.task_id] = PendingTask(task, seq, len(created), at_ns)
             created.append(new)
+            if reports:
+                new.reports = True
+                self._reports.add(task.task_id)
         return created
 
     def _written(self, old: dict[str, object], writes: Writes) -> dict[str, object]:
@@ -358,7 +377,7 @@ class FoldedJob:
         return new
 
 
-_DERIVED: Final = ("_failed", "_replaying", "_waiting", "history_limit", "clock_ns")
+_DERIVED: Final = ("_failed", "_replaying", "_reports", "_waiting", "history_limit", "clock_ns")
 _COMPARED: Final = tuple(name for name in FoldedJob.__slots__ if name not in _DERIVED)
 
 

@@ -96,6 +96,8 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
         job._waiting.add(pending.task_id)
         if pending.failed:
             job._failed.add(pending.task_id)
+        elif pending.reports:
+            job._reports.add(pending.task_id)
     job.outputs = [
         Output.load(entry, f"{path}.outputs[{i}]") for i, entry in enumerate(f["outputs"])
     ]

@@ -225,7 +225,7 @@ class Drive:
         """Apply a commit to the job."""
         self.machine.accept(commit)
         if commit.kind is _RESUMED:
-            for task in self.machine.job.pending_tasks:
+            for task in self.machine.job.tasks_to_run():
                 if task.due_ns > commit.at_ns:
                     left = task.due_ns - commit.at_ns
                     self.environment.clock.record_wait(f"retry of {task.routine_id}", left)

@@ -121,7 +121,7 @@ class Loop:
                 drive.on_wait(drive)
             return
         environment = self._environment
-        if environment.max_steps is not None and self._over(drive, environment.max_steps):
+        if environment.max_steps is not None and self._over(drive, task, environment.max_steps):
             self._mark(drive)
             return
         step = machine.begin(task, now)
@@ -137,7 +137,9 @@ class Loop:
         if drive.plan.width > 1:
             self._mark(drive)
 
-    def _over(self, drive: Drive, limit: int) -> bool:
+    def _over(self, drive: Drive, task: PendingTask, limit: int) -> bool:
+        if task.reports:
+            limit *= 2  # the tasks that tell of the failure have their own steps
         job = drive.machine.job
         made = sum(state.attempts for state in job.routine_states.values())
         if made + drive.machine.in_flight < limit:
@@ -146,7 +148,8 @@ class Loop:
             f"job {job.job_id} made {made} attempts, the runtime's max_steps; check that each"
             " cycle of its flow ends, or raise max_steps"
         )
-        drive.commit(drive.machine.fail(ErrorInfo.of(error), drive.now_ns()))
+        now = max(drive.now_ns(), job.updated_ns)
+        drive.commit(drive.machine.fail(task, ErrorInfo.of(error), now))
         return True
 
     def _end(self, group: Sequence[Ended], now: int) -> None:

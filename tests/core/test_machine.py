@@ -99,7 +99,7 @@ def test_a_job_that_is_recovered_too_often_without_progress_is_poisoned():
         assert story.job.recoveries == number
     story.crash()
     commit = story.resume()
-    assert (commit.kind, commit.status, commit.task_id) == ("failed", "failed", None)
+    assert (commit.kind, commit.status, commit.task_id) == ("failed", "failed", "0.0")
     assert str(story.job.error) == (
         "routilux.PoisonJobError: the job was recovered 3 times without progress; each time its run"
         " ended while one of these tasks was ready to run: b (task 0.0, attempt 1), c (task 0.1,"

@@ -11,7 +11,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn, final
 
-from pytest_routilux.sim.conformance.spec import RAISED_BY_ENGINE, error_name
+from pytest_routilux.sim.conformance.spec import (
+    FAILED_BY_ENGINE,
+    RAISED_BY_ENGINE,
+    error_name,
+)
 from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.text import seconds
 from routilux import CommitKind, ErrorStrategy
@@ -60,6 +64,8 @@ class RetryRules:
                 keys = ", ".join(map(repr, [*writes.values, *writes.removed]))
                 fail("failed-attempt-wrote", f"{failed}, but its {where} {keys} is kept", commit)
         final = commit.kind in (_FAILED, _DROPPED)
+        if shadow.reports and commit.error is not None and commit.error.type in FAILED_BY_ENGINE:
+            final = False  # else failures could be reported without end
         events = [emission.event for emission in commit.emissions]
         expected = ["error"] if final and shadow.task.routine_id in self._spec.emits_error else []
         if expected and not events:
@@ -161,6 +167,10 @@ class RetryRules:
         error: tuple[type[BaseException], ...],
         retry_after: int | None,
     ) -> None:
+        if commit.error is not None and commit.error.type in FAILED_BY_ENGINE:
+            if commit.kind is not _FAILED:
+                fail("strategy-wrong", f"{shadow} is dropped after {commit.error.type}", commit)
+            return
         end = (
             "failed" if commit.kind is _FAILED else f"dropped as {(commit.detail or {}).get('as')}"
         )

@@ -19,7 +19,9 @@ from routilux import (
     FlowDefinitionError,
     IllegalTransitionError,
     NoActiveStepError,
+    PoisonJobError,
     RetryAfter,
+    StepLimitError,
     StepTimeoutError,
     UnserializableError,
 )
@@ -49,6 +51,8 @@ def error_name(kind: type[BaseException]) -> str:
 
 RAISED_BY_ENGINE: Final = {error_name(kind): kind for kind in (StepTimeoutError, *_NEVER)}
 """The classes of errors that the engine raises, by their names in a commit."""
+FAILED_BY_ENGINE: Final = {error_name(kind) for kind in (PoisonJobError, StepLimitError)}
+"""The names of the errors by which the engine fails a task, whatever its strategy is."""
 
 
 def width_of(flow: Flow) -> int:

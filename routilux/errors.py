@@ -129,7 +129,7 @@ class LeaseLostError(RoutiluxError):
 
 
 class DuplicateJobError(RoutiluxError):
-    """The store already holds a job with this id."""
+    """The store or the runtime already has a job with this id."""
 
 
 class NotResumableError(RoutiluxError):

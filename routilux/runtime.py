@@ -348,6 +348,11 @@ class Runtime:
                 raise DuplicateJobError(
                     f"job {job_id!r} is running in this runtime; choose another job_id"
                 )
+            if job_id in self.environment.job_ids:
+                raise DuplicateJobError(
+                    f"job {job_id!r} was already started in this runtime; choose another job_id, or"
+                    " resume that job"
+                )
             commit = drive.machine.start(entry, slot, payload, drive.now_ns(), queued=queued)
             if queued:
                 drive.commit(commit)
@@ -364,6 +369,8 @@ class Runtime:
         except BaseException:
             self.environment.forget(machine)
             raise
+        if self.store is None:
+            self.environment.job_ids.add(machine.job.job_id)
 
     def _was_given_back(self, job_id: str) -> bool:
         hold = None if self.store is None else self.store.holders(job_id).get(job_id)

@@ -88,7 +88,8 @@ _DROPPED = CommitKind.DROPPED
 class Commit:
     """A record of what one step or request changes in a job.
 
-    `at_ns` and `started_ns` are UTC nanoseconds by the job's clock, `delay_ns` the planned wait
+    `at_ns` and `started_ns` are UTC nanoseconds by the job's clock. `started_ns` is None if no
+    attempt ran, as in a task that the engine fails at `max_steps`. `delay_ns` is the planned wait
     of a retry and `due_ns` its end. `status` is the job's status after it. `worker` numbers the
     steps of the job that run at the same time, from 0. `detail` holds fields of one kind only.
     """
@@ -321,7 +322,7 @@ _FORMS: Final[Mapping[str, tuple[codec.Fields, codec.Fields]]] = {
     "start": _form("tasks", "detail"),
     "done": _form(*_STEP, optional=(*_CREATED, "state", "shared")),
     "retry": _form(*_STEP, "error", "delay_ns", "due_ns", optional=("worker",)),
-    "failed": _form(*_STEP, "error", optional=_CREATED),
+    "failed": _form(*_STEP[:3], "error", optional=("started_ns", *_CREATED)),
     "dropped": _form(*_STEP, "error", "detail", optional=_CREATED),
     "conflict": _form(*_STEP, optional=("worker",)),
     "effect": _form(*_STEP, "detail", "effect", optional=("worker",)),
@@ -331,7 +332,7 @@ _FORMS: Final[Mapping[str, tuple[codec.Fields, codec.Fields]]] = {
     "cancelled": _form(optional=("detail",)),
 }
 # Of the job as a whole, not one of its tasks.
-_OF_THE_JOB: Final = {name: _form("error") for name in ("failed", "interrupted")}
+_OF_THE_JOB: Final = {"interrupted": _form("error")}
 _SHAPE: codec.Fields = {"shape": list, "routines": list}
 _DETAILS: Final[Mapping[CommitKind, tuple[codec.Fields, codec.Fields]]] = {
     CommitKind.START: ({"flow_id": str, **_SHAPE}, {}),

@@ -90,7 +90,7 @@ class FoldedJob:
         self.error: ErrorInfo | None = None
         self._pending: dict[str, PendingTask] = {}
         self._failed: set[str] = set()  # pending tasks that failed
-        self._reports: set[str] = set()  # pending tasks that tell of a failure
+        self._reports: set[str] = set()  # pending tasks that report a failure
         self._waiting: set[str] = set()  # pending tasks that got a due time since the last resume
         self._replaying = False  # nothing refers to its mappings, so that they are changed in place
         self._commits: list[Commit] = []
@@ -106,14 +106,13 @@ class FoldedJob:
     def tasks_to_run(self) -> Sequence[PendingTask]:
         """Return the pending tasks that may still run.
 
-        Once a task has failed, only the tasks that tell of a failure run, and then the job rests
-        as failed.
+        Once a task has failed, only the tasks that report a failure run; then the job is failed.
         """
         tasks = self.pending_tasks
         return [task for task in tasks if task.task_id in self._reports] if self._failed else tasks
 
     def reports_after(self, commit: Commit) -> int:
-        """Return how many tasks that tell of a failure are left after a commit of a step."""
+        """Return how many tasks that report a failure are left after a commit of a step."""
         pending = self._pending.get(commit.task_id or "")
         own = pending is not None and pending.reports
         ends = commit.kind in (_DONE, _FAILED, _DROPPED)
@@ -234,7 +233,7 @@ class FoldedJob:
         if kind is _CONFLICT:
             pending.conflicts += 1
             return (pending,)
-        routine.attempts += 1
+        routine.attempts += commit.started_ns is not None
         if self.recoveries:
             self._note_progress()
         routine.error = commit.error

@@ -187,7 +187,7 @@ class Machine:
         return commit
 
     def _set_status(self, commit: Commit) -> None:
-        """Set the status of a job that fails: it rests when nothing is left to run."""
+        """Set the status of a job with a failed task: `failed` if nothing is left to run."""
         status = _RUNNING if self.job.status is JobStatus.PENDING else self.job.status
         others = len(self._flights) - (commit.task_id in self._flights)
         if not (status.is_final or others or self.job.reports_after(commit)):

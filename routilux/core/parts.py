@@ -98,10 +98,10 @@ class RoutineState:
             error=None if f["error"] is None else load_error(f["error"], f"{path}.error"),
             **{name: in_range(f[name], f"{path}.{name}") for name in _COUNTS},
         )
-        ended = state.completed + state.skipped + state.error_continued + state.failed
+        ended = state.completed + state.skipped + state.error_continued
         if state.attempts < max(ended, state.retry_count):
             raise CorruptStateError(
-                f"{path}.attempts", "must be at least retry_count and the number of ended tasks"
+                f"{path}.attempts", "must be at least retry_count and the number of tasks that ran"
             )
         if state.status != f["status"]:
             raise CorruptStateError(

@@ -159,7 +159,7 @@ def _failure(
     commit = step_commit(CommitKind.FAILED if stops else CommitKind.DROPPED, job, step, now)
     pending = job._pending[task.task_id]
     if outcome.error is not None:
-        _tell(plan, commit, pending, outcome.error)
+        _report(plan, commit, pending, outcome.error)
     if not stops:
         skipped = strategy is ErrorStrategy.SKIP
         as_ = RoutineStatus.SKIPPED if skipped else RoutineStatus.ERROR_CONTINUED
@@ -193,7 +193,7 @@ def failed_task(
 ) -> Commit:
     """Return the commit that fails a task which the engine does not run again.
 
-    A task that itself tells of a failure tells nothing more then: this could go on without end.
+    A task that reports a failure emits no `error` then: that could repeat without end.
     """
     task = pending.task
     commit = Commit(
@@ -204,16 +204,15 @@ def failed_task(
         task.task_id,
         task.routine_id,
         pending.attempt,
-        now,
     )
     if pending.reports:
         commit.error = error
     else:
-        _tell(plan, commit, pending, error)
+        _report(plan, commit, pending, error)
     return commit
 
 
-def _tell(plan: Plan, commit: Commit, pending: PendingTask, error: ErrorInfo) -> None:
+def _report(plan: Plan, commit: Commit, pending: PendingTask, error: ErrorInfo) -> None:
     """Add the error of a task that is given up to its commit, and the event `error`."""
     task = pending.task
     commit.error = error

@@ -139,7 +139,7 @@ class Loop:
 
     def _over(self, drive: Drive, task: PendingTask, limit: int) -> bool:
         if task.reports:
-            limit *= 2  # the tasks that tell of the failure have their own steps
+            limit *= 2  # the tasks that report a failure have steps of their own
         job = drive.machine.job
         made = sum(state.attempts for state in job.routine_states.values())
         if made + drive.machine.in_flight < limit:

@@ -21,6 +21,7 @@ from routilux.errors import (
     FlowDefinitionError,
     StepTimeoutError,
     UnserializableError,
+    short_repr,
 )
 from routilux.graph.context import Context, active
 from routilux.graph.messages import ErrorInfo, RecordedEffect, StepInput, StepOutcome, traceback_of
@@ -51,7 +52,7 @@ def run_step(
             host.opened(context)
         result = slot.handler(**arguments)
         if result is not None:
-            _run_result(result, slot)
+            _check_result(_run_result(result, slot), slot)
         if step.timeout_ns is not None and _is_late(step, host):
             return timed_out(step)
         if not context.touched:
@@ -103,24 +104,32 @@ def _is_late(step: StepInput, host: StepHost) -> bool:
     return step.timeout_ns is not None and host.now_ns() - step.started_ns >= step.timeout_ns
 
 
-def _run_result(result: object, slot: Slot) -> None:
+def _run_result(result: object, slot: Slot) -> object:
     if inspect.iscoroutine(result):
-        _run_coroutine(result, slot)
-    elif inspect.isgenerator(result) or inspect.isasyncgen(result):
+        return _run_coroutine(result, slot)
+    if inspect.isgenerator(result) or inspect.isasyncgen(result):
         raise FlowDefinitionError(
             f"the handler of slot {slot.name!r} is a generator, so its code has not run; use emit"
             " instead of yield"
         )
+    return result
 
 
-def _run_coroutine(coroutine: Coroutine[object, object, object], slot: Slot) -> None:
+def _check_result(result: object, slot: Slot) -> None:
+    if result is not None:
+        raise FlowDefinitionError(
+            f"the handler of slot {slot.name!r} returned {short_repr(result)}, which no routine"
+            " receives; use emit to send it, and return nothing"
+        )
+
+
+def _run_coroutine(coroutine: Coroutine[object, object, object], slot: Slot) -> object:
     import asyncio  # 40 ms at import, and only async handlers need it
 
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        asyncio.run(coroutine)
-        return
+        return asyncio.run(coroutine)
     coroutine.close()
     raise FlowDefinitionError(
         f"the handler of slot {slot.name!r} is async, but this thread already runs an event loop;"

@@ -147,7 +147,7 @@ class _Checker:
             fail("unknown-task", what, commit)
         if shadow.ended or shadow.failed or shadow.attempt != commit.attempt:
             wrong_attempt(shadow, commit.attempt, "is committed", commit.at_ns)
-        started = commit.started_ns or 0
+        started = commit.at_ns if commit.started_ns is None else commit.started_ns
         if started > commit.at_ns:
             fail("time-ran-back", f"{commit_text(commit)} ends before it starts", commit)
         if started < shadow.due:
@@ -157,7 +157,7 @@ class _Checker:
             job.end_step(shadow, commit.at_ns)
             if shadow.first is None:
                 shadow.first = started
-            if commit.kind is not _CONFLICT:
+            if commit.kind is not _CONFLICT and commit.started_ns is not None:
                 routine = shadow.task.routine_id
                 job.attempts[routine] = job.attempts.get(routine, 0) + 1
         return shadow
@@ -286,7 +286,7 @@ class _Checker:
             fail("not-completed", what, commit)
 
     def _check_failing(self, commit: Commit) -> None:
-        """Check that a job with a failed task rests once its failures are reported."""
+        """Check that a job with a failed task is failed once its failures are reported."""
         job, after = self._job, commit.status
         left = [shadow for shadow in job.open.values() if shadow.reports and not shadow.failed]
         if after is JobStatus.FAILED and (left or job.in_flight):

@@ -105,10 +105,10 @@ class RetryPolicy:
         if retry not in self._bounds:
             handler = self.handler
             growth = _decimal(handler.retry_backoff) ** (retry - 1)
-            delay = min(round(_decimal(handler.retry_delay) * growth * _SECOND), _CENTURY)
+            delay = min(round(_decimal(handler.retry_delay) * growth * _SECOND), self._ceiling)
             spread = delay * _decimal(handler.jitter)
             least, most = round(delay - spread), round(delay + spread)
-            self._bounds[retry] = min(least, self._ceiling), min(most, self._ceiling)
+            self._bounds[retry] = least, min(most, self._ceiling)
         return self._bounds[retry]
 
     def is_retryable(self, kinds: tuple[type[BaseException], ...]) -> bool:

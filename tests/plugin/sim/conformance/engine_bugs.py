@@ -580,7 +580,7 @@ def a_task_that_fails_for_good_emits_no_error_event(patch: Patch) -> None:
     def forget(_: None, plan: Any, commit: Commit, *__: Any) -> None:
         commit.emissions = commit.tasks = ()
 
-    after(patch, transitions, "_tell", forget)
+    after(patch, transitions, "_report", forget)
 
 
 @bug(

@@ -13,6 +13,7 @@ import logging
 import threading
 from concurrent.futures import Future
 from contextlib import contextmanager
+from contextvars import Context, copy_context
 from secrets import token_hex
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -277,7 +278,8 @@ class Runtime:
                 f"job {job_id!r} is {job.status.value} now: another host has resumed the job"
                 " while this host was suspended for longer than its lease"
             )
-        return self.drive_of(fitting_plan(plans, job, allow_changed=allow_changed), job)
+        plan = fitting_plan(plans, job, allow_changed=allow_changed)
+        return self.drive_of(plan, job, Context())  # another program may have submitted it
 
     def _resumption(self, drive: Drive, *, retry_failed: bool = False, clean: bool) -> Commit:
         self._check_stopped(drive.machine.job.job_id)
@@ -397,9 +399,14 @@ class Runtime:
             " call wait() on the job's Run, then resume the job that wait() returns"
         )
 
-    def drive_of(self, plan: Plan, job: JobState) -> Drive:
-        """Return a `Drive` that runs `job` with `plan` in this runtime."""
-        return Drive(self.environment, Machine(plan, job))
+    def drive_of(self, plan: Plan, job: JobState, context: Context | None = None) -> Drive:
+        """Return a `Drive` that runs `job` with `plan` in this runtime.
+
+        Its handlers see the context variables of `context`, by default of the caller.
+        """
+        return Drive(
+            self.environment, Machine(plan, job), copy_context() if context is None else context
+        )
 
 
 def _hand_over(run: Run, done: Future[JobState]) -> None:

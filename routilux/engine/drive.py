@@ -6,6 +6,8 @@ Invariants:
 - A job changes only under the runtime's lock; no handler runs under it.
 - Before an effect the store is asked whether this host still owns the job. So a host that has lost
   the job runs no further effect, except the one that it had already begun.
+- The context variables of the code that starts a job reach its handlers: they are copied once a
+  job. What a handler sets in them ends with its step.
 - A job's time is UTC when it started or was resumed, plus monotonic progress, and never before its
   last commit. So a wall clock that is set changes no wait, and time in the history never decreases.
 """
@@ -31,6 +33,7 @@ from routilux.persist.journal import SNAPSHOT_EVERY
 from routilux.persist.store import lost
 
 if TYPE_CHECKING:
+    import contextvars
     from collections.abc import Callable, Iterator
 
     from routilux.clocks.clock import Key
@@ -71,6 +74,7 @@ class Drive:
         "_journal",
         "_open",
         "_snapshot_at",
+        "context",
         "environment",
         "error",
         "lease_ns",
@@ -91,10 +95,13 @@ class Drive:
         "trouble",
     )
 
-    def __init__(self, environment: Environment, machine: Machine) -> None:
+    def __init__(
+        self, environment: Environment, machine: Machine, context: contextvars.Context
+    ) -> None:
         clock = environment.clock
         self.environment = environment
         self.machine = machine
+        self.context = context  # each step runs in a copy of it
         self.plan = machine.plan
         self.run_step = environment.run_step
         self.ordinal = next(_ordinals)
@@ -144,7 +151,8 @@ class Drive:
         routine_id = task.routine_id
         routine = plan.routines[routine_id]
         slot = routine._slots[task.slot]
-        return self.run_step(step, routine, slot, plan.handlers[routine_id], self)
+        handler = plan.handlers[routine_id]
+        return self.context.copy().run(self.run_step, step, routine, slot, handler, self)
 
     def check(self, step: StepInput) -> None:
         """Raise an error unless this host still runs the job."""

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from routilux.graph.context import StepHost
 
 if TYPE_CHECKING:
+    import contextvars
+
     from routilux.clocks.clock import Clock, Key
     from routilux.graph.messages import StepInput, StepOutcome
     from routilux.graph.plan import Plan
@@ -24,6 +26,7 @@ class Driven(StepHost, Protocol):
 
     plan: Plan
     ordinal: int
+    context: contextvars.Context
 
     def run(self, step: StepInput) -> StepOutcome:
         """Run one attempt in this thread, and return the outcome."""

@@ -234,9 +234,9 @@ class SimDriver:
         running.flight, running.clock = flight, clock
         outcome: StepOutcome | BaseException
         try:
-            outcome = run_step(
-                step, plan.routines[task.routine_id], slot, plan.handlers[task.routine_id], host
-            )
+            routine, handler = plan.routines[task.routine_id], plan.handlers[task.routine_id]
+            context = flight.driven.context.copy()
+            outcome = context.run(run_step, step, routine, slot, handler, host)
         except TEST_OUTCOMES:
             raise
         except BaseException as error:

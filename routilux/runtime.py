@@ -21,7 +21,7 @@ from routilux.clocks.clock import Clock, SystemClock
 from routilux.clocks.forks import begin_in_children
 from routilux.core.machine import Machine
 from routilux.core.state import JobState
-from routilux.engine.drive import Drive
+from routilux.engine.drive import Drive, waiting_step
 from routilux.engine.entry_checks import (
     check_job_id,
     check_same_flow,
@@ -138,7 +138,8 @@ class Runtime:
         # Not the event loop's own pool: jobs would wait for each other's threads.
         threading.Thread(target=_hand_over, args=(run, done), daemon=True).start()
         try:
-            return await asyncio.wrap_future(done)
+            with waiting_step():
+                return await asyncio.wrap_future(done)
         except asyncio.CancelledError:
             if run._drive.error is None:  # else the handler raised it, and no caller cancelled
                 try:

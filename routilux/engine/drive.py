@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,6 +29,7 @@ from routilux.errors import (
     NotResumableError,
     UnserializableError,
 )
+from routilux.graph.context import active
 from routilux.graph.messages import ErrorInfo
 from routilux.persist.journal import SNAPSHOT_EVERY
 from routilux.persist.store import lost
@@ -54,6 +56,8 @@ _RESUMED = CommitKind.RESUMED
 
 class DrivingLoop(Protocol):
     """The methods of `Loop` that a `Drive` calls."""
+
+    def block(self, change: int) -> None: ...
 
     def look(self, drive: Drive) -> None: ...
 
@@ -347,6 +351,35 @@ class Drive:
         """Return a copy of the job as of the last commit."""
         with self.environment.lock:
             return self.machine.job.copy()
+
+
+def running_drive() -> Drive | None:
+    """Return the job whose handler runs the calling code; None outside a handler."""
+    context = active.get()
+    host = None if context is None or context.step is None else context._host
+    return host if isinstance(host, Drive) else None
+
+
+@contextmanager
+def waiting_step() -> Iterator[Drive | None]:
+    """Let other steps run while the step of the calling code, if any, waits for another job.
+
+    Yields the job of that step.
+    """
+    drive = running_drive()
+    if drive is None:
+        yield None
+        return
+    with drive.environment.lock:
+        loop = drive.loop
+        if loop is not None:
+            loop.block(1)
+    try:
+        yield drive
+    finally:
+        if loop is not None:
+            with drive.environment.lock:
+                loop.block(-1)
 
 
 def _given_up(step: StepInput) -> NoActiveStepError:

@@ -52,10 +52,11 @@ error of the engine.
 class Driver(Protocol):
     """Runs steps for a loop.
 
-    `room` says whether the driver can take a step now; only `start` and `next` change it.
+    `room` says whether the driver can take a step now.
     """
 
-    room: bool
+    @property
+    def room(self) -> bool: ...
 
     def start(self, driven: Driven, step: StepInput) -> None:
         """Accept a step of the job `driven`."""
@@ -68,6 +69,12 @@ class Driver(Protocol):
 
     def poke(self) -> None:
         """Make `next` return at once, from any thread."""
+
+    def block(self, change: int) -> None:
+        """Note that a step begins (1) or ends (-1) to wait for another job.
+
+        Such a step takes up no room. The caller holds the runtime's lock.
+        """
 
 
 class InlineDriver:
@@ -104,3 +111,6 @@ class InlineDriver:
 
     def poke(self) -> None:
         self._poked.set()
+
+    def block(self, change: int) -> None:
+        """Do nothing: no other step waits for this thread."""

@@ -137,6 +137,9 @@ class SimDriver:
     def poke(self) -> None:
         """Do nothing: `next` never waits."""
 
+    def block(self, change: int) -> None:
+        """Do nothing: there is one thread, and it never waits."""
+
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
         """Return the next step that ends; None if `until` comes first."""
         clock = self._clock

@@ -21,7 +21,16 @@ if TYPE_CHECKING:
 class DiscardingStore(MemoryStore):
     """Accepts every row, and keeps none."""
 
-    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, status: str) -> None:
+    def create(
+        self,
+        job_id: str,
+        row: bytes,
+        owner: str,
+        *,
+        flow_id: str,
+        status: str,
+        after_ns: int = 0,
+    ) -> None:
         """Do nothing."""
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:

@@ -34,17 +34,21 @@ def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
     """A fake clock that `time` and `datetime` in user code follow."""
     facts = _facts(request)
     facts.refuse_two_clocks("flow_clock")
-    from pytest_routilux.settings import sleeping
-    from pytest_routilux.virtual_time.freeze import frozen_clock
+    from pytest_routilux.settings import flow_time, sleeping
+    from pytest_routilux.virtual_time.freeze import frozen_clock, take_stuck
     from pytest_routilux.virtual_time.late_failures import fail_at_end
     from pytest_routilux.virtual_time.watchdog import fail_blocked_steps
 
+    start, zone = flow_time(request.node)
     with (
         fail_at_end(),
-        frozen_clock(sleeping(request.config)) as clock,
+        frozen_clock(
+            sleeping(request.config), start=start, zone=zone, roots=_values_of(request.node)
+        ) as clock,
         fail_blocked_steps(clock, request.config),
     ):
         facts.add_clock(clock)
+        facts.kept += take_stuck()
         yield clock
 
 
@@ -53,13 +57,16 @@ def flow_clock_bare(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
     """A fast fake clock that leaves `time` and `datetime` real."""
     facts = _facts(request)
     facts.refuse_two_clocks("flow_clock_bare")
+    from pytest_routilux.settings import flow_time
     from pytest_routilux.virtual_time.late_failures import fail_at_end
+    from pytest_routilux.virtual_time.local_zone import local_zone
     from pytest_routilux.virtual_time.watchdog import fail_blocked_steps
     from routilux import FakeClock
 
-    clock = FakeClock()
+    start, zone = flow_time(request.node)
+    clock = FakeClock(start)
     facts.add_clock(clock)
-    with fail_at_end(), fail_blocked_steps(clock, request.config):
+    with local_zone(zone), fail_at_end(), fail_blocked_steps(clock, request.config):
         yield clock
 
 
@@ -82,9 +89,13 @@ def flow_runtime(request: pytest.FixtureRequest, flow_monitor: FlowMonitor) -> I
     from routilux import RoutiluxError, Runtime, use_runtime
     from routilux.persist.journal import Journal
 
-    _facts(request).add_monitor(flow_monitor)
+    facts = _facts(request)
+    facts.add_monitor(flow_monitor)
     name = "flow_clock_bare" if "flow_clock_bare" in request.fixturenames else "flow_clock"
-    runtime = Runtime(clock=request.getfixturevalue(name), observers=[flow_monitor])
+    clock = request.getfixturevalue(name)
+    if name == "flow_clock":
+        facts.refuse_other_clock(clock)
+    runtime = Runtime(clock=clock, observers=[flow_monitor])
     runtime.environment.journal = Journal(DiscardingStore())  # but `store` stays None
     failed = request.session.testsfailed
     with use_runtime(runtime):
@@ -126,12 +137,17 @@ def serialize_roundtrip(tmp_path: Path) -> SerializeRoundtrip:
 def flow_hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FlowHosts]:
     """Runs and resumes jobs on hosts: processes that a test can kill."""
     from pytest_routilux.hosts.flow_hosts import FlowHosts
-    from pytest_routilux.settings import sleeping
+    from pytest_routilux.settings import flow_time, sleeping
 
     def show(name: str, output: str) -> None:
         request.node.add_report_section("call", f"output of {name}", output)
 
-    with FlowHosts(tmp_path, sleeping=sleeping(request.config), on_output=show) as hosts:
+    with FlowHosts(
+        tmp_path,
+        sleeping=sleeping(request.config),
+        time=flow_time(request.node),
+        on_output=show,
+    ) as hosts:
         yield hosts
 
 
@@ -154,19 +170,25 @@ def flow_faults(request: pytest.FixtureRequest) -> Iterator[FlowFaults]:
 @pytest.fixture
 def flow_sim(request: pytest.FixtureRequest) -> Iterator[FlowSim]:
     """Crashes a simulated job at every possible point, and checks each recovery."""
-    _facts(request)  # real time is counted from here
-    from pytest_routilux.settings import sleeping
-    from pytest_routilux.sim.flow_sim import START, FlowSim
-    from pytest_routilux.virtual_time.freeze import frozen_simulation
+    facts = _facts(request)  # real time is counted from here
+    from pytest_routilux.settings import flow_time, sleeping
+    from pytest_routilux.sim.flow_sim import FlowSim
+    from pytest_routilux.virtual_time.freeze import frozen_simulation, take_stuck
     from pytest_routilux.virtual_time.late_failures import fail_at_end
     from pytest_routilux.virtual_time.watchdog import fail_blocked_steps
+    from routilux.clocks.durations import instant_ns
 
-    sim = FlowSim(request.node, request.config.getoption("routilux_repro"))
+    start, zone = flow_time(request.node)
+    start_ns = instant_ns(start)
+    sim = FlowSim(request.node, request.config.getoption("routilux_repro"), start_ns)
     with (
         fail_at_end(),
-        frozen_simulation(START, sleeping(request.config)),
+        frozen_simulation(
+            start_ns, sleeping(request.config), zone=zone, roots=_values_of(request.node)
+        ),
         fail_blocked_steps(None, request.config),
     ):
+        facts.kept += take_stuck()
         yield sim
     sim.close()
 
@@ -212,6 +234,8 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 
 _MODE: Final = pytest.StashKey[str]()
 _FACTS: Final = "pytest_routilux.report.run_facts"
+_FREEZE: Final = "pytest_routilux.virtual_time.freeze"
+_LOCAL_ZONE: Final = "pytest_routilux.virtual_time.local_zone"
 
 
 def _facts(request: pytest.FixtureRequest) -> RunFacts:
@@ -220,18 +244,46 @@ def _facts(request: pytest.FixtureRequest) -> RunFacts:
     return facts_of(request.node)
 
 
+def _values_of(node: pytest.Item) -> list[dict[str, Any]]:
+    """Return the dicts of a test's parameters and of the fixtures that are set up."""
+    callspec = getattr(node, "callspec", None)
+    return [getattr(node, "funcargs", {}), {} if callspec is None else callspec.params]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown() -> Generator[None, None, None]:
+    """Put back what fixtures have restored after the end of virtual time."""
+    try:
+        return (yield)
+    finally:
+        if _FREEZE in sys.modules:
+            from pytest_routilux.virtual_time.freeze import put_back
+
+            put_back()
+        if _LOCAL_ZONE in sys.modules:
+            from pytest_routilux.virtual_time.local_zone import put_back_zone
+
+            put_back_zone()
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     from pytest_routilux.settings import (
         assertions_count,
         blocked_after,
         find_report_look,
+        ini_time,
         report_mode,
         sleeping,
     )
 
+    config.addinivalue_line(
+        "markers",
+        "flow_time(start=..., zone=...): the instant at which flow_clock, flow_clock_bare and"
+        " flow_sim start (UTC if it has no offset), and the local time zone",
+    )
     # An invalid value ends the session here.
-    sleeping(config), blocked_after(config), assertions_count(config)
+    sleeping(config), blocked_after(config), assertions_count(config), ini_time(config)
     config.stash[_MODE] = report_mode(config)
     repro = config.getoption("routilux_repro")
     if repro is not None:

@@ -8,13 +8,34 @@ Invariants:
 from __future__ import annotations
 
 import shutil
-from typing import Any, Final, Literal, TypeAlias
+import time
+from datetime import date, datetime
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import pytest
 
-REPORT_PARTS: Final = ("flow_report", "flow_simulations", "flow_facts")  # attributes of a report
+# pytest imports this module before a test or a conftest can patch these.
+REAL_CLASSES: Final = (date, datetime)
+REAL_TIME: Final[dict[str, Any]] = {
+    name: getattr(time, name)
+    for name in (
+        *("asctime", "ctime", "gmtime", "localtime", "monotonic", "monotonic_ns", "perf_counter"),
+        *("perf_counter_ns", "sleep", "strftime", "time", "time_ns"),
+    )
+}
+
+# Attributes of a report.
+REPORT_PARTS: Final = ("flow_report", "flow_simulations", "flow_facts", "flow_kept")
 Sleeping: TypeAlias = Literal["virtual", "error", "real"]
 """What `time.sleep()` in a handler does."""
+
+
+class FlowTime(NamedTuple):
+    """The instant at which virtual time starts, and the local time zone."""
+
+    start: str = "2026-01-01"
+    zone: str = "UTC"
+
 
 _LOOK: Final = pytest.StashKey[tuple[int, bool]]()
 _MODES: Final = "it must be auto, always or never"
@@ -62,6 +83,75 @@ def add_options(parser: pytest.Parser) -> None:
         type=_NUMBER,
         default=5.0,
     )
+    parser.addini(
+        "routilux_start",
+        "the instant at which virtual time starts, in ISO format; without an offset it is UTC",
+        type="string",
+        default=FlowTime().start,
+    )
+    parser.addini(
+        "routilux_zone",
+        "the local time zone of tests in virtual time, such as Europe/Berlin",
+        type="string",
+        default=FlowTime().zone,
+    )
+
+
+def flow_time(node: pytest.Item) -> FlowTime:
+    """Return the start and the zone of a test: of its nearest marker, or of the settings."""
+    found = ini_time(node.config)._asdict()
+    for where, marker in reversed([*node.iter_markers_with_node("flow_time")]):
+        unknown = [repr(value) for value in marker.args]
+        unknown += [name for name in marker.kwargs if name not in FlowTime._fields]
+        try:
+            if unknown:
+                raise ValueError(f"{unknown[0]} is neither start=… nor zone=…")
+            if "start" in marker.kwargs:
+                found["start"] = _start(marker.kwargs["start"])
+            if "zone" in marker.kwargs:
+                found["zone"] = _zone(marker.kwargs["zone"])
+        except ValueError as error:
+            place = where.nodeid or "the session"
+            pytest.fail(f"the marker flow_time of {place}: {error}", pytrace=False)
+    return FlowTime(**found)
+
+
+def ini_time(config: pytest.Config) -> FlowTime:
+    """Return the settings `routilux_start` and `routilux_zone`."""
+    found = []
+    for name, read in (("routilux_start", _start), ("routilux_zone", _zone)):
+        try:
+            found.append(read(_setting(config, name, "it must be a text")))
+        except ValueError as error:
+            raise pytest.UsageError(f"{name}: {error}") from None
+    return FlowTime(*found)
+
+
+def _start(value: object) -> str:
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else value
+    except ValueError:
+        moment = None
+    if not isinstance(moment, datetime):
+        raise ValueError(
+            f"start={value!r} is no instant; give a datetime or an ISO text such as"
+            " '2024-02-29T23:30:00+01:00'"
+        )
+    return moment.isoformat()
+
+
+def _zone(value: object) -> str:
+    if value != "UTC":
+        from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+        try:
+            ZoneInfo(value)  # type: ignore[arg-type]  # whatever a marker holds
+        except (OSError, TypeError, ValueError, ZoneInfoNotFoundError):
+            raise ValueError(
+                f"zone={value!r} is no time zone of this system; give a name of"
+                " zoneinfo.available_timezones(), such as 'Europe/Berlin'"
+            ) from None
+    return str(value)
 
 
 def _setting(config: pytest.Config, name: str, allowed: str) -> Any:

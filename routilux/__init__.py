@@ -51,8 +51,10 @@ from routilux.graph.messages import Emission, ErrorInfo, StepInput, StepOutcome
 from routilux.graph.plan import Connection, ExecutionStrategy
 from routilux.graph.routine import Event, Routine, Slot
 from routilux.monitor import DataFlow, ExecutionMonitor, Observer, Retry, StateChange
+from routilux.persist.admin import cancel_job, retry_job
 from routilux.persist.memory import MemoryStore
 from routilux.persist.store import Acquired, Append, Hold, JobStore
+from routilux.persist.versions import PACKAGE
 from routilux.retry.error_handler import ErrorHandler, ErrorStrategy, RetryAfter
 from routilux.run import Run
 from routilux.runtime import Runtime, use_runtime
@@ -63,7 +65,7 @@ if TYPE_CHECKING:
     from routilux.persist.postgres import PostgresStore
     from routilux.persist.sqlite import SqliteStore
 
-__version__ = "0.1.0"
+__version__ = PACKAGE
 
 __all__ = [
     "Acquired",
@@ -129,7 +131,9 @@ __all__ = [
     "UnsupportedVersionError",
     "Wait",
     "Worker",
+    "cancel_job",
     "register_type",
+    "retry_job",
     "use_runtime",
 ]
 

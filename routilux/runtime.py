@@ -25,6 +25,7 @@ from routilux.engine.drive import Drive, waiting_step
 from routilux.engine.entry_checks import (
     check_job_id,
     check_same_flow,
+    checked_delay,
     checked_params,
     fitting_plan,
 )
@@ -45,6 +46,7 @@ from routilux.saved_state import SavedState
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from concurrent.futures import Executor
+    from datetime import timedelta
     from pathlib import Path
 
     from routilux.core.commits import Commit
@@ -166,18 +168,38 @@ class Runtime:
         return Run(drive, save)
 
     def submit(
-        self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
+        self,
+        flow: Flow,
+        entry: str,
+        params: Params = None,
+        *,
+        delay: float | timedelta = 0,
+        **options: Unpack[JobOptions],
     ) -> str:
         """Store a new job for any host, and return the job's id.
 
-        Raises `DuplicateJobError` if the store already holds that id.
+        No worker takes the job before `delay` seconds have passed by the store's time. Raises
+        `DuplicateJobError` if the store already holds that id.
+
+        >>> from datetime import timedelta
+        >>> from routilux import Flow, MemoryStore, Routine
+        >>> class Remind(Routine):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.define_slot("trigger", handler=print)
+        >>> flow, store = Flow("reminders"), MemoryStore()
+        >>> _ = flow.add_routine(Remind(), "remind")
+        >>> job_id = Runtime(store=store).submit(flow, "remind", delay=timedelta(days=1))
+        >>> print(store.holders()[job_id])
+        held by nobody, and free to be taken in 86...
         """
         if self.store is None:
             raise FlowDefinitionError(
                 "submit() needs a store, but this runtime has none;"
                 " use Runtime(store=...), or call start()"
             )
-        return self._new(flow, entry, params, queued=True, **options).machine.job.job_id
+        after_ns = checked_delay(delay)
+        return self._new(flow, entry, params, after_ns=after_ns, **options).machine.job.job_id
 
     def resume(self, flow: Flow, job: JobState, **options: Unpack[ResumeOptions]) -> JobState:
         """Resume a job in this thread; see `Flow.resume`."""
@@ -335,7 +357,7 @@ class Runtime:
         *,
         slot: str = "trigger",
         job_id: str | None = None,
-        queued: bool = False,
+        after_ns: int | None = None,  # of a queued job
     ) -> Drive:
         plan = flow.plan()
         payload = checked_params(plan, entry, slot, params)
@@ -356,9 +378,10 @@ class Runtime:
                     f"job {job_id!r} was already started in this runtime; choose another job_id, or"
                     " resume that job"
                 )
-            commit = drive.machine.start(entry, slot, payload, drive.now_ns(), queued=queued)
-            if queued:
-                drive.commit(commit)
+            now, queued = drive.now_ns(), after_ns is not None
+            commit = drive.machine.start(entry, slot, payload, now, queued=queued)
+            if after_ns is not None:
+                drive.commit(commit, after_ns=after_ns)
             else:
                 self._commit_first(drive, commit)
         return drive

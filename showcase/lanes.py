@@ -17,9 +17,11 @@ from routilux.clocks.durations import seconds_text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from rich.console import Console, ConsoleOptions, RenderResult
+
     from routilux import Commit, JobState
 
-__all__ = ["lanes", "most_at_once", "worked"]
+__all__ = ["Lanes", "most_at_once", "worked"]
 
 _STYLES: Final = {
     CommitKind.DONE: "black on green",
@@ -35,7 +37,9 @@ _MARKS: Final = {
     CommitKind.DROPPED: "×",
     CommitKind.FAILED: "×",
 }
-_LEGEND: Final = "! failed, is retried · ~ conflict, runs again · × given up · waits hold no worker"
+_LEGEND: Final = "! retried · ~ conflict · × given up · waits hold no worker"
+_HEAD: Final = 11
+_LONGEST: Final = 84
 
 
 def worked(job: JobState) -> list[Commit]:
@@ -59,30 +63,36 @@ def most_at_once(job: JobState) -> int:
     return busiest
 
 
-def lanes(job: JobState, label: Callable[[Commit], str], width: int = 84) -> Text:
-    """Return one line for each worker; `label` names the block of a commit, shortened to fit."""
-    attempts = worked(job)
-    start = job.started_ns
-    length = max(commit.at_ns for commit in attempts) - start
+class Lanes:
+    """One line for each worker; `label` names the block of a commit, shortened to fit."""
 
-    def column(instant: int) -> int:
-        return (instant - start) * width // length
+    def __init__(self, job: JobState, label: Callable[[Commit], str]) -> None:
+        self._job = job
+        self._label = label
 
-    lines = []
-    for worker in sorted({commit.worker for commit in attempts}):
-        line = Text(f"worker {worker}  ", style="bold")
-        at = 0
-        for commit in attempts:
-            if commit.worker == worker and commit.started_ns is not None:
-                begin, end = column(commit.started_ns), column(commit.at_ns)
-                line.append("·" * (begin - at), style="dim")
-                line.append(_block(commit, label(commit), end - begin), style=_STYLES[commit.kind])
-                at = end
-        line.append("·" * (width - at), style="dim")
-        lines.append(line)
-    ruler = f"{'0 s':<{width // 2}}{seconds_text(length, 2) + ' s':>{width - width // 2}}"
-    lines += [Text(f"{'':10}{ruler}", style="dim"), Text(f"{'':10}{_LEGEND}", style="dim")]
-    return Text("\n").join(lines)
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        attempts, start = worked(self._job), self._job.started_ns
+        length = max(commit.at_ns for commit in attempts) - start
+        width = min(options.max_width - _HEAD, _LONGEST)
+
+        def column(instant: int) -> int:
+            return (instant - start) * width // length
+
+        for worker in sorted({commit.worker for commit in attempts}):
+            line = Text(f"{f'worker {worker}':{_HEAD}}", style="bold")
+            at = 0
+            for commit in attempts:
+                if commit.worker == worker and commit.started_ns is not None:
+                    begin, end = column(commit.started_ns), column(commit.at_ns)
+                    line.append("·" * (begin - at), style="dim")
+                    block = _block(commit, self._label(commit), end - begin)
+                    line.append(block, style=_STYLES[commit.kind])
+                    at = end
+            line.append("·" * (width - at), style="dim")
+            yield line
+        ruler = f"{'0 s':<{width // 2}}{seconds_text(length, 2) + ' s':>{width - width // 2}}"
+        yield Text(f"{'':{_HEAD}}{ruler}", style="dim")
+        yield Text(f"{'':{_HEAD}}{_LEGEND}", style="dim")
 
 
 def _block(commit: Commit, label: str, width: int) -> str:

@@ -8,7 +8,7 @@ import pytest
 
 from routilux import CommitKind, JobStatus
 from showcase.flows import fan_out_and_in
-from showcase.lanes import lanes, most_at_once, worked
+from showcase.lanes import Lanes, most_at_once, worked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,6 +71,10 @@ def label(job: JobState) -> dict[str, str]:
     }
 
 
+def workers(number: int) -> str:
+    return "1 worker" if number == 1 else f"{number} workers"
+
+
 @pytest.mark.parametrize("max_workers", [1, 2, 4, 8])
 def test_every_picture_has_its_own_budget_and_the_album_is_emitted_once(
     max_workers: int, flow_runtime: Runtime, flow_clock_bare: FakeClock, flow_report: FlowReport
@@ -84,8 +88,8 @@ def test_every_picture_has_its_own_budget_and_the_album_is_emitted_once(
     names = label(job)
 
     flow_report.add(
-        lanes(job, lambda commit: names[str(commit.task_id)]),
-        title=f"🪢 Fan-out and fan-in, {max_workers} workers: resize (small), tally (CAPITALS)",
+        Lanes(job, lambda commit: names[str(commit.task_id)]),
+        title=f"🪢 Fan-out and fan-in, {workers(max_workers)}: resize (small), tally (CAPITALS)",
     )
     in_full = max_workers == 4
     if in_full:
@@ -138,8 +142,8 @@ def test_eight_pictures_of_a_second_take_as_long_as_the_workers_allow(
 
     names = label(job)
     flow_report.add(
-        lanes(job, lambda commit: names[str(commit.task_id)]),
-        title=f"🪢 8 × 1 s on {max_workers} workers",
+        Lanes(job, lambda commit: names[str(commit.task_id)]),
+        title=f"🪢 8 × 1 s on {workers(max_workers)}",
     )
     assert seconds * SECOND == job.updated_ns - job.started_ns
     assert 8 == len(worked(job))
@@ -155,7 +159,7 @@ def test_a_task_that_waits_for_a_retry_holds_no_worker(
 
     names = label(job)
     flow_report.add(
-        lanes(job, lambda commit: names[str(commit.task_id)]),
+        Lanes(job, lambda commit: names[str(commit.task_id)]),
         title="🪢 A task that waits for a retry holds no worker",
     )
     started = [(names[str(c.task_id)], (c.started_ns or 0) - job.started_ns) for c in worked(job)]

@@ -24,6 +24,8 @@ from routilux import (
     Run,
     Runtime,
     SavedState,
+    Worker,
+    cancel_job,
     use_runtime,
 )
 from tests.engine.concurrency import Gate, at_once, no_thread_remains
@@ -96,6 +98,67 @@ def test_a_job_that_waits_for_a_retry_is_paused_at_once_and_can_then_be_cancelle
         job = run.wait()
     assert START + timedelta(seconds=1) == clock.now()
     assert ["start", "retry", "paused", "cancelled"] == kinds(job)
+
+
+def until_cancelled(self: Routine, n: object = 0) -> None:
+    """Work until the job is cancelled."""
+    while not self.ctx.cancelled:
+        self.ctx.sleep(1)
+    self.ctx.state["asked"] = True
+
+
+@MODES
+def test_a_handler_can_ask_whether_its_job_was_cancelled_and_what_it_did_is_recorded(workers):
+    clock = FakeClock(autojump=False)
+    with Runtime(clock=clock) as runtime:
+        run = chain(workers=workers, a=until_cancelled).start("a", runtime=runtime)
+        clock.advance(2.5)
+        assert JobStatus.RUNNING is run.job.status
+        run.cancel()
+        assert JobStatus.CANCELLED is run.job.status
+        clock.advance(0.5)
+        job = run.wait()
+    assert ["start", "cancelled", "done"] == kinds(job)
+    assert ({"asked": True}, 3) == (job.routine_states["a"].state, ended_at(job))
+
+
+def test_no_other_end_of_a_job_looks_like_a_cancellation():
+    seen: list[bool] = []
+
+    def looks(self, n=0):
+        self.ctx.sleep(2)
+        seen.append(self.ctx.cancelled)
+
+    clock = FakeClock(autojump=False)
+    with Runtime(clock=clock) as runtime:
+        paused = chain(a=looks).start("a", runtime=runtime)
+        failed = fan(send, workers=2, a=looks, b=fails(1)).start("source", runtime=runtime)
+        clock.advance(1)
+        paused.pause()
+        clock.advance(1)
+        assert [JobStatus.PAUSED, JobStatus.FAILED] == [r.wait().status for r in (paused, failed)]
+    assert [False, False] == seen
+
+
+def test_a_handler_learns_that_its_host_runs_the_job_no_longer(tmp_path):
+    clock = FakeClock(autojump=False)
+    store = MemoryStore(clock)
+    with Runtime(clock=clock, store=store) as runtime:
+        flow = chain(a=until_cancelled)
+        runtime.submit(flow, "a", job_id="j")
+        host = Worker(store, [flow], runtime=runtime, lease=30)
+        assert host._take(False)
+        [drive] = host._drives.values()
+        clock.advance(5)
+        cancel_job(store, "j", clock=clock)
+        clock.advance(4.5)
+        assert not drive.cancelled, "no renewal was due"
+        clock.advance(0.5)
+        host._maintain()
+        assert drive.cancelled
+        clock.advance(1)
+        assert 0 == drive.machine.job.routine_states["a"].attempts
+        assert ["start", "resumed", "cancelled"] == kinds(runtime.load("j"))
 
 
 def test_a_job_that_waits_for_a_free_thread_can_be_cancelled(monkeypatch):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
+from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -19,10 +21,13 @@ from routilux import (
     NotResumableError,
     Routine,
     Runtime,
+    Worker,
     use_runtime,
 )
+from routilux.clocks.durations import to_ns
 from routilux.runtime import default_runtime
 from tests.engine.concurrency import no_thread_remains
+from tests.persist.stores import STORES
 from tests.routines import (
     MODES,
     PATIENCE,
@@ -49,9 +54,9 @@ class Refuses(MemoryStore):
         super().__init__()
         self.n, self.for_ever, self.writes = n, for_ever, 0
 
-    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, status: str) -> None:
+    def create(self, job_id: str, row: bytes, owner: str, **options: Any) -> None:
         self._count()
-        super().create(job_id, row, owner, flow_id=flow_id, status=status)
+        super().create(job_id, row, owner, **options)
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         self._count()
@@ -174,6 +179,35 @@ def test_a_job_that_the_store_does_not_hold_can_be_neither_loaded_nor_claimed():
         Runtime().load("nobody")
     with pytest.raises(NotResumableError, match="the store holds no job"):
         flow.resume(job, runtime=runtime)
+
+
+@pytest.mark.parametrize("delay", [90, 0.25, timedelta(minutes=5)])
+@pytest.mark.parametrize("kind", STORES)
+def test_a_job_that_was_submitted_with_a_delay_starts_when_it_has_passed_by_the_stores_time(
+    kind, delay, tmp_path
+):
+    clock, ahead = FakeClock(), FakeClock("2026-01-01T05:00")
+    with (
+        STORES[kind](tmp_path, clock) as store,
+        Runtime(clock=ahead, store=store) as submitter,
+        Runtime(clock=clock, store=store) as runtime,
+    ):
+        began, ran = clock.now_ns(), []
+        flow = chain(a=lambda self: ran.append((self.ctx.job_id, clock.now_ns() - began)))
+        submitter.submit(flow, "a", job_id="later", delay=delay)
+        runtime.submit(flow, "a", job_id="now", delay=0)
+        Worker(store, [flow], runtime=runtime).run(until_idle=True)
+        assert [("now", 0), ("later", to_ns(delay))] == ran
+
+
+@pytest.mark.parametrize(
+    "delay", [-1, float("inf"), float("nan"), "5", None, True, 10**10, timedelta(-1)]
+)
+def test_a_delay_that_no_store_can_keep_is_refused_and_nothing_is_stored(delay):
+    store = MemoryStore()
+    with pytest.raises(FlowDefinitionError, match="delay must be 0 s or more and at most 100 y"):
+        Runtime(store=store).submit(chain(a=rest), "a", delay=delay)
+    assert [] == store.job_ids()
 
 
 @pytest.mark.parametrize("way", ["execute", "submit"])

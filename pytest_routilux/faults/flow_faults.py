@@ -179,10 +179,12 @@ class _FailingJournal(Journal):
         super().__init__(store)
         self._faults = faults
 
-    def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
+    def write(
+        self, job_id: str, commit: Commit, owner: str, *, claims: bool, after_ns: int = 0
+    ) -> None:
         commit.dumps()  # raises for a commit that can't be saved, which counts as no write
         with failing_write(self._faults.live, commit):
-            super().write(job_id, commit, owner, claims=claims)
+            super().write(job_id, commit, owner, claims=claims, after_ns=after_ns)
 
     def append_all(self, added: Sequence[Append]) -> Sequence[Exception | None]:
         # One at a time, so that each one counts and a failed one delays no other.

@@ -42,6 +42,7 @@ from routilux.clocks.durations import from_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
 
     from routilux import Commit, JobState
 
@@ -118,7 +119,7 @@ class _Host:
 
 def _start(folder: Path, request: Request) -> None:
     flow = _built(request)
-    with fail_at_end(), frozen_clock(request["sleeping"], start=request["clock_start"]) as clock:
+    with fail_at_end(), _frozen(request, request["clock_start"]) as clock:
         host = _Host(folder, request, flow, clock)
         params = codec.decode(request["params"], "$.params")
         options = {name: request[name] for name in ("slot", "job_id")}
@@ -133,11 +134,15 @@ def _resume(folder: Path, request: Request) -> None:
         state = _read(request)
         flow = state.flow if request["build"] is None else _built(request)
     start = request["clock_start"] or from_ns(state.saved_at_ns).isoformat()
-    with fail_at_end(), frozen_clock(request["sleeping"], start=start) as clock:
+    with fail_at_end(), _frozen(request, start) as clock:
         host = _Host(folder, request, flow, clock)
         host.look(request["look"], state)
         options = {name: request[name] for name in ("retry_failed", "execution_strategy")}
         host.end(host.runtime.resume(flow, state.job, **options))
+
+
+def _frozen(request: Request, start: str) -> AbstractContextManager[FakeClock]:
+    return frozen_clock(request["sleeping"], start=start, zone=request["zone"])
 
 
 def _read(request: Request) -> SavedState:

@@ -27,6 +27,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
 from pytest_routilux.hosts.child import Child, end_text, quoted
+from pytest_routilux.settings import FlowTime
 from routilux import (
     CommitKind,
     ExecutionMonitor,
@@ -153,7 +154,8 @@ class FlowHosts:
     this process does. `imports` are modules, or their names, that define what a document needs.
     The host saves the job at each commit that matches `save_at`, and gets SIGKILL at the first one
     that matches `kill_at`, after saving. `timeout` is in real seconds. A host's `time` and
-    `datetime` follow its virtual clock; `sleeping` is `routilux_sleep`.
+    `datetime` follow its virtual clock; `sleeping` is `routilux_sleep`, and `time` has the start
+    and the zone of the marker `flow_time`.
 
         host_a = flow_hosts.start("shop.flows:build", "orders", save_at=At(), kill_at=At(seq=4))
         host_b = flow_hosts.resume(host_a.document, imports=["shop.flows"])
@@ -171,11 +173,13 @@ class FlowHosts:
         *,
         timeout: float = 60.0,
         sleeping: Sleeping = "virtual",
+        time: FlowTime | None = None,
         on_output: Callable[[str, str], object] = lambda name, output: None,
     ) -> None:
         self._folder = folder
         self._timeout = timeout
         self._sleeping = sleeping
+        self._time = FlowTime() if time is None else time
         self._on_output = on_output
         self._lock = threading.Lock()
         self._count = 0
@@ -201,15 +205,16 @@ class FlowHosts:
         job_id: str | None = None,
         build_args: Mapping[str, object] | None = None,
         imports: Iterable[str | ModuleType] = (),
-        clock_start: datetime | str = "2026-01-01",
+        clock_start: datetime | str | None = None,
         store: str | os.PathLike[str] | None = None,
         save_at: At | Sequence[At] = (),
         kill_at: At | None = None,
     ) -> HostResult:
         """Run a new job on a new host.
 
-        The host's wall clock starts at `clock_start` (naive means UTC). `store` is the path of a
-        `SqliteStore` for the job. Returns when the job has stopped or the host was killed.
+        The host's wall clock starts at `clock_start` (naive means UTC), by default where
+        `flow_clock` starts. `store` is the path of a `SqliteStore` for the job. Returns when the
+        job has stopped or the host was killed.
         """
         name = _name_of(build)
         request = {
@@ -220,7 +225,7 @@ class FlowHosts:
             "params": codec.encode(dict(params or {}), "$.params"),
             "slot": slot,
             "job_id": job_id,
-            "clock_start": _iso(clock_start),
+            "clock_start": _iso(self._time.start if clock_start is None else clock_start),
             "store": _store(store),
         }
         return self._run(request, [*imports, name.partition(":")[0]], save_at, kill_at)
@@ -284,6 +289,7 @@ class FlowHosts:
     ) -> HostResult:
         points = [save_at] if isinstance(save_at, At) else list(save_at)
         request["sleeping"] = self._sleeping
+        request["zone"] = self._time.zone
         request["save_at"] = [point.fields() for point in points]
         request["kill_at"] = None if kill_at is None else kill_at.fields()
         names = [name.__name__ if isinstance(name, ModuleType) else name for name in imports]

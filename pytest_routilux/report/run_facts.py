@@ -43,6 +43,7 @@ class RunFacts:
     def __init__(self) -> None:
         self.parts: list[str] = []
         self.simulations: list[dict[str, Any]] = []
+        self.kept: list[str] = []  # real functions of time that definitions keep
         self._started_ns = perf_counter_ns()
         self._clock_name: str | None = None
         self._clocks: list[FakeClock] = []
@@ -61,6 +62,16 @@ class RunFacts:
                 pytrace=False,
             )
         self._clock_name = name
+
+    def refuse_other_clock(self, clock: object) -> None:
+        """Fail a test whose project replaces the clock of `flow_clock` by another one."""
+        if not any(clock is known for known in self._clocks):
+            pytest.fail(
+                f"the fixture flow_clock of this project returns {clock!r}, a clock that time and"
+                " datetime do not follow; let the fixture take flow_clock as its argument and"
+                " return it, or remove the fixture and set the start by the marker flow_time",
+                pytrace=False,
+            )
 
     def add_clock(self, clock: FakeClock) -> None:
         """Count the virtual time of `clock`."""
@@ -96,6 +107,9 @@ class RunFacts:
         if self.simulations:
             attributes["flow_simulations"] = self.simulations
             self.simulations = []
+        if self.kept:
+            attributes["flow_kept"] = self.kept
+            self.kept = []
         wanted = failing if report.failed else passing and report.when != "setup"
         if self.parts and wanted:
             attributes["flow_report"] = "\n".join(self.parts)

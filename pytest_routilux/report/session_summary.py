@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 _TIED: Final = "\u00a0"  # a blank at which no line is broken
 
+_KEPT: Final = (
+    "flow_clock can't replace these, so they read real time; keep a function that makes the call,"
+    " such as lambda: datetime.now()"
+)
+
 
 class SessionSummary:
     """Collects facts from pytest's test reports, and prints them."""
@@ -36,6 +41,7 @@ class SessionSummary:
         )
         self._facts: Counter[str] = Counter()
         self._simulations: list[tuple[str, dict[str, Any]]] = []
+        self._kept: dict[str, None] = {}
         self._later: list[tuple[str, str]] = []
 
     def before(self, report: pytest.TestReport) -> None:
@@ -54,6 +60,7 @@ class SessionSummary:
                 self._later.append((report.nodeid, text))
         for simulation in getattr(report, "flow_simulations", ()):
             self._simulations.append((report.nodeid, simulation))
+        self._kept.update(dict.fromkeys(getattr(report, "flow_kept", ())))
         self.count(getattr(report, "flow_facts", {}))
 
     def _hidden(self) -> bool:
@@ -89,6 +96,10 @@ class SessionSummary:
             terminal.write_sep("=", "reproducer")
             stale = f"{repro}: stale, no simulation of these tests ran it"
             for line in self.reproduced or [stale]:
+                terminal.write_line(line)
+        if self._kept and not quiet:
+            terminal.write_sep("=", "real time")
+            for line in [*self._kept, _KEPT]:
                 terminal.write_line(line)
         if self._facts and not quiet:
             if terminal.currentfspath is None:

@@ -26,10 +26,12 @@ from routilux.timeline import STATUS_STYLES, JobTimeline
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterator, Mapping, Sequence
 
     from rich.console import RenderableType
 
     from routilux.core.commits import Commit
+    from routilux.monitor import Retry
     from routilux.saved_state import SavedState
 
 _LONGEST_LANE: Final = 72
@@ -144,6 +146,7 @@ def retries(source: JobState | ExecutionMonitor, width: int) -> RenderableType:
         "⏳ ",
         *_figure(len(monitor.retries), "retry", "retries"),
         f"{exact} of {len(ended)} waits as planned, to the nanosecond",
+        *_why_longer(monitor, starts),
     )
     several = len({(retry.job_id, retry.task_id) for retry in monitor.retries}) > 1
     right = ("retry", "failed at", "planned", "due at", "start", "waited")
@@ -170,6 +173,32 @@ def retries(source: JobState | ExecutionMonitor, width: int) -> RenderableType:
     if len(starts) == 1:
         return Group(head, _lanes(monitor, next(iter(starts.values())), width), table)
     return Group(head, table)
+
+
+def _why_longer(monitor: ExecutionMonitor, starts: Mapping[str, int]) -> Iterator[str]:
+    """Yield for each cause how many waits it made longer than planned, and until when."""
+    found: dict[str, list[int]] = {}
+    jobs = _commits_by_job(monitor)
+    for retry in monitor.retries:
+        began = retry.started_ns
+        if began is not None and began > retry.due_ns:
+            cause = _cause(jobs[retry.job_id], retry, began)
+            found.setdefault(cause, []).append(began - starts[retry.job_id])
+    for cause, instants in found.items():
+        yield f" · {len(instants)} longer, because {cause} (until {_seconds(max(instants))} s)"
+
+
+def _cause(commits: Sequence[Commit], retry: Retry, began: int) -> str:
+    if any(c.kind is CommitKind.RESUMED and retry.due_ns < c.at_ns <= began for c in commits):
+        return "the job was resumed later"
+    steps = [c for c in commits if c.started_ns is not None and c.task_id != retry.task_id]
+    before = [c for c in steps if (c.started_ns or 0) < began <= c.at_ns]
+    freed = {c.routine_id for c in before if c.at_ns == began}
+    if not freed:
+        return "the clock woke the job later"
+    if len(before) > max(commit.worker for commit in commits) or freed != {retry.routine_id}:
+        return "all workers were busy"
+    return "the routine was busy"
 
 
 def _lanes(monitor: ExecutionMonitor, start: int, width: int) -> Table:

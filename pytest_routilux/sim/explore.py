@@ -125,6 +125,9 @@ def run_reference(
     finding = check_undisturbed(run) or _check_end(run.job, checks)
     if finding is not None:
         return Reference(run, finding=finding)
+    # Before the next run, which changes what lies outside.
+    custom = None if checks.view is None else checks.view(Outcome(run.job, run.world.calls))
+    broken = _check_invariant(checks, run.job, run.world)
     # Made from the state that was read back, so that disturbed runs share its objects.
     view = view_of(run.states[-1], run.world)
     plan = run.host.flow.plan()
@@ -135,8 +138,7 @@ def run_reference(
         coverage.runs += 1
         if host.job is not None and host.error is None:
             views.append(view_of(host.job, world))
-    custom = None if checks.view is None else checks.view(Outcome(run.job, run.world.calls))
-    finding = unstable_key(run.world) or _check_invariant(checks, run.job, run.world)
+    finding = unstable_key(run.world) or broken
     return Reference(run, view, varying(view, views, ordered=ordered), ordered, custom, finding)
 
 

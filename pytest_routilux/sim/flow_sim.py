@@ -9,6 +9,8 @@ Invariants:
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections import Counter
 from dataclasses import replace
 from textwrap import wrap
@@ -34,7 +36,6 @@ from pytest_routilux.sim.simulator.scheduler import FIFO, SeededScheduler
 from pytest_routilux.sim.simulator.store_files import checked_store
 from pytest_routilux.text import error_text, shorten
 from routilux import Flow, FlowDefinitionError, JobStatus
-from routilux.clocks.durations import instant_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
     from routilux import JobState
 
 _PATCHES: Final = frozenset({"mocker", "monkeypatch"})
-START: Final = instant_ns("2026-01-01")
-"""The time of the wall clock when a simulated job starts (UTC nanoseconds)."""
 _LONGEST_ERROR: Final = 70
 _NO_BREAK_SPACE: Final = "\u00a0"
 
@@ -60,8 +59,9 @@ class FlowSim:
             flow_sim.crash_everywhere(build_orders, entry="orders", params={"id": 7})
     """
 
-    def __init__(self, node: pytest.Item, repro: str | None) -> None:
+    def __init__(self, node: pytest.Item, repro: str | None, start_ns: int) -> None:
         self._node = node
+        self._start_ns = start_ns  # of the wall clock when a job starts
         self._assertions = assertions_count(node.config)
         self._repro = None if repro is None else Repro.parse(repro)
         self._numbers: Counter[int] = Counter()  # of effects, by step
@@ -97,7 +97,7 @@ class FlowSim:
         """
         __tracebackhide__ = True
         case = self._case(build, entry, params, slot, faults)
-        world = World(START)
+        world = World(self._start_ns)
         for fault in faults:
             fault.begin(0)
         host = run_host(case, world, scheduler=FIFO if seed is None else SeededScheduler(seed))
@@ -124,6 +124,7 @@ class FlowSim:
         ends: JobStatus | str | None = None,
         isolated: bool = True,
         store: OpenStore | None = None,
+        fresh: Callable[[], object] | None = None,
     ) -> Coverage:
         """Check that a crash at any point does not change a job's result.
 
@@ -136,13 +137,15 @@ class FlowSim:
         module globals; `isolated=False` does without, for flows with a connection that a fork would
         break. `store` opens a real store in the file at a path, such as `SqliteStore`: then each
         host has only the files that the host before it left, and opens them anew.
+        `fresh` is called before each run, to reset what handlers change outside of the job: a
+        database, a folder. Then the handlers before a crash run anew in each run. A handler that
+        the crash interrupts has run to its end there, since only its commit and its effects can be
+        cut off. `view` and `invariant` may read the outside at the end of a run.
         Returns what was tried; fails the test with the smallest cause of the first finding.
         """
         __tracebackhide__ = True
-        for name, check in (("invariant", invariant), ("always", always), ("view", view)):
-            if check is not None and not callable(check):
-                raise FlowDefinitionError(f"{name}={check!r} can't be called; give a function")
-        case = self._case(build, entry, params, slot, faults, always, store)
+        _refuse_uncallable(invariant=invariant, always=always, view=view)
+        case = self._case(build, entry, params, slot, faults, always, store, fresh)
         if ends is None and (invariant, always, view) == (None, None, None):
             ends = JobStatus.COMPLETED
         checks = Checks(invariant, view, isolated, _status(ends))
@@ -152,12 +155,14 @@ class FlowSim:
                 repeated = self._repeat(case, checks, self._repro)
             except StaleError as error:
                 self._stale.append(str(error))  # it may fit another simulation of the test
-        case, result = repeated or (case, explore(case, START, checks))
+        case, result = repeated or (case, explore(case, self._start_ns, checks))
         self._repeated = self._repeated or repeated is not None
         self._add_facts(result, self._repro if repeated else None)
         if result.reference.finding is not None or result.failures:
             self._fail_shrunk(case, checks, result)
-        if repeated is None and (finding := swallowed_crash(case, START, isolated=isolated)):
+        if repeated is None and (
+            finding := swallowed_crash(case, self._start_ns, isolated=isolated)
+        ):
             self._fail(case, checks, finding)
         _refuse_idle(case.faults)
         coverage = result.coverage
@@ -178,19 +183,21 @@ class FlowSim:
         *,
         slot: str = "trigger",
         faults: Sequence[Fault] = (),
+        fresh: Callable[[], object] | None = None,
     ) -> None:
         """Check that several runs of one job write the same records.
 
         With another start instant, other ids and other random numbers of `ctx`, only values may
-        differ, not the steps; with another hash seed nothing may. Fails the test with the first
-        record that differs, and the call that made it.
+        differ, not the steps; with another hash seed nothing may. `fresh` is called before each
+        run, as by `crash_everywhere`. Fails the test with the first record that differs, and the
+        call that made it.
         """
         __tracebackhide__ = True
-        case = self._case(build, entry, params, slot, faults)
+        case = self._case(build, entry, params, slot, faults, fresh=fresh)
         # A fresh interpreter would call the functions that the test has patched.
         patched = not _PATCHES.isdisjoint(getattr(self._node, "fixturenames", ()))
         coverage = Coverage()
-        finding = check_determinism(case, START, fresh=not patched, coverage=coverage)
+        finding = check_determinism(case, self._start_ns, fresh=not patched, coverage=coverage)
         if finding is not None:
             self._fail(case, Checks(), finding)
         _refuse_idle(case.faults)
@@ -215,8 +222,10 @@ class FlowSim:
         faults: Sequence[Fault],
         always: Callable[[JobState], object] | None = None,
         store: OpenStore | None = None,
+        fresh: Callable[[], object] | None = None,
     ) -> Case:
         __tracebackhide__ = True
+        _refuse_uncallable(fresh=fresh)
         if not callable(build):
             raise FlowDefinitionError(
                 f"build={build!r} can't be called; give the function that makes the flow, not the"
@@ -231,6 +240,7 @@ class FlowSim:
             raise FlowDefinitionError(
                 f"build() returned {flow!r}, which is not a Flow; return a Flow"
             )
+        _refuse_running_loop(flow)
         for fault in faults:
             fault.used = True
             fault.struck = 0  # by another simulation, which proves nothing here
@@ -245,6 +255,7 @@ class FlowSim:
             always=always,
             store=open_store,
             assertions=self._assertions,
+            fresh=fresh,
         )
 
     def _repeat(self, case: Case, checks: Checks, repro: Repro) -> tuple[Case, Exploration]:
@@ -255,7 +266,7 @@ class FlowSim:
         def choose(points: list[CrashPoint]) -> list[CrashPoint]:
             return [] if repro.place is None else [repro.point(points)]
 
-        return applied, explore(applied, START, checks, choose)
+        return applied, explore(applied, self._start_ns, checks, choose)
 
     def _add_facts(self, result: Exploration, repro: Repro | None) -> None:
         coverage, error = result.coverage, _job_error(result)
@@ -290,7 +301,7 @@ class FlowSim:
 
     def _fail_shrunk(self, case: Case, checks: Checks, result: Exploration) -> None:
         __tracebackhide__ = True
-        cause = shrink(result, case, START, checks)
+        cause = shrink(result, case, self._start_ns, checks)
         flow = result.reference.run.host.flow
         repro = Repro.of(case, flow, cause.point, faults=cause.faults)
         columns = report_look(self._node.config)[0]
@@ -302,11 +313,37 @@ class FlowSim:
         """Fail the test with the report on a finding that needs no crash."""
         __tracebackhide__ = True
         coverage = Coverage()
-        reference = replace(run_reference(case, START, checks, coverage), finding=finding)
+        reference = replace(run_reference(case, self._start_ns, checks, coverage), finding=finding)
         numbers = tuple(range(1, len(case.faults) + 1))
         cause = Cause(None, finding, numbers, Exploration(reference, [], coverage))
         columns = report_look(self._node.config)[0]
         pytest.fail(explain_cause(cause, case, columns, repro=None), pytrace=False)
+
+
+def _refuse_uncallable(**functions: object) -> None:
+    __tracebackhide__ = True
+    for name, function in functions.items():
+        if function is not None and not callable(function):
+            raise FlowDefinitionError(f"{name}={function!r} can't be called; give a function")
+
+
+def _refuse_running_loop(flow: Flow) -> None:
+    """Refuse async handlers in an async test, where asyncio can run no second loop."""
+    __tracebackhide__ = True
+    if "asyncio" not in sys.modules:
+        return
+    try:
+        sys.modules["asyncio"].get_running_loop()
+    except RuntimeError:
+        return
+    for routine_id, routine in flow.routines.items():
+        for name, slot in routine.slots.items():
+            if inspect.iscoroutinefunction(slot.handler):
+                raise FlowDefinitionError(
+                    f"the handler of slot {name!r} of {routine_id} is async: flow_sim runs it on"
+                    " an event loop of its own, but this test already runs in one; write the test"
+                    " with def instead of async def"
+                )
 
 
 def _status(ends: JobStatus | str | None) -> JobStatus | None:

@@ -4,7 +4,8 @@ Invariants:
 - After a crash, the durable state is a prefix of the undisturbed run's world, read back from its
   saved form, or from the files of a real store. No code of the dead host runs: no `finally`, no
   `except`.
-- The next host builds its flow anew and has only the world.
+- The next host builds its flow anew and has only the world. With `fresh`, what lies outside is as
+  the dead host left it: it is reset, and the handlers that had started by the crash run again.
 - Each run says whether its planned crash was executed; without it, the run proves nothing.
 """
 
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from routilux import Flow
 
 _MOST_HOSTS: Final = 12
+_IN_FLIGHT: Final = ("before a write", "around an effect")
 _REFUSALS: Final = ("store refuses", "store does not answer")
 
 
@@ -92,6 +94,7 @@ def run_undisturbed(case: Case, start_ns: int) -> Undisturbed:
 
 
 def _new_world(case: Case, start_ns: int) -> World:
+    case.reset()
     return World(start_ns, files=None if case.store is None else RealStoreFiles(case.store))
 
 
@@ -108,6 +111,8 @@ def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
         failing = replace(case, faults=(fault, *case.faults))
         hosts = _run_hosts(failing, world, None)
         return Disturbed(point, world, hosts, executed=fault.struck == 1)
+    if case.fresh is not None:
+        _run_until(run, point)
     world = run.world.cut(point.commits, point.calls, point.at_ns)
     world.commits = run.durable[: point.commits]
     world.add_note(point.at_ns, Note("crash"))
@@ -126,6 +131,22 @@ def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
         flow, job = document.flow, document.job
     hosts = _run_hosts(case, world, job, flow=flow)
     return Disturbed(point, world, hosts, executed=executed)
+
+
+def _run_until(run: Undisturbed, point: CrashPoint) -> None:
+    """Run the handlers that had started by the crash; one in flight runs to its end."""
+    run.case.reset()
+    in_flight = point.kind in _IN_FLIGHT or any(
+        commits == point.commits and step.started_ns < point.at_ns
+        for commits, step in run.host.steps
+    )
+    seq = point.commits + in_flight
+    if seq:
+        dies = _FailsAt(seq, HostCrash(), durable=not in_flight)
+        case = replace(run.case, faults=(dies, *run.case.faults), store=None)
+        for fault in case.faults:
+            fault.begin(0)
+        run_host(case, World(run.durable[0].at_ns))
 
 
 class _FailsAt(Fault):

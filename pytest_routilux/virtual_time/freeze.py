@@ -11,47 +11,42 @@ Invariants:
 - No other freeze of the time is active in the block.
 - The module that calls decides, not the callers above it: the timers of threads, queues, processes,
   event loops, pytest and its plugins stay real in every thread, also while a handler runs.
-- `datetime.now()` returns an ordinary `datetime`, which is copied, saved, pickled and compared like
-  any other.
-- Local time is UTC. Everything is as before when the block ends, even with an error.
+- Code of a real caller that calls a function which it was given, as a thread pool does, reads
+  virtual time.
+- Local time is that of the zone of the block, by default UTC. Everything is as before when the
+  block ends, even with an error. What others restore later, `put_back` finds.
 
-freezegun alone does not do this: it leaves `time.sleep` real, makes `monotonic()` follow the wall
-time, checks the callers five frames up, matches modules by prefix, rounds `time_ns()` through a
-float, and returns instances of its own class, which have no saved form. So freezegun patches no
-module here (`ignore=[""]` matches every name), which also saves most of its cost. This module
-replaces the names of `time` and `datetime`, and the same names in modules that imported them,
-except those of the standard library. A function that is kept elsewhere, such as in a default
-argument, stays real.
+freezegun and time-machine do not do this: they leave `time.sleep` real, and they either make the
+timers of event loops and threads virtual or leave `monotonic()` real.
 """
 
 from __future__ import annotations
 
-import copyreg
 import datetime as dt
-import os
 import sys
 import time
-from contextlib import ExitStack, contextmanager, suppress
+import uuid
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from operator import index
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-import freezegun
 import pytest
-from freezegun import api
 
+from pytest_routilux.settings import REAL_CLASSES, REAL_TIME
 from pytest_routilux.virtual_time.freeze_conflicts import refuse_around, refused_inside
 from pytest_routilux.virtual_time.late_failures import record_failure
+from pytest_routilux.virtual_time.local_zone import local_zone
+from pytest_routilux.virtual_time.patches import Patches, Replacements
 from pytest_routilux.virtual_time.simulated_step import SimClock, running
 from routilux import FakeClock
-from routilux.clocks.clock import real_sleep
 from routilux.clocks.durations import SECOND, from_ns
 from routilux.graph.context import active
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
-    from types import FrameType
+    from types import CodeType, FrameType
 
     from pytest_routilux.settings import Sleeping
     from routilux import Context
@@ -66,14 +61,16 @@ _REAL_CALLERS: Final = frozenset(
         "trio",
     }
 )
-_UNTOUCHED: Final = _REAL_CALLERS | sys.stdlib_module_names
 
-
-# freezegun never replaces these two, so they are real.
-_real_asctime, _real_ctime = time.asctime, time.ctime
+real_sleep: Final = REAL_TIME["sleep"]
 # Of a simulation: a clock that shows the first instant while no handler runs.
 _block: FakeClock | SimClock | None = None
 _sleeping: Sleeping = "virtual"
+_MODULES: Final = frozenset({"time", "datetime"})
+_SOURCES: Final = (time, dt, *REAL_CLASSES)
+_UUID_MAKERS: Final = ("_generate_time_safe", "_UuidCreate")
+# The times of the last UUIDs: no later UUID may have an earlier one.
+_UUID_TIMES: Final = ("_last_timestamp", "_last_timestamp_v6", "_last_timestamp_v7")
 
 
 # --- readings -------------------------------------------------------------------------------------
@@ -83,14 +80,29 @@ def _clock() -> FakeClock | SimClock | None:
     return running.clock or _block
 
 
-def _reads_real() -> bool:
-    caller = sys._getframe(2).f_globals.get("__name__", "")  # of the function that asks this
-    return _block is None or caller.partition(".")[0] in _REAL_CALLERS
+def _reads_real(name: str) -> bool:
+    if _block is None:
+        return True
+    frame = sys._getframe(2)  # of the caller of the function that asks this
+    module: str = frame.f_globals.get("__name__", "")
+    if module.partition(".")[0] not in _REAL_CALLERS:
+        return False
+    return _mentions(frame.f_code, frame.f_globals, name)
+
+
+def _mentions(code: CodeType, names: dict[str, Any], function: str) -> bool:
+    # Otherwise the code calls a function that it was given.
+    if function in code.co_names and not _MODULES.isdisjoint(code.co_names):
+        return True
+    used = [names.get(name) for name in code.co_names]
+    return any(_all.real_of(value) is not None for value in used) or (
+        function in code.co_names and any(value is each for value in used for each in _SOURCES)
+    )
 
 
 def _microseconds() -> int:
     clock = _clock()  # None: a thread that outlives the block reads after its end
-    now: int = api.real_time_ns() if clock is None else clock.now_ns()
+    now: int = REAL_TIME["time_ns"]() if clock is None else clock.now_ns()
     return now // 1000
 
 
@@ -100,7 +112,8 @@ def _seconds() -> float:
 
 def _monotonic_ns() -> int:
     clock = _clock()
-    return api.real_monotonic_ns() if clock is None else clock.monotonic_ns()
+    now: int = REAL_TIME["monotonic_ns"]() if clock is None else clock.monotonic_ns()
+    return now
 
 
 def _monotonic() -> float:
@@ -142,69 +155,18 @@ def _refuse_sleep(context: Context, seconds: object, caller: FrameType) -> NoRet
 
 
 def _localtime(seconds: float | None = None, /) -> time.struct_time:
-    return api.real_localtime(_seconds() if seconds is None else seconds)
+    at: time.struct_time = REAL_TIME["localtime"](_seconds() if seconds is None else seconds)
+    return at
 
 
-def _replacement(real: Callable[..., Any], virtual: Callable[..., Any]) -> Callable[..., Any]:
+def _replacement(name: str, virtual: Any) -> Any:
+    real = REAL_TIME[name]
+
     @wraps(real)
     def read(*args: Any, **kwargs: Any) -> Any:
-        return (real if _reads_real() else virtual)(*args, **kwargs)
+        return (real if _reads_real(name) else virtual)(*args, **kwargs)
 
     return read
-
-
-class _Replacement(type):
-    """Metaclass that makes a replacement class equal to the real class."""
-
-    def __instancecheck__(cls, value: object) -> bool:
-        return type.__instancecheck__(_real_class(cls), value)
-
-    def __subclasscheck__(cls, kind: type) -> bool:
-        return type.__subclasscheck__(_real_class(cls), kind)
-
-    def __eq__(cls, other: object) -> bool:
-        return cls is other or _real_class(cls) is other
-
-    def __hash__(cls) -> int:
-        return hash(_real_class(cls)) if _real_class(cls) is not cls else type.__hash__(cls)
-
-
-def _real_class(kind: type) -> type:
-    # A class that user code derives from one of ours is only itself.
-    found: type = vars(kind).get("_real", kind)
-    return found
-
-
-class _Date(api.real_date, metaclass=_Replacement):
-    _real = api.real_date
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        return super().__new__(cls if "_real" not in vars(cls) else cls._real, *args, **kwargs)
-
-    @classmethod
-    def today(cls) -> Any:
-        return super().today() if _reads_real() else cls.fromordinal(_local().toordinal())
-
-
-class _Datetime(api.real_datetime, metaclass=_Replacement):
-    _real = api.real_datetime
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
-        return super().__new__(cls if "_real" not in vars(cls) else cls._real, *args, **kwargs)
-
-    @classmethod
-    def now(cls, tz: dt.tzinfo | None = None) -> Any:
-        if _reads_real():
-            return super().now(tz)
-        return _of_class(cls, _local() if tz is None else _utc().astimezone(tz))
-
-    @classmethod
-    def today(cls) -> Any:
-        return super().today() if _reads_real() else _of_class(cls, _local())
-
-    @classmethod
-    def utcnow(cls) -> Any:
-        return super().utcnow() if _reads_real() else _of_class(cls, _utc().replace(tzinfo=None))
 
 
 def _utc() -> dt.datetime:
@@ -212,51 +174,62 @@ def _utc() -> dt.datetime:
 
 
 def _local() -> dt.datetime:
-    return _utc().astimezone().replace(tzinfo=None)
+    seconds, rest = divmod(_microseconds(), 1_000_000)
+    return dt.datetime.fromtimestamp(seconds).replace(microsecond=rest)  # noqa: DTZ006 - it is local
 
 
-def _of_class(kind: type[_Datetime], moment: dt.datetime) -> _Datetime:
+def _of_class(kind: type[dt.datetime], moment: dt.datetime) -> dt.datetime:
     return kind.combine(moment.date(), moment.timetz())
 
 
-for _kind, _name in ((_Date, "date"), (_Datetime, "datetime")):
-    # A pickle holds the real class's name, so it can be read anywhere.
-    _kind.__module__, _kind.__qualname__, _kind.__name__ = "datetime", _name, _name
+def now(cls: type[dt.datetime], tz: dt.tzinfo | None = None) -> Any:
+    if _reads_real("now"):
+        return _real_now.__get__(None, cls)(tz)
+    return _of_class(cls, _local() if tz is None else _utc().astimezone(tz))
 
 
-def _reduced(moment: Any) -> tuple[Any, ...]:
-    _, *rest = moment.__reduce_ex__(4)
-    return (getattr(dt, type(moment).__name__), *rest)
+def utcnow(cls: type[dt.datetime]) -> Any:
+    if _reads_real("utcnow"):
+        return _real_utcnow.__get__(None, cls)()
+    return _of_class(cls, _utc().replace(tzinfo=None))
 
 
-_FUNCTIONS: Final = {
-    "asctime": _replacement(
-        _real_asctime, lambda at=None, /: _real_asctime(_localtime() if at is None else at)
-    ),
-    "ctime": _replacement(_real_ctime, lambda at=None, /: _real_asctime(_localtime(at))),
-    "gmtime": _replacement(
-        api.real_gmtime, lambda at=None, /: api.real_gmtime(_seconds() if at is None else at)
-    ),
-    "localtime": _replacement(api.real_localtime, _localtime),
-    "monotonic": _replacement(api.real_monotonic, _monotonic),
-    "monotonic_ns": _replacement(api.real_monotonic_ns, _monotonic_ns),
-    "perf_counter": _replacement(api.real_perf_counter, _monotonic),
-    "perf_counter_ns": _replacement(api.real_perf_counter_ns, _monotonic_ns),
-    "sleep": _replacement(real_sleep, _sleep),
-    "strftime": _replacement(
-        api.real_strftime,
-        lambda form, at=None, /: api.real_strftime(form, _localtime() if at is None else at),
-    ),
-    "time": _replacement(api.real_time, _seconds),
-    "time_ns": _replacement(api.real_time_ns, lambda: _microseconds() * 1000),
-}
-_CLASSES: Final[dict[str, Any]] = {"date": _Date, "datetime": _Datetime}
-_PAIRS: Final[list[tuple[object, object]]] = [
-    *((vars(fake)["__wrapped__"], fake) for fake in _FUNCTIONS.values()),
-    *((fake._real, fake) for fake in _CLASSES.values()),
-]
-_REAL_OF: Final = {id(fake): real for real, fake in _PAIRS}
-_FAKE_OF: Final = {id(real): fake for real, fake in _PAIRS}
+def today(cls: type[dt.date]) -> Any:
+    if _reads_real("today"):
+        return _real_today.__get__(None, cls)()
+    moment = _local()
+    if issubclass(cls, dt.datetime):
+        return _of_class(cls, moment)
+    return cls.fromordinal(moment.toordinal())
+
+
+_DATE, _DATETIME = REAL_CLASSES
+_real_now, _real_utcnow = vars(_DATETIME)["now"], vars(_DATETIME)["utcnow"]
+_real_today = vars(_DATE)["today"]
+_text: Final = REAL_TIME["asctime"]
+_all: Final = Replacements(
+    functions={
+        REAL_TIME[name]: _replacement(name, virtual)
+        for name, virtual in {
+            "asctime": lambda at=None, /: _text(_localtime() if at is None else at),
+            "ctime": lambda at=None, /: _text(_localtime(at)),
+            "gmtime": lambda at=None, /: REAL_TIME["gmtime"](_seconds() if at is None else at),
+            "localtime": _localtime,
+            "monotonic": _monotonic,
+            "monotonic_ns": _monotonic_ns,
+            "perf_counter": _monotonic,
+            "perf_counter_ns": _monotonic_ns,
+            "sleep": _sleep,
+            "strftime": lambda form, at=None, /: REAL_TIME["strftime"](
+                form, _localtime() if at is None else at
+            ),
+            "time": _seconds,
+            "time_ns": lambda: _microseconds() * 1000,
+        }.items()
+    },
+    methods={_DATETIME: {"now": now, "utcnow": utcnow}, _DATE: {"today": today}},
+)
+_patches: Final = Patches(_all, _REAL_CALLERS)
 
 
 # --- installation ---------------------------------------------------------------------------------
@@ -264,39 +237,60 @@ _FAKE_OF: Final = {id(real): fake for real, fake in _PAIRS}
 
 @contextmanager
 def frozen_clock(
-    sleeping: Sleeping = "virtual", *, start: datetime | str = "2026-01-01"
+    sleeping: Sleeping = "virtual",
+    *,
+    start: datetime | str = "2026-01-01",
+    zone: str = "UTC",
+    roots: Sequence[dict[str, Any]] = (),
 ) -> Iterator[FakeClock]:
     """Yield a fake clock that `time` and `datetime` follow in all threads.
 
-    Fails the test if another freeze of the time is active around the block or begins in it.
+    `roots` are dicts whose functions are replaced too. Fails the test if another library sets the
+    time around the block or in it.
     """
     if not isinstance(_block, SimClock):
         refuse_around("flow_clock")
     clock = FakeClock(start)
-    with _owned_by(clock, "flow_clock", sleeping):
+    with _owned_by(clock, "flow_clock", sleeping, zone, roots):
         yield clock
 
 
 @contextmanager
-def frozen_simulation(start_ns: int, sleeping: Sleeping = "virtual") -> Iterator[None]:
+def frozen_simulation(
+    start_ns: int,
+    sleeping: Sleeping = "virtual",
+    *,
+    zone: str = "UTC",
+    roots: Sequence[dict[str, Any]] = (),
+) -> Iterator[None]:
     """Let `time` and `datetime` follow the simulation's clock in the `with` block.
 
     While no simulated handler runs they show `start_ns`, or the clock of an outer `frozen_clock()`.
-    Fails the test if another freeze of the time is active around the block or begins in it.
+    `roots` are dicts whose functions are replaced too. Fails the test if another library sets the
+    time around the block or in it.
     """
     if _block is None:
         refuse_around("flow_sim")
-    with _owned_by(_block or SimClock(start_ns), "flow_sim", sleeping):
+    with _owned_by(_block or SimClock(start_ns), "flow_sim", sleeping, zone, roots):
         yield
 
 
 @contextmanager
-def _owned_by(clock: FakeClock | SimClock, fixture: str, sleeping: Sleeping) -> Iterator[None]:
+def _owned_by(
+    clock: FakeClock | SimClock,
+    fixture: str,
+    sleeping: Sleeping,
+    zone: str,
+    roots: Sequence[dict[str, Any]],
+) -> Iterator[None]:
     global _block, _sleeping
     outer = _block, _sleeping
     with ExitStack() as undo:
         if _block is None:
-            _install(undo, clock)
+            undo.enter_context(local_zone(zone))
+            undo.enter_context(_uuids_of_python())
+            undo.callback(_patches.uninstall)
+            _patches.install(*roots)
             undo.enter_context(refused_inside(fixture))
         _block, _sleeping = clock, sleeping
         try:
@@ -305,51 +299,25 @@ def _owned_by(clock: FakeClock | SimClock, fixture: str, sleeping: Sleeping) -> 
             _block, _sleeping = outer
 
 
-def _install(undo: ExitStack, clock: FakeClock | SimClock) -> None:
-    undo.callback(_set_zone, os.environ.get("TZ"))
-    _set_zone("UTC")
-    if not hasattr(time, "clock"):
-        undo.callback(vars(time).pop, "clock", None)  # which freezegun adds
-    loaded = frozenset(sys.modules)
-    frozen = freezegun.freeze_time(from_ns(clock.now_ns()), ignore=[""])
-    frozen.start()
-    undo.callback(frozen.stop)
-    for kind in (api.real_date, api.real_datetime):
-        copyreg.dispatch_table[kind] = _reduced
-    undo.callback(_replace, _REAL_OF, loaded)
-    for name in ("asctime", "ctime", "sleep"):
-        undo.callback(setattr, time, name, getattr(time, name))
-    for name, function in _FUNCTIONS.items():
-        setattr(time, name, function)
-    for name, kind in _CLASSES.items():
-        setattr(dt, name, kind)
-    _replace(_FAKE_OF, loaded)
+def put_back() -> None:
+    """Undo what a patch of the ended test has restored after the end of the block."""
+    if _block is None:
+        _patches.put_back()
 
 
-def _replace(by_id: dict[int, object], loaded: frozenset[str]) -> None:
-    """In all modules, replace each value whose id is in `by_id`.
-
-    Modules that are both in `_UNTOUCHED` and in `loaded` are skipped.
-    """
-    wanted = by_id.keys()
-    for name, module in sys.modules.copy().items():
-        if name.partition(".")[0] in _UNTOUCHED and name in loaded:
-            continue
-        try:
-            # Not vars(), which makes a lazy module load itself.
-            names = object.__getattribute__(module, "__dict__")
-        except AttributeError:
-            continue
-        if not wanted.isdisjoint(map(id, names.values())):
-            for attribute, value in list(names.items()):
-                if id(value) in wanted:
-                    names[attribute] = by_id[id(value)]
+def take_stuck() -> list[str]:
+    """Return texts about definitions that keep a real function, each once."""
+    return _patches.take_stuck()
 
 
-def _set_zone(zone: str | None) -> None:
-    if zone is None:
-        os.environ.pop("TZ", None)
-    else:
-        os.environ["TZ"] = zone
-    with suppress(AttributeError):  # Windows has no tzset
-        time.tzset()
+@contextmanager
+def _uuids_of_python() -> Iterator[None]:
+    """Let `uuid` read the time by `time`, not by a library of the system."""
+    names: dict[str, Any] = vars(uuid)
+    makers: dict[str, Any] = {name: names[name] for name in _UUID_MAKERS if name in names}
+    unset: dict[str, Any] = dict.fromkeys(name for name in _UUID_TIMES if name in names)
+    names.update({**dict.fromkeys(makers), **unset})
+    try:
+        yield
+    finally:
+        names.update({**makers, **unset})

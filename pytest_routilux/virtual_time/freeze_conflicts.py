@@ -1,57 +1,89 @@
-"""Fails a test that freezes the time twice.
+"""Fails a test in which another library sets the time too.
 
 Invariants:
-- One freeze owns the time of a test. A `freeze_time()` around a fixture of ours fails the test when
-  the fixture is set up. One inside it fails the test where it begins, before it changes anything.
-- The message names the fixture, and the other freeze with its instant and its place.
+- One owner sets the time of a test. A freeze of freezegun or a journey of time-machine around a
+  fixture of ours fails the test when the fixture is set up. One inside it fails the test where it
+  begins, before it changes anything.
+- The message names the fixture, and the other library's call with its instant and its place.
 """
 
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import pytest
-from freezegun import api
 
 from pytest_routilux.frames import place_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+
+def _installed(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError:
+        return None
+
+
+# Imported before the time is ours. Later, freezegun would take our functions for the real ones.
+_freezegun: Final = _installed("freezegun.api")
+_time_machine: Final = _installed("time_machine")
+_OTHERS: Final = ("freezegun", "time_machine")
 _owners: Final[list[str]] = []
 
 
 def refuse_around(fixture: str) -> None:
-    """Fail the test if routilux or freezegun already freezes the time."""
+    """Fail the test if routilux or another library already sets the time."""
     if _owners:
         _refuse(fixture, f"the {_owners[-1]} of an outer test")
-    if api.freeze_factories:
-        frozen = getattr(api.freeze_factories[-1], "time_to_freeze", None)
+    if _freezegun is not None and _freezegun.freeze_factories:
+        frozen = getattr(_freezegun.freeze_factories[-1], "time_to_freeze", None)
         _refuse(fixture, f"freeze_time({str(frozen)!r}) around it")
+    if _time_machine is not None and _time_machine.escape_hatch.is_travelling():
+        now = datetime.now(UTC).replace(tzinfo=None)
+        _refuse(fixture, f"time_machine.travel() to {str(now)!r} around it")
 
 
 @contextmanager
 def refused_inside(fixture: str) -> Iterator[None]:
-    """Fail the test if freezegun freezes the time inside the `with` block."""
-    start = api._freeze_time.start
-
-    def refuse(freeze: Any) -> NoReturn:
-        _refuse(fixture, f"freeze_time({str(freeze.time_to_freeze)!r}) {_origin()}")
-
-    api._freeze_time.start = refuse  # type: ignore[method-assign, assignment]  # undone below
-    _owners.append(fixture)
-    try:
+    """Fail the test if another library sets the time inside the `with` block."""
+    with ExitStack() as undo:
+        if _freezegun is not None:
+            _refuse_start(undo, fixture, _freezegun._freeze_time, _freeze_text)
+        if _time_machine is not None:
+            _refuse_start(undo, fixture, _time_machine.travel, _travel_text)
+        _owners.append(fixture)
+        undo.callback(_owners.pop)
         yield
-    finally:
-        _owners.pop()
-        api._freeze_time.start = start  # type: ignore[method-assign]  # as it was
+
+
+def _refuse_start(undo: ExitStack, fixture: str, kind: type, text: Callable[[Any], str]) -> None:
+    def start(other: object) -> NoReturn:
+        _refuse(fixture, f"{text(other)} {_origin()}")
+
+    undo.callback(setattr, kind, "start", vars(kind)["start"])
+    kind.start = start  # type: ignore[attr-defined]
+
+
+def _freeze_text(freeze: Any) -> str:
+    return f"freeze_time({str(freeze.time_to_freeze)!r})"
+
+
+def _travel_text(travel: Any) -> str:
+    to_ns = getattr(travel, "destination_timestamp_ns", None)  # since time-machine 3
+    seconds = travel.destination_timestamp if to_ns is None else to_ns / 10**9
+    to = datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
+    return f"time_machine.travel({str(to)!r})"
 
 
 def _origin() -> str:
     frame = sys._getframe(2)
-    while (module := frame.f_globals.get("__name__", "")).partition(".")[0] == "freezegun":
+    while (module := frame.f_globals.get("__name__", "")).partition(".")[0] in _OTHERS:
         assert frame.f_back is not None
         frame = frame.f_back
     if module.partition(".")[0] == "_pytest":

@@ -1,4 +1,4 @@
-"""The command `routilux` lists, shows, retries, cancels and exports the jobs of a store.
+"""The command `routilux` lists, shows, retries, cancels, exports and purges the jobs of a store.
 
 It also copies a whole store, and checks it.
 
@@ -9,11 +9,15 @@ Invariants:
 - `--json` writes one object: {"format": "routilux-COMMAND/1", "store": …, "at_ns": …, …}: instants
   are UTC nanoseconds. A later version may add members; a member keeps its meaning.
   jobs            "counts" by status, "jobs" (job_id, flow_id, status, started_ns, updated_ns,
-                  commits, retries, due_ns or null, error or null, held or null), "damaged"
-                  (job_id, reason)
+                  commits, retries, due_ns or null, error or null, task or null, reason or null,
+                  held or null), "damaged" (job_id, reason). "task" is the task that failed or is
+                  next: task_id, routine_id, slot, attempt, error or null, "more" pending tasks.
+                  "reason" is that of a cancellation
   show            "job": what `JobState.deserialize` reads, with all commits; "held" or null
   retry, cancel   "job_id", "status", "seq" of the commit that the command made
   export          "job_id", "status", "seq" of the last commit, "file", "bytes"
+  purge           "dry_run", "jobs" (job_id, flow_id, status, updated_ns), "damaged" (job_id,
+                  reason)
   backup          "file", "bytes"
   check           "damaged": (path, reason) of each damage; $.JOB is a job
   "held" is null for a job that has stopped. Otherwise it has "owner" (null: none) and "free_in_ns":
@@ -35,6 +39,7 @@ from typing import TYPE_CHECKING, Final, cast
 from routilux import codec
 from routilux.cli.jobs import held, held_data, list_jobs, show_jobs
 from routilux.cli.open_store import change_store, is_server, read_store, without_password
+from routilux.cli.purge import add_arguments, purge_data, purge_jobs, show_purge
 from routilux.cli.show import show_job
 from routilux.cli.terminal import Page
 from routilux.clocks.clock import SystemClock
@@ -44,11 +49,11 @@ from routilux.persist import admin
 from routilux.persist.atomic_write import write_atomically
 from routilux.persist.journal import Journal
 from routilux.persist.store import BACKUP
-from routilux.persist.versions import FORMAT
+from routilux.persist.versions import FORMAT, PACKAGE
 from routilux.timeline import plain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from routilux.clocks.clock import Clock
     from routilux.core.state import JobState
@@ -95,20 +100,29 @@ def main(argv: Sequence[str] | None = None, *, clock: Clock | None = None) -> in
 def _jobs(options: argparse.Namespace, page: Page, now: int) -> int:
     found = read_store(
         options.store,
-        lambda store: list_jobs(store, options.status, options.flow, options.limit),
+        lambda store: list_jobs(store, options.status, options.flow, options.limit, now),
         options.clock,
     )
     if options.json:
         _write_json(page, options, now, found.data())
     else:
         show_jobs(page, found, now)
+    return _report_damaged(page, options, found.damaged)
+
+
+def _report_damaged(
+    page: Page, options: argparse.Namespace, damaged: Mapping[str, SavedStateError]
+) -> int:
     page.flush()
-    for job_id, error in found.damaged.items():
+    for job_id, error in damaged.items():
         _complain(_damaged(f"job {job_id} in {options.shown}", error))
-    return 1 if found.damaged else 0
+    return 1 if damaged else 0
 
 
 def _show(options: argparse.Namespace, page: Page, now: int) -> int:
+    if options.json and (options.last, options.routine) != (None, None):
+        raise RoutiluxError("--json writes the whole job; leave out --last and --routine")
+
     def read(store: JobStore) -> tuple[JobState, Hold | None]:
         job = _read(store, options)
         return job, held(job, store.holders(job.job_id)[job.job_id])
@@ -117,13 +131,14 @@ def _show(options: argparse.Namespace, page: Page, now: int) -> int:
     if options.json:
         _write_json(page, options, now, {"job": job.serialize(), "held": held_data(hold)})
     else:
-        show_job(page, job, hold, now)
+        show_job(page, job, hold, now, last=options.last, routine=options.routine)
     return 0
 
 
 def _retry(options: argparse.Namespace, page: Page, now: int) -> int:
+    over, clock = options.take_over, options.clock
     job = _change(
-        options, lambda store: admin.retry(store, options.job, now, take_over=options.take_over)
+        options, lambda store: admin.retry_job(store, options.job, take_over=over, clock=clock)
     )
     result = "is completed: no task was left to run"
     if job.status is JobStatus.PENDING:
@@ -134,7 +149,8 @@ def _retry(options: argparse.Namespace, page: Page, now: int) -> int:
 
 
 def _cancel(options: argparse.Namespace, page: Page, now: int) -> int:
-    job = _change(options, lambda store: admin.cancel(store, options.job, now, options.reason))
+    reason, clock = options.reason, options.clock
+    job = _change(options, lambda store: admin.cancel_job(store, options.job, reason, clock=clock))
     return _report(options, page, now, job, f"is cancelled (commit {job.seq:,})")
 
 
@@ -151,6 +167,15 @@ def _export(options: argparse.Namespace, page: Page, now: int) -> int:
     write_atomically(file, data)
     result = f"as of commit {job.seq:,} is in {file}, {len(data):,} bytes"
     return _report(options, page, now, job, result, file=str(file), bytes=len(data))
+
+
+def _purge(options: argparse.Namespace, page: Page, now: int) -> int:
+    found = purge_jobs(options, now)
+    if options.json:
+        _write_json(page, options, now, purge_data(options, found))
+    else:
+        show_purge(page, options, found, now)
+    return _report_damaged(page, options, found.damaged)
 
 
 def _backup(options: argparse.Namespace, page: Page, now: int) -> int:
@@ -268,6 +293,7 @@ def _discard_stdout() -> None:
 def _parser() -> argparse.ArgumentParser:
     description = "Read and change the jobs of a store. Times are UTC."
     parser = argparse.ArgumentParser(prog="routilux", description=description)
+    parser.add_argument("--version", action="version", version=f"routilux {PACKAGE}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     jobs = _command(commands, "jobs", _jobs, "list the jobs, newest first")
     statuses = [status.value for status in JobStatus]
@@ -279,7 +305,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     jobs.add_argument("--flow", metavar="FLOW", help="only the jobs of this flow")
     jobs.add_argument("--limit", metavar="N", type=_count, default=100, help="at most N jobs (100)")
-    _command(commands, "show", _show, "show the commits and the pending tasks of a job")
+    show = _command(commands, "show", _show, "show the status of a job, its commits and its tasks")
+    show.add_argument("--last", metavar="N", type=_count, help="only the last N commits")
+    show.add_argument("--routine", metavar="ROUTINE", help="only what concerns this routine")
     retry = _command(
         commands,
         "retry",
@@ -312,6 +340,14 @@ def _parser() -> argparse.ArgumentParser:
         " The file is a copy and locks nothing.",
     )
     export.add_argument("file", metavar="FILE", help="the file to write; replaces an existing one")
+    purge = _command(
+        commands,
+        "purge",
+        _purge,
+        "delete old jobs that have stopped",
+        "A SQLite file keeps its size; later jobs use the room.",
+    )
+    add_arguments(purge)
     backup = _command(
         commands,
         "backup",
@@ -347,7 +383,7 @@ def _command(
         metavar="STORE",
         help="the path of a SQLite file, or postgresql://user@host/database",
     )
-    if run not in (_jobs, _backup, _check):
+    if run not in (_jobs, _purge, _backup, _check):
         parser.add_argument("job", metavar="JOB", help="the whole id of a job")
     parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
     return parser

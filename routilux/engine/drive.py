@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
-from routilux.core.commits import CommitKind
+from routilux.core.commits import CommitKind, JobStatus
 from routilux.core.requests import request
 from routilux.engine.step import failure
 from routilux.errors import (
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("routilux")
 _ordinals = count(1)
 _RESUMED = CommitKind.RESUMED
+_CANCELLED = JobStatus.CANCELLED
 
 
 class DrivingLoop(Protocol):
@@ -132,6 +133,11 @@ class Drive:
         machine.job.clock_ns = clock.now_ns
 
     # --- the host of its steps ------------------------------------------------------------------
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the job was cancelled, or this host runs the job no longer."""
+        return self.machine.job.status is _CANCELLED or self.error is not None
 
     def now_ns(self) -> int:
         """Return the job's current time in UTC nanoseconds."""
@@ -221,14 +227,20 @@ class Drive:
 
     # --- its commits (under the runtime's lock) -------------------------------------------------
 
-    def commit(self, commit: Commit, *, claims: bool = False) -> None:
+    def commit(self, commit: Commit, *, claims: bool = False, after_ns: int = 0) -> None:
         """Write a commit, apply it to the job, and notify the observers.
 
-        A commit that resumes a job `claims` the job, unless this host has acquired the job.
+        A commit that resumes a job `claims` the job, unless this host has acquired the job. A
+        queued job is free `after_ns` after its first commit.
         """
         if self._journal is not None:
-            job_id = self.machine.job.job_id
-            self._journal.write(job_id, commit, self.environment.owner, claims=claims)
+            self._journal.write(
+                self.machine.job.job_id,
+                commit,
+                self.environment.owner,
+                claims=claims,
+                after_ns=after_ns,
+            )
         self.apply(commit)
         if self.environment.observers.registered:
             self.notify(commit)

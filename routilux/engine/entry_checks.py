@@ -11,11 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+from routilux.clocks.durations import SECOND, to_ns
 from routilux.errors import FlowDefinitionError, FlowMismatchError, nearest, short_repr
 from routilux.graph.diff import mismatch, tasks_without_slot
 from routilux.graph.messages import copied_payload
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
     from routilux.core.state import JobState
     from routilux.graph.plan import Plan
 
@@ -24,6 +27,7 @@ _WORKER_CURE: Final = (
     "pass the old flow to the worker too, which then runs each job on the flow of its shape, or"
     " allow changed flows by Worker(..., allow_changed_flow=True)"
 )
+_LONGEST_DELAY: Final = 100 * 366 * 86_400 * SECOND  # a store counts in 64 bits
 _LONGEST_ID: Final = 255  # characters; an index of PostgreSQL holds 2,700 bytes
 
 
@@ -38,6 +42,19 @@ def check_job_id(job_id: object) -> None:
             f"a job's id must be a string of 1 to {_LONGEST_ID} characters, without NUL and lone"
             f" surrogates, not {short_repr(job_id)}"
         )
+
+
+def checked_delay(delay: float | timedelta) -> int:
+    """Return the delay of a job's start in nanoseconds, or raise `FlowDefinitionError`."""
+    try:
+        length = to_ns(delay)
+    except ValueError:
+        length = -1
+    if not 0 <= length <= _LONGEST_DELAY:
+        raise FlowDefinitionError(
+            f"delay must be 0 s or more and at most 100 years, not {short_repr(delay)}"
+        )
+    return length
 
 
 def checked_params(

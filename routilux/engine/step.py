@@ -150,6 +150,8 @@ class _RemoteHost:
         self._offset = step.started_ns - self._clock.monotonic_ns()
         self.effects: dict[str, RecordedEffect] = {}
 
+    cancelled = False  # unknown in this process
+
     def now_ns(self) -> int:
         return self._clock.monotonic_ns() + self._offset
 

@@ -42,6 +42,10 @@ active: ContextVar[Context | None] = ContextVar("routilux_step", default=None)
 class StepHost(Protocol):
     """The methods of the engine that a context calls."""
 
+    @property
+    def cancelled(self) -> bool:
+        """Whether the job was cancelled, or this host runs the job no longer."""
+
     def now_ns(self) -> int:
         """Return the job's current time in UTC nanoseconds."""
 
@@ -201,6 +205,17 @@ class Context:
     def attempt(self) -> int:
         """The number of this attempt, counted from 1 across resumptions."""
         return (self.step or self.over()).attempt
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the job was cancelled, or this host has lost it: a long handler should return.
+
+        What the handler still emits and writes is recorded only if the host still owns the job. In
+        an executor of processes it is always False. After its timeout, a step that asks gets a
+        `NoActiveStepError`.
+        """
+        self._open_step()
+        return self._host.cancelled
 
     @property
     def job_id(self) -> str:

@@ -1,37 +1,67 @@
-"""Operator commands that retry or cancel a stored job.
+"""Operator commands that retry, cancel or delete stored jobs.
 
 Invariants:
 - The owner of the job is overruled: it can't commit any more, and its steps in flight are ignored.
 - An operation is one commit. If a host was faster, the job is read again.
 - Only an operator knows that a process which holds a job without a lease has ended for good. So the
   job is taken over only on request, and the refusal names the process.
+- A purge deletes no job that was resumed meanwhile, and reads only the last commit of each job.
 """
 
 from __future__ import annotations
 
 from secrets import token_hex
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from routilux.clocks.clock import SystemClock
 from routilux.core import requests
-from routilux.errors import LeaseLostError, NotResumableError
+from routilux.errors import LeaseLostError, NotResumableError, SavedStateError
 from routilux.persist.journal import Journal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
+    from routilux.clocks.clock import Clock
     from routilux.core.commits import Commit
     from routilux.core.state import JobState
-    from routilux.persist.store import Hold, JobStore
+    from routilux.persist.store import Entry, Hold, JobStore
 
+_FLAG: Final = "take_over=True (--take-over)"
 _TRIES: Final = 20  # enough to be faster once than a host that commits all the time
 
 
-def retry(store: JobStore, job_id: str, now_ns: int, *, take_over: bool = False) -> JobState:
-    """Let any worker resume a failed job with a fresh retry budget.
+class Purge(NamedTuple):
+    """The jobs that a purge has deleted, each with the time of its last commit, and damaged jobs.
+
+    A damaged job is not deleted, because its age is unknown.
+    """
+
+    jobs: list[tuple[Entry, int]]
+    damaged: dict[str, SavedStateError]
+
+
+def retry_job(
+    store: JobStore, job_id: str, *, take_over: bool = False, clock: Clock | None = None
+) -> JobState:
+    """Let any worker resume a failed job with a fresh retry budget, and return the job.
 
     With `take_over`, also set free a job that a host holds, with a lease or without; this counts as
-    a recovery. Raises `NotResumableError` if the job is neither failed nor taken over, `KeyError`
-    if there is no such job.
+    a recovery. A host that still runs the job can commit no more. `clock` gives the time of the
+    commit, by default the system's. Raises `NotResumableError` if the job is neither failed nor
+    taken over, `KeyError` if there is no such job.
+
+    >>> from routilux import Flow, MemoryStore, Routine, Runtime
+    >>> class Charge(Routine):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.define_slot("trigger", handler=self.charge)
+    ...     def charge(self):
+    ...         raise ConnectionError("no answer")
+    >>> flow, store = Flow("payment"), MemoryStore()
+    >>> _ = flow.add_routine(Charge(), "charge")
+    >>> job = Runtime(store=store).execute(flow, "charge", job_id="A7")
+    >>> retry_job(store, "A7").status.value
+    'pending'
     """
 
     def change(job: JobState, hold: Hold, now: int) -> Commit:
@@ -40,29 +70,80 @@ def retry(store: JobStore, job_id: str, now_ns: int, *, take_over: bool = False)
         if take_over and hold.owner is not None:
             return requests.take_over(job, now)
         if hold.free_in_ns is None:
-            cure = "if that process has ended for good, --take-over lets a worker resume the job"
+            cure = f"if that process has ended for good, {_FLAG} lets a worker resume the job"
         elif hold.is_leased:
-            cure = "a worker resumes the job when that lease ends; --take-over makes it free now"
+            cure = f"a worker resumes the job when that lease ends; {_FLAG} makes it free now"
         else:
             cure = f"start a worker of flow {job.flow_id}, which resumes the job"
         raise NotResumableError(f"job {job_id} is {job.status.value}, {hold}; {cure}")
 
-    return _overrule(store, job_id, now_ns, change)
+    return _overrule(store, job_id, clock, change)
 
 
-def cancel(store: JobStore, job_id: str, now_ns: int, reason: str | None = None) -> JobState:
+def cancel_job(
+    store: JobStore, job_id: str, reason: str | None = None, *, clock: Clock | None = None
+) -> JobState:
     """Cancel a stored job for good, and return the job.
 
-    Raises `NotResumableError` if the job is final, `KeyError` if there is no such job.
+    A host that runs the job can commit no more. Its `ctx.cancelled` becomes true at the next
+    commit, effect or renewal of the lease. `clock` gives the time of the
+    commit, by default the system's. Raises `NotResumableError` if the job is final, `KeyError` if
+    there is no such job.
+
+    >>> from routilux import Flow, MemoryStore, Routine, Runtime
+    >>> class Charge(Routine):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.define_slot("trigger", handler=print)
+    >>> flow, store = Flow("payment"), MemoryStore()
+    >>> _ = flow.add_routine(Charge(), "charge")
+    >>> job_id = Runtime(store=store).submit(flow, "charge")
+    >>> cancel_job(store, job_id, "the customer has called").status.value
+    'cancelled'
     """
     return _overrule(
-        store, job_id, now_ns, lambda job, hold, now: requests.request(job, "cancel", now, reason)
+        store, job_id, clock, lambda job, hold, now: requests.request(job, "cancel", now, reason)
     )
 
 
+def purge(
+    store: JobStore,
+    before_ns: int,
+    *,
+    statuses: Collection[str],
+    flow_id: str | None = None,
+    dry_run: bool = False,
+) -> Purge:
+    """Delete the jobs of these statuses whose last commit is older than `before_ns`.
+
+    With `dry_run`, only return these jobs.
+    """
+    journal = Journal(store)
+    jobs: list[tuple[Entry, int]] = []
+    damaged: dict[str, SavedStateError] = {}
+    for entry in store.entries():
+        try:
+            if entry.damage is not None:
+                raise entry.damage
+            if entry.status not in statuses or flow_id not in (None, entry.flow_id):
+                continue
+            at_ns = journal.last_ns(entry)
+            if at_ns is not None and at_ns < before_ns and (dry_run or store.delete(entry.job_id)):
+                jobs.append((entry, at_ns))
+        except SavedStateError as error:
+            damaged[entry.job_id] = error
+        except NotResumableError:
+            pass  # it was resumed meanwhile
+    return Purge(jobs, damaged)
+
+
 def _overrule(
-    store: JobStore, job_id: str, now_ns: int, change: Callable[[JobState, Hold, int], Commit]
+    store: JobStore,
+    job_id: str,
+    clock: Clock | None,
+    change: Callable[[JobState, Hold, int], Commit],
 ) -> JobState:
+    now_ns = (SystemClock() if clock is None else clock).now_ns()
     journal = Journal(store)
     operator = f"operator-{token_hex(16)}"
     tries = 0
@@ -70,7 +151,7 @@ def _overrule(
         hold = store.holders(job_id).get(job_id)
         job = journal.read(job_id, history=False)
         if job is None or hold is None:
-            raise KeyError(job_id)
+            raise KeyError(f"the store holds no job {job_id!r}")
         commit = change(job, hold, max(now_ns, job.updated_ns))
         try:
             journal.overrule(job_id, commit, operator)

@@ -23,7 +23,7 @@ from routilux.persist.versions import FORMAT, loads_versioned
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from routilux.persist.store import JobStore
+    from routilux.persist.store import Entry, JobStore
 
 SNAPSHOT_EVERY: Final = 256
 """The fewest commits between two snapshots of a job."""
@@ -37,11 +37,13 @@ class Journal:
     def __init__(self, store: JobStore) -> None:
         self._store = store
 
-    def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
+    def write(
+        self, job_id: str, commit: Commit, owner: str, *, claims: bool, after_ns: int = 0
+    ) -> None:
         """Write a commit durably.
 
-        With `claims`, `owner` becomes the only owner of the job. Raises `UnserializableError`
-        before writing, and the store's errors.
+        With `claims`, `owner` becomes the only owner of the job. A queued job is free `after_ns`
+        later. Raises `UnserializableError` before writing, and the store's errors.
         """
         status = commit.status.value
         row = rows.dump(job_id, commit, first=claims or commit.seq == 1)
@@ -51,7 +53,9 @@ class Journal:
             self._store.append(job_id, commit.seq, row, owner, status=status)
         else:
             flow_id = cast("dict[str, str]", commit.detail)["flow_id"]
-            self._store.create(job_id, row, owner, flow_id=flow_id, status=status)
+            self._store.create(
+                job_id, row, owner, flow_id=flow_id, status=status, after_ns=after_ns
+            )
 
     def row(self, job_id: str, commit: Commit, owner: str, *, first: bool = False) -> Append:
         """Return a commit as a row for `append_all`.
@@ -107,6 +111,16 @@ class Journal:
             except SavedStateError as error:
                 found.append(error)
         return found
+
+    def last_ns(self, entry: Entry) -> int | None:
+        """Return the time of a job's last commit; None if the job was deleted meanwhile.
+
+        Raises `SavedStateError` for a damaged row.
+        """
+        job_id, before = entry.job_id, entry.seq - 1
+        found = rows.load_rows(self._store.rows(job_id, before), job_id, before)
+        times = [Commit.load(data, place).at_ns for place, data in found]
+        return times[-1] if times else None
 
     def read(
         self, job_id: str, *, history: bool, history_limit: int | None = None

@@ -25,6 +25,7 @@ from routilux.persist.store import (
     duplicate,
     refusal,
     refusals,
+    undeletable,
 )
 
 if TYPE_CHECKING:
@@ -65,15 +66,31 @@ class MemoryStore(JobStore):
     def _begin_process(self) -> None:
         self._lock = threading.Lock()
 
-    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, status: str) -> None:
+    def create(
+        self,
+        job_id: str,
+        row: bytes,
+        owner: str,
+        *,
+        flow_id: str,
+        status: str,
+        after_ns: int = 0,
+    ) -> None:
         with self._lock:
             job = self._jobs.get(job_id)
             if job is None:
                 queued = status == JobStatus.PENDING
-                holder, free_at = (FREE, self._now()) if queued else (owner, None)
+                holder, free_at = (FREE, self._now() + after_ns) if queued else (owner, None)
                 self._jobs[job_id] = _StoredJob(flow_id, holder, free_at, status, [row], [owner])
             elif (job.rows, job.writers) != ([row], [owner]):
                 raise duplicate(job_id)
+
+    def delete(self, job_id: str) -> bool:
+        with self._lock:
+            job = self._jobs.get(job_id)
+            if job is not None and job.status in LIVE:
+                raise undeletable(job_id, job.status, self._hold(job))
+            return self._jobs.pop(job_id, None) is not None
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         with self._lock:

@@ -41,6 +41,7 @@ from routilux.persist.store import (
     duplicate,
     refusal,
     refusals,
+    undeletable,
 )
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ _CREATE: Final = f"""
 WITH made AS (
     INSERT INTO routilux_jobs (job_id, flow_id, owner, free_at, wait, status, seq) VALUES (
         %(job_id)s, %(flow_id)s, CASE WHEN %(queued)s THEN '{FREE}' ELSE %(owner)s END,
-        CASE WHEN %(queued)s THEN {_NOW} END, CASE WHEN %(queued)s THEN 0 END, %(status)s, 1)
+        CASE WHEN %(queued)s THEN {_NOW} + %(after_ns)s END,
+        CASE WHEN %(queued)s THEN %(after_ns)s END, %(status)s, 1)
     ON CONFLICT DO NOTHING RETURNING job
 )
 INSERT INTO routilux_commits SELECT job, 1, %(owner)s, %(row)b FROM made RETURNING job
@@ -208,15 +210,39 @@ class PostgresStore(SharedStore):
     def close(self) -> None:
         self._database.close()
 
-    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, status: str) -> None:
+    def create(
+        self,
+        job_id: str,
+        row: bytes,
+        owner: str,
+        *,
+        flow_id: str,
+        status: str,
+        after_ns: int = 0,
+    ) -> None:
         added = Append(job_id, 1, row, owner, status)
         queued = status == JobStatus.PENDING
-        made, repeated = self._do(_CREATE, **added._asdict(), flow_id=flow_id, queued=queued)
+        made, repeated = self._do(
+            _CREATE, **added._asdict(), flow_id=flow_id, queued=queued, after_ns=after_ns
+        )
         if not made:
             _, count, same = self._state(added)
             # If the answer was lost, another host may already have resumed the job.
             if not same or (count > 1 and not repeated):
                 raise duplicate(job_id)
+
+    def delete(self, job_id: str) -> bool:
+        # The rows are deleted by the foreign keys: also one that another host adds meanwhile.
+        gone, repeated = self._do(
+            "DELETE FROM routilux_jobs WHERE job_id = %(job_id)s AND status = ANY(%(stopped)s)"
+            f" AND {INTACT} RETURNING job",
+            job_id=job_id,
+            stopped=STOPPED,
+        )
+        left = [] if gone else self._entries("job_id = %(job_id)s", job_id=job_id)
+        for entry in left:
+            raise entry.damage or undeletable(job_id, entry.status, entry.hold)
+        return bool(gone) or repeated
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         # Most commits come this way; with _APPEND_ALL they would take 1.7 x as long.

@@ -53,14 +53,14 @@ CREATE TABLE routilux_jobs (
 CREATE INDEX routilux_free ON routilux_jobs (flow_id, free_at, job) WHERE free_at IS NOT NULL;
 CREATE INDEX routilux_leased ON routilux_jobs (owner, job_id) WHERE free_at IS NOT NULL;
 CREATE TABLE routilux_commits (
-    job bigint NOT NULL REFERENCES routilux_jobs,
+    job bigint NOT NULL REFERENCES routilux_jobs ON DELETE CASCADE,
     seq bigint NOT NULL,
     owner text COLLATE "C" NOT NULL,
     data bytea NOT NULL,
     PRIMARY KEY (job, seq)
 );
 CREATE TABLE routilux_snapshots (
-    job bigint PRIMARY KEY REFERENCES routilux_jobs,
+    job bigint PRIMARY KEY REFERENCES routilux_jobs ON DELETE CASCADE,
     seq bigint NOT NULL,
     data bytea NOT NULL
 );

@@ -6,15 +6,15 @@ Invariants:
 - Each entry is sealed by a checksum. A statement that changes an entry changes only an intact one,
   so that no damage gets a new seal.
 - The time counts from the start of the machine, which all processes that share the file have in
-  common, and which nobody can set. Times of an earlier start mean nothing: the leases are over, and
-  jobs that were to be free later are free.
+  common, and which nobody can set. After a new start of the machine all leases are over. Jobs that
+  are to be free later wait for the rest, by the UTC time that the store kept for the earlier start.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
 from routilux.clocks.clock import SystemClock, boot_id, boot_ns
@@ -39,6 +39,7 @@ from routilux.persist.store import (
     duplicate,
     refusal,
     refusals,
+    undeletable,
 )
 
 if TYPE_CHECKING:
@@ -105,9 +106,14 @@ _RELEASE: Final = f"""
 AND job_id = ?1 AND owner = ?2 AND free_at IS NOT NULL
 """
 _SOURCE: Final = """
-SELECT count(*), max(source), max(seal), EXISTS (SELECT 1 FROM jobs) FROM time
+SELECT count(*), max(source), max(utc), max(seal), EXISTS (SELECT 1 FROM jobs) FROM time
 """
-_FREE_ALL: Final = f"{_update(free_at='?1', wait='0')} AND free_at IS NOT NULL"
+_LEFT: Final = f"""
+?1 + CASE WHEN owner IN ('{FREE}', '{ABANDONED}')
+THEN max(0, min(wait, free_at + ?2 - ?1)) ELSE 0 END
+"""
+_RESTART: Final = f"{_update(free_at=_LEFT)} AND free_at IS NOT NULL"
+_OF_JOB: Final = "job = (SELECT job FROM jobs WHERE job_id = ?1)"
 _CLAMP: Final = f"{_update(free_at='?1 + wait')} AND free_at > ?1 + wait"
 # A limit keeps SQLite from computing the seal for each row.
 _ROWS: Final = f"""
@@ -116,7 +122,7 @@ FROM (SELECT job, seq, {_INTACT} AS intact FROM jobs WHERE job_id = ?1 LIMIT 1) 
 LEFT JOIN commits ON commits.job = entry.job AND commits.seq > ?2 ORDER BY commits.seq
 """
 _ENTRIES: Final = f"""
-SELECT job_id, flow_id, status, seq, owner, free_at, {_INTACT} FROM jobs
+SELECT job_id, flow_id, status, seq, owner, free_at, wait, {_INTACT} FROM jobs
 WHERE {{}} ORDER BY job DESC
 """
 _STOPPED: Final = "status IN ({})".format(", ".join(f"'{status}'" for status in STOPPED))
@@ -145,36 +151,54 @@ class SqliteStore(SharedStore):
         self._file = SqliteFile(self.path, read_only=read_only)
         real = clock is None or isinstance(clock, SystemClock)
         self._now = boot_ns if clock is None or real else clock.now_ns
+        utc = SystemClock().now_ns() - boot_ns() if real else 0
         try:
-            self._begin_time(boot_id() if real else "a given clock")
+            self._begin_time(boot_id() if real else "a given clock", utc)
         except BaseException:
             self.close()
             raise
 
-    def _begin_time(self, source: str) -> None:
-        """End all waits if the store's time had another source; `_foreign` if it can't write."""
-        self._foreign = self._source(self._file.do(_SOURCE)) != source
-        if self._file.read_only or (source and not self._foreign):
+    def _begin_time(self, source: str, utc: int) -> None:
+        """Move the ends of all waits if the store's time had another source.
+
+        `utc` is UTC minus the store's time. A reader changes nothing: it keeps the `_shift`.
+        """
+        before = self._source(self._file.do(_SOURCE))
+        self._shift = None if before is None or before[0] == source else before[1] - utc
+        if self._file.read_only or (source and before is not None and before[0] == source):
             return
 
         def begin(db: sqlite3.Connection) -> None:
             now = self._now()
             # Read again: another process may have been faster.
-            if self._source(db.execute(_SOURCE).fetchall()) != source:
+            before = self._source(db.execute(_SOURCE).fetchall())
+            if before is None or before[0] != source:
                 db.execute("DELETE FROM time")
-                db.execute("INSERT INTO time VALUES (?, ?)", (source, crc32(source.encode())))
-                db.execute(_FREE_ALL, (now,))
+                db.execute(
+                    "INSERT INTO time VALUES (?, ?, ?)", (source, utc, _time_seal(source, utc))
+                )
+                db.execute(_RESTART, (now, 0 if before is None else before[1] - utc))
             else:  # without an id of the start, a time too far ahead shows that it is another one
                 db.execute(_CLAMP, (now,))
 
         self._file.write(begin)
-        self._foreign = False
+        self._shift = None
 
-    def _source(self, found: list[tuple[int, object, object, int]]) -> str | None:
-        """Return the source of the store's time; None in a new store. Raises if it is damaged."""
-        [(count, source, seal, has_jobs)] = found
-        if count == 1 and type(source) is str and seal == crc32(source.encode()):
-            return source
+    def _source(
+        self, found: list[tuple[int, object, object, object, int]]
+    ) -> tuple[str, int] | None:
+        """Return the source and the UTC of the store's time; None in a new store.
+
+        Raises if the record is damaged.
+        """
+        [(count, source, utc, seal, has_jobs)] = found
+        if (
+            count == 1
+            and type(source) is str
+            and type(utc) is int
+            and seal == _time_seal(source, utc)
+        ):
+            return source, utc
         if count or has_jobs:
             raise CorruptStateError(
                 str(self.path), f"its record of the store's time is damaged; {BACKUP}"
@@ -217,10 +241,20 @@ class SqliteStore(SharedStore):
             with self._file.lock:
                 raise self._file.named(error) from error
 
-    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, status: str) -> None:
+    def create(
+        self,
+        job_id: str,
+        row: bytes,
+        owner: str,
+        *,
+        flow_id: str,
+        status: str,
+        after_ns: int = 0,
+    ) -> None:
         def work(db: sqlite3.Connection) -> None:
             queued = status == JobStatus.PENDING
-            hold = (FREE, self._now(), 0) if queued else (owner, None, None)
+            free_at = self._now() + after_ns
+            hold = (FREE, free_at, after_ns) if queued else (owner, None, None)
             added = db.execute(_CREATE, (job_id, flow_id, *hold, status))
             if added.rowcount:
                 db.execute("INSERT INTO commits VALUES (?, 1, ?, ?)", (added.lastrowid, owner, row))
@@ -228,6 +262,22 @@ class SqliteStore(SharedStore):
                 raise duplicate(job_id)
 
         self._file.write(work)
+
+    def delete(self, job_id: str) -> bool:
+        def work(db: sqlite3.Connection) -> bool:
+            found = db.execute(_ENTRIES.format("job_id = ?"), (job_id,)).fetchall()
+            if not found:
+                return False
+            [entry] = self._read_entries(found)
+            if entry.damage is not None:
+                raise entry.damage
+            if entry.status in LIVE:
+                raise undeletable(job_id, entry.status, entry.hold)
+            for table in ("commits", "snapshots", "jobs"):
+                db.execute(f"DELETE FROM {table} WHERE {_OF_JOB}", (job_id,))
+            return True
+
+        return self._file.write(work)
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         if status in LIVE and self._file.add(_STEP, (job_id, seq, row, owner, status)):
@@ -336,13 +386,15 @@ class SqliteStore(SharedStore):
         return self._entries(f"status IS NULL OR NOT {_STOPPED}" if live else "true")
 
     def _entries(self, where: str, *values: object) -> list[Entry]:
-        found = self._file.do(_ENTRIES.format(where), values)
+        return self._read_entries(self._file.do(_ENTRIES.format(where), values))
+
+    def _read_entries(self, found: list[tuple[Any, ...]]) -> list[Entry]:
         now = self._now()
         return [
-            Entry(job_id, flow_id, status, seq, self._hold(owner, free_at, now))
+            Entry(job_id, flow_id, status, seq, self._hold(owner, free_at, wait, now))
             if intact
             else Entry(str(job_id), str(flow_id), "", 0, UNKNOWN, damaged(str(job_id)))
-            for job_id, flow_id, status, seq, owner, free_at, intact in found
+            for job_id, flow_id, status, seq, owner, free_at, wait, intact in found
         ]
 
     def damage(self) -> list[CorruptStateError]:
@@ -359,9 +411,12 @@ class SqliteStore(SharedStore):
             return [error]  # too damaged for a check to its end
         return [CorruptStateError(str(self.path), f"{text}; {BACKUP}") for text in found]
 
-    def _hold(self, owner: str, free_at: int | None, now: int) -> Hold:
-        if self._foreign and free_at is not None:
-            free_at = now
+    def _hold(self, owner: str, free_at: int | None, wait: int, now: int) -> Hold:
+        if self._shift is not None and free_at is not None:
+            left = 0
+            if owner in (FREE, ABANDONED):
+                left = min(max(0, free_at + self._shift - now), wait)
+            free_at = now + left
         return Hold.of(owner, free_at, now=now)
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
@@ -372,6 +427,10 @@ class SqliteStore(SharedStore):
             tuple(flow_ids),
         )
         return None if soonest is None else max(0, soonest - self._now())
+
+
+def _time_seal(source: str, utc: int) -> int:
+    return crc32(f"{source} {utc}".encode())
 
 
 def _append(db: sqlite3.Connection, added: Append) -> None:

@@ -75,7 +75,8 @@ CREATE TABLE IF NOT EXISTS snapshots (
 );
 CREATE TABLE IF NOT EXISTS time (
     source TEXT NOT NULL,    -- the start of the machine that the store's time counts from
-    seal INTEGER NOT NULL    -- a checksum of it
+    utc INTEGER NOT NULL,    -- UTC minus the store's time, in nanoseconds
+    seal INTEGER NOT NULL    -- a checksum of the others
 );
 {GENERATIONS.strip()}
 PRAGMA application_id = {_APPLICATION};

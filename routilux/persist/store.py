@@ -140,11 +140,33 @@ class JobStore(Protocol):
     that job is damaged.
     """
 
-    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, status: str) -> None:
+    def create(
+        self,
+        job_id: str,
+        row: bytes,
+        owner: str,
+        *,
+        flow_id: str,
+        status: str,
+        after_ns: int = 0,
+    ) -> None:
         """Store a new job with the row of its first commit.
 
-        If it is pending, any host may acquire the job; else `owner` holds it. The same call again
-        does nothing while this is the only row. Raises `DuplicateJobError` if the job exists.
+        If it is pending, any host may acquire the job after `after_ns`; else `owner` holds it. The
+        same call again does nothing while this is the only row. Raises `DuplicateJobError` if the
+        job exists.
+        """
+
+    def delete(self, job_id: str) -> bool:
+        """Remove a job that has stopped, with its rows; return whether the store held the job.
+
+        A new job may then have the id. Raises `NotResumableError` if the job is pending or running.
+
+        >>> from routilux import MemoryStore
+        >>> store = MemoryStore()
+        >>> store.create("job-1", b"{}", "host-a", flow_id="orders", status="completed")
+        >>> store.delete("job-1"), store.delete("job-1")
+        (True, False)
         """
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
@@ -267,6 +289,14 @@ def refusal(
     return LeaseLostError(
         f"the last commit of job {job_id!r} is {count}, so commit {seq} can't be added: another"
         " host has resumed the job"
+    )
+
+
+def undeletable(job_id: str, status: str, hold: Hold) -> NotResumableError:
+    """Return the error for a pending or running job that is to be deleted."""
+    return NotResumableError(
+        f"job {job_id!r} is {status}, {hold}; only a job that has stopped can be deleted: cancel"
+        " the job first, or wait until it has stopped"
     )
 
 

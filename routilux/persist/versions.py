@@ -17,6 +17,8 @@ from routilux import codec
 from routilux.errors import CorruptStateError, SavedStateError, UnsupportedVersionError
 
 FORMAT: Final = "routilux/1"
+PACKAGE: Final = "0.1.0"
+"""The version of this package."""
 
 _NEWER: Final = re.compile(r"routilux/(?!1\Z)[1-9]\d{0,8}")
 _FIRST_MEMBER: Final = re.compile(rb'\s*\{\s*"format"\s*:\s*"(routilux/\d{1,9})"')

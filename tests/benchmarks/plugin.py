@@ -92,7 +92,7 @@ def _whole_test(clock: FakeClock) -> None:
 
 
 def one_test(rounds: int, tests: int) -> Measurement:
-    """Measure a test of 4 retries, set-up and all, with and without freezegun's part."""
+    """Measure a test of 4 retries, set-up and all, with and without patches of the time."""
 
     def bare() -> None:
         for _ in range(tests):

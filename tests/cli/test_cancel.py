@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from routilux import JobStatus, LeaseLostError, MemoryStore, NotResumableError, Runtime, SqliteStore
-from routilux.persist import admin
+from routilux import (
+    JobStatus,
+    LeaseLostError,
+    MemoryStore,
+    NotResumableError,
+    Runtime,
+    SqliteStore,
+    cancel_job,
+)
 from tests.cli.payments import NOW, SECOND, payment
 from tests.persist.stores import acquire
 from tests.routines import chain
@@ -37,10 +44,10 @@ def test_a_cancellation_is_tried_again_up_to_20_times_if_the_job_has_advanced():
     store = Busy()
     Runtime(store=store).submit(chain(a=lambda self, n=0: None), "a", job_id="j")
     with pytest.raises(LeaseLostError):
-        admin.cancel(store, "j", 0)
+        cancel_job(store, "j")
     store.refusals = 19
-    assert JobStatus.CANCELLED is admin.cancel(store, "j", 0).status
+    assert JobStatus.CANCELLED is cancel_job(store, "j").status
     with pytest.raises(NotResumableError, match="is cancelled"):
-        admin.cancel(store, "j", 0)
+        cancel_job(store, "j")
     with pytest.raises(KeyError):
-        admin.cancel(store, "k", 0)
+        cancel_job(store, "k")

@@ -7,8 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from routilux import Flow, JobState, JobStatus, LeaseLostError, Runtime, SqliteStore, Worker
-from routilux.persist import admin
+from routilux import (
+    Flow,
+    JobState,
+    JobStatus,
+    LeaseLostError,
+    Runtime,
+    SqliteStore,
+    Worker,
+    cancel_job,
+)
 from tests.cli.payments import NOW, SECOND, after, payment
 from tests.persist.stores import acquire
 
@@ -16,7 +24,7 @@ from tests.persist.stores import acquire
 def worked(store: Path, job_id: str, flow: Flow, *, at: float) -> JobState:
     """The job, after a worker has found none but it to drive."""
     with SqliteStore(store, clock=NOW) as jobs:
-        admin.cancel(jobs, "queued", NOW.now_ns())
+        cancel_job(jobs, "queued", clock=NOW)
         host = Runtime(clock=after(at), store=jobs)
         Worker(jobs, [flow], runtime=host).run(until_idle=True)
         return host.load(job_id, history=True)
@@ -39,13 +47,16 @@ def test_a_retried_job_has_a_fresh_budget_and_a_worker_resumes_it(store, output)
     [
         (
             25,
-            "  web-2:7, lease for 25 s\n",
+            "  web-2:7, lease for 25 s  ",
             "held by web-2:7:cafe, whose lease ends in 25.0 s",
-            "a worker resumes the job when that lease ends; --take-over makes it free now",
+            (
+                "a worker resumes the job when that lease ends;"
+                " take_over=True (--take-over) makes it free now"
+            ),
         ),
         (
             0,
-            "  web-2:7, lease over\n",
+            "  web-2:7, lease over  ",
             "left by web-2:7:cafe, whose lease has ended",
             "start a worker of flow payment, which resumes the job",
         ),
@@ -95,7 +106,9 @@ def test_a_process_that_is_alive_after_all_can_commit_no_more_to_a_job_that_was_
 
 ONLY = "only a failed job gets a fresh retry budget"
 HELD = "held by web-1:4711:9f86d081884c7d65 without a lease"
-GONE = "if that process has ended for good, --take-over lets a worker resume the job"
+GONE = (
+    "if that process has ended for good, take_over=True (--take-over) lets a worker resume the job"
+)
 FREE = "held by nobody, and free to be taken now"
 NEEDS = "start a worker of flow payment, which resumes the job"
 

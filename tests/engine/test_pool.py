@@ -24,9 +24,9 @@ from routilux import (
     RoutiluxError,
     Runtime,
     SystemClock,
+    retry_job,
 )
 from routilux.engine.pool import PoolDriver
-from routilux.persist import admin
 from tests.engine.concurrency import Remote, die, double, fail_once, no_thread_remains
 from tests.routines import (
     MODES,
@@ -85,7 +85,7 @@ def test_a_step_is_not_sent_to_another_process_when_the_job_is_lost(processes):
         def on_commit(self, job, commit):
             sent.append(commit.kind.value)
             if commit.kind == "done":
-                admin.retry(store, "j", 0, take_over=True)
+                retry_job(store, "j", take_over=True)
 
     flow = chain(a=Remote(double), b=Remote(double))
     with (

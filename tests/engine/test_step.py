@@ -37,6 +37,8 @@ class Desk:
         self.now = START
         self.recorded: dict[str, RecordedEffect] = {}
 
+    cancelled = False
+
     def now_ns(self) -> int:
         return self.now
 

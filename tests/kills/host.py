@@ -45,15 +45,8 @@ from typing import Any
 
 import routilux.engine.drive
 import routilux.persist.journal
-from routilux import (
-    Commit,
-    LeaseLostError,
-    NotResumableError,
-    Runtime,
-    Worker,
-)
+from routilux import Commit, LeaseLostError, NotResumableError, Runtime, Worker, retry_job
 from routilux.clocks.clock import real_sleep
-from routilux.persist import admin
 from tests.kills.places import BACKOFF, IDLE, Places, kill_in
 from tests.kills.plants import PLANTS
 from tests.kills.stores import SetClock, opened
@@ -146,7 +139,7 @@ def live(order: Order, places: Places) -> None:
         store.acquire("a host that died", [flow.flow_id], int(lease * 10**9 / 2))
     for job_id in order.get("take_over", ()):
         with _refusals():
-            admin.retry(store, job_id, runtime.clock.now_ns(), take_over=True)
+            retry_job(store, job_id, take_over=True, clock=runtime.clock)
     if "execute" in order:
         runtime.execute(flow, "first", job_id=order["execute"])
     runs = [runtime.start(flow, "first", job_id=job_id) for job_id in order.get("starts", ())]

@@ -125,6 +125,10 @@ CALLS: dict[str, Callable[[JobStore], object]] = {
     "acquire what was abandoned": lambda store: store.acquire("b", ["g"], MINUTE),
     "renew": lambda store: store.renew("b", 50 * SECOND),
     "release": lambda store: store.release("leased", "b", 0),
+    "create, free later": lambda store: store.create(
+        "new", b"1", "a", flow_id="f", status="pending", after_ns=MINUTE
+    ),
+    "delete": lambda store: store.delete("ended"),
     "keep_snapshot": lambda store: store.keep_snapshot("leased", 1, b"one"),
     "snapshot": lambda store: store.snapshot("abandoned"),
     "rows": lambda store: store.rows("leased"),
@@ -139,6 +143,8 @@ def with_jobs(store: JobStore) -> JobStore:
         store.create(job_id, b"1", "a", flow_id=flow_id, status="pending")
         store.acquire("b", [flow_id], MINUTE)
     store.keep_snapshot("abandoned", 1, b"one")
+    store.create("ended", b"1", "a", flow_id="f", status="completed")
+    store.keep_snapshot("ended", 1, b"one")
     store.release("abandoned", "b", 0, clean=False)
     for job_id in ("queued", "queued too"):
         store.create(job_id, b"1", "a", flow_id="f", status="pending")

@@ -58,7 +58,9 @@ INSERT INTO routilux_jobs (job_id, flow_id, owner, free_at, status, seq)
 SELECT 'stopped ' || n, 'f', 'a', NULL, 'completed', 1 FROM generate_series(1, 2000) n UNION ALL
 SELECT 'leased ' || n, 'h', 'c', 4e18 + n, 'running', 1 FROM generate_series(1, 500) n UNION ALL
 SELECT 'of others ' || n, 'g', '', n, 'pending', 1 FROM generate_series(1, 500) n UNION ALL
-SELECT 'free ' || n, 'f', '', 1000 + n, 'pending', 1 FROM generate_series(1, 3) n
+SELECT 'free ' || n, 'f', '', 1000 + n, 'pending', 1 FROM generate_series(1, 3) n UNION ALL
+SELECT 'ended', 'f', 'a', NULL, 'completed', 1 -- again, if the call deletes it
+ON CONFLICT DO NOTHING
 """
 
 

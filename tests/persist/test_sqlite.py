@@ -46,11 +46,12 @@ def test_a_look_for_a_job_costs_no_more_where_thousands_of_other_flows_are_free(
 
 @pytest.fixture
 def machine(monkeypatch):
-    """The start of this machine, and the seconds since; both can be set."""
+    """The start of this machine, the seconds since, and those of UTC; all can be set."""
 
     class Machine:
-        start, seconds = "first", 1000.0
+        start, seconds, utc = "first", 1000.0, 1_000_000.0
 
+    monkeypatch.setattr(SystemClock, "now_ns", staticmethod(lambda: int(Machine.utc * SECOND)))
     monkeypatch.setattr("routilux.persist.sqlite.boot_id", lambda: Machine.start)
     monkeypatch.setattr("routilux.persist.sqlite.boot_ns", lambda: int(Machine.seconds * SECOND))
     return Machine
@@ -79,15 +80,24 @@ def test_a_lease_lasts_as_long_whatever_the_clock_of_the_machine_is_set_to(tmp_p
                 assert 3500 * SECOND < other.free_in(["f"]) <= 3600 * SECOND
 
 
-def test_after_a_new_start_of_the_machine_all_leases_and_waits_are_over(tmp_path, machine):
+@pytest.mark.parametrize(
+    ("utc", "left"),
+    [(1_000_020, 40), (1_000_060, 0), (1_009_000, 0), (900_000, 60)],
+    ids=["within the wait", "at its end", "later", "of a clock that was set back"],
+)
+def test_after_a_new_start_of_the_machine_leases_are_over_and_waits_go_on(
+    utc, left, tmp_path, machine
+):
     leased(tmp_path / "jobs.db", machine).close()
-    machine.start, machine.seconds = "second", 5.0
+    machine.start, machine.seconds, machine.utc = "second", 5.0, utc
     with SqliteStore(tmp_path / "jobs.db", read_only=True) as reader:
-        holds = {"j": Hold("a", 0, clean=False), "k": Hold(None, 0, clean=True)}
+        holds = {"j": Hold("a", 0, clean=False), "k": Hold(None, left * SECOND, clean=True)}
         assert holds == reader.holders(), "a reader writes nothing, and knows it"
     with SqliteStore(tmp_path / "jobs.db") as store:
-        assert [Acquired("j", clean=False)] == store.acquire("b", ["j"], SECOND)
-        assert [Acquired("k", clean=True)] == store.acquire("b", ["k"], SECOND)
+        assert left * SECOND == store.free_in(["k"])
+        assert [Acquired("j", clean=False)] == store.acquire("b", ["j"], 100 * SECOND)
+        machine.seconds += left
+        assert [Acquired("k", clean=True)] == store.acquire("b", ["k"], 100 * SECOND)
         with SqliteStore(tmp_path / "jobs.db") as other:
             assert None is acquire(other, "c", ["j", "k"], SECOND), "the start is known now"
         assert [] == store.acquire("c", ["j", "k"], SECOND)
@@ -117,7 +127,12 @@ def test_a_store_with_a_given_clock_follows_that_clock(tmp_path):
 
 @pytest.mark.parametrize(
     "damage",
-    ["UPDATE time SET source = 'anothes'", "DELETE FROM time", "INSERT INTO time VALUES ('b', 1)"],
+    [
+        "UPDATE time SET source = 'anothes'",
+        "DELETE FROM time",
+        "UPDATE time SET utc = utc + 1",
+        "INSERT INTO time VALUES ('b', 0, 1)",
+    ],
 )
 def test_a_damaged_record_of_the_time_ends_no_lease_and_is_reported(tmp_path, damage):
     path = tmp_path / "jobs.db"
@@ -132,6 +147,6 @@ def test_a_damaged_record_of_the_time_ends_no_lease_and_is_reported(tmp_path, da
             SqliteStore(path)
         with using(store) as db:
             db.execute("DELETE FROM time")
-            db.execute("INSERT INTO time VALUES (?, ?)", kept)
+            db.execute("INSERT INTO time VALUES (?, ?, ?)", kept)
         with SqliteStore(path) as again:
             assert holds == [hold.owner for hold in again.holders().values()] == ["a"]

@@ -114,6 +114,68 @@ def test_a_second_job_of_the_same_id_is_refused(store, row, owner):
     assert None is store.free_in(["f"])
 
 
+# --- jobs that are deleted ------------------------------------------------------------------------
+
+STOPPED = ["paused", "completed", "failed", "cancelled"]
+
+
+@pytest.mark.parametrize("status", STOPPED)
+def test_a_deleted_job_leaves_nothing_and_its_id_is_free_again(status, store):
+    filled(store, 3)
+    store.append("j", 4, b"row 4", "a", status=status)
+    store.keep_snapshot("j", 2, b"two")
+    queued(store, "other")
+    assert store.delete("j")
+    assert not store.delete("j")
+    assert ["other"] == store.job_ids() == [entry.job_id for entry in store.entries()]
+    assert ([], None, {}) == (store.rows("j"), store.snapshot("j"), store.holders("j"))
+    assert [] == store.damage()
+    for seq in (2, 5):  # of a step that was in flight
+        with pytest.raises(LeaseLostError, match="holds no job 'j'"):
+            store.append("j", seq, b"late", "a", status="running")
+    store.keep_snapshot("j", 1, b"late")
+    store.create("j", b"new", "b", flow_id="g", status="running")
+    store.append("j", 2, b"2", "b", status="completed")
+    assert ([b"new", b"2"], None) == (store.rows("j"), store.snapshot("j"))
+    assert [b"row 1"] == store.rows("other")
+
+
+def test_a_job_that_is_pending_or_running_is_not_deleted(store, clock):
+    filled(store, 2)
+    queued(store, "queued", "leased")
+    store.create("later", b"1", "a", flow_id="f", status="pending", after_ns=SECOND)
+    assert "queued" == acquire(store, "b", ["f"], SECOND)
+    for job_id, status in (("j", "running"), ("queued", "pending"), ("later", "pending")):
+        with pytest.raises(NotResumableError, match=f"job '{job_id}' is {status}, held by .* sto"):
+            store.delete(job_id)
+    assert ["j", "later", "leased", "queued"] == store.job_ids()
+    assert 2 == len(store.rows("j"))
+
+
+def test_of_a_host_and_a_deletion_at_once_either_the_job_stays_or_nothing_does(store):
+    for number in range(20):
+        job_id = f"job {number}"
+        store.create(job_id, b"1", "a", flow_id="f", status="failed")
+        refused: list[type[Exception]] = []
+
+        def claims(job_id: str = job_id, refused: Any = refused) -> None:
+            try:
+                store.claim(job_id, 2, b"2", "b", status="running")
+            except NotResumableError:
+                refused.append(LeaseLostError)
+
+        def deletes(job_id: str = job_id, refused: Any = refused) -> None:
+            try:
+                store.delete(job_id)
+            except NotResumableError:
+                refused.append(NotResumableError)
+
+        together(claims, deletes)
+        assert 1 == len(refused), "both or none"
+        assert (job_id in store.job_ids()) is (refused == [NotResumableError])
+    assert [] == store.damage()
+
+
 # --- rows of several jobs by one write ------------------------------------------------------------
 
 
@@ -271,6 +333,24 @@ def test_a_queued_job_is_free_at_once_and_the_one_that_waited_longest_comes_firs
     queued(store, "y", "x")
     assert 0 == store.free_in(["f"])
     assert ["z", "y", "x", None] == [acquire(store, "b", ["f"], SECOND) for _ in range(4)]
+
+
+def test_a_job_that_is_queued_for_later_is_free_when_that_time_has_passed(store, clock):
+    for _ in range(2):  # the first answer was lost
+        store.create("later", b"1", "a", flow_id="f", status="pending", after_ns=60 * SECOND)
+    queued(store, "now")
+    assert 60 * SECOND == store.holders("later")["later"].free_in_ns
+    assert ["now", None] == [acquire(store, "b", ["f"], 100 * SECOND) for _ in range(2)]
+    assert 60 * SECOND == store.free_in(["f"])
+    clock.advance(59.999)
+    assert [] == store.acquire("b", ["f"], SECOND)
+    clock.advance(0.001)
+    assert [Acquired("later", clean=True)] == store.acquire("b", ["f"], SECOND)
+
+
+def test_a_time_that_is_passed_with_a_job_that_runs_is_ignored(store):
+    store.create("j", b"1", "a", flow_id="f", status="running", after_ns=SECOND)
+    assert None is store.holders("j")["j"].free_in_ns
 
 
 def test_a_host_is_given_only_jobs_of_its_own_flows(store):

@@ -17,9 +17,10 @@ from routilux import (
     Runtime,
     SavedState,
     UnsupportedVersionError,
+    cancel_job,
+    retry_job,
 )
 from routilux.codec import signature
-from routilux.persist import admin
 from routilux.persist.journal import Journal
 from routilux.persist.rows import with_checksum, without_checksum
 from tests.persist.orders import GOLDEN, KEY, START, pipeline
@@ -89,17 +90,17 @@ def test_the_stored_rows_and_snapshot_are_read():
     assert date(2026, 1, 3) == job.shared_data["day"]
 
 
-@pytest.mark.parametrize("change", [admin.cancel, admin.retry])
+@pytest.mark.parametrize("change", [cancel_job, retry_job])
 def test_the_row_of_an_operator_carries_the_version(change):
     store = MemoryStore()
     with Runtime(clock=FakeClock(START), store=store) as runtime:
         flow = pipeline(9)
         flow.routines["process"].set_error_handler(None)
-        if change is admin.retry:
+        if change is retry_job:
             flow.execute("fetch", {"request_id": "r-1"}, job_id="job-1", runtime=runtime)
         else:
             runtime.submit(flow, "fetch", {"request_id": "r-1"}, job_id="job-1")
-    change(store, "job-1", 0)
+    change(store, "job-1")
     assert store.rows("job-1")[-1].startswith(b"{" + FORMAT)
 
 

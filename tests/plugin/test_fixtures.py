@@ -39,6 +39,42 @@ def test_the_runtime_runs_on_the_bare_clock_if_the_test_uses_it(
     assert 1.5 == flow_clock_bare.monotonic_ns() / 10**9
 
 
+OWN_CLOCK = """
+    import pytest
+    from routilux import FakeClock
+
+    @pytest.fixture
+    def {name}({takes}):
+        {gives}
+
+    def test_it(flow_runtime, {name}):
+        assert flow_runtime.clock is {name}
+"""
+
+
+@pytest.mark.parametrize("gives", ["return FakeClock('2024-02-29')", "return None"])
+def test_a_clock_that_does_not_freeze_the_time_is_refused(gives, pytester):
+    pytester.makepyfile(test_it=OWN_CLOCK.format(name="flow_clock", takes="", gives=gives))
+    result = run_inside(pytester)
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(
+        ["the fixture flow_clock of this project returns *, a clock that time and datetime do not*"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "takes", "gives"),
+    [
+        ("flow_clock", "flow_clock", "flow_clock.advance(60); return flow_clock"),
+        ("flow_clock_bare", "flow_clock_bare", "return flow_clock_bare"),
+        ("flow_clock_bare", "", "return FakeClock('2024-02-29')"),
+    ],
+)
+def test_a_project_may_set_its_clock(name, takes, gives, pytester):
+    pytester.makepyfile(test_it=OWN_CLOCK.format(name=name, takes=takes, gives=gives))
+    run_inside(pytester).assert_outcomes(passed=1)
+
+
 def test_the_bare_clock_leaves_time_real(flow_clock_bare):
     import time
 

@@ -65,6 +65,7 @@ class Fetch(Routine):
     def fetch(self, request_id: str) -> None:
         ctx = assert_type(self.ctx, Context)
         assert_type(ctx.attempt, int)
+        assert_type(ctx.cancelled, bool)
         assert_type(ctx.job_id, str)
         assert_type(ctx.task_id, str)
         assert_type(ctx.idempotency_key, str)
@@ -178,7 +179,14 @@ runtime = Runtime(
     max_recoveries=None,
     history_limit=100,
 )
-worker = Worker(durable, [flow], runtime=runtime, lease=timedelta(seconds=30))
+worker = Worker(
+    durable,
+    [flow],
+    runtime=runtime,
+    lease=timedelta(seconds=30),
+    concurrency=4,
+    allow_changed_flow=True,
+)
 worker.run(until_idle=True)
 worker.stop()
 job = assert_type(flow.execute("Fetch", {"request_id": "r"}, slot="trigger"), JobState)
@@ -203,6 +211,11 @@ assert_type(
 assert_type(runtime.execute(flow, "Fetch"), JobState)
 assert_type(runtime.start(flow, "Fetch"), Run)
 assert_type(runtime.submit(flow, "Fetch"), str)
+assert_type(runtime.submit(flow, "Fetch", delay=0.5, job_id="j"), str)
+assert_type(runtime.submit(flow, "Fetch", delay=timedelta(days=1)), str)
+assert_type(retry_job(durable, "j", take_over=True, clock=runtime.clock), JobState)
+assert_type(cancel_job(durable, "j", "a reason", clock=None), JobState)
+assert_type(durable.delete("j"), bool)
 assert_type(runtime.resume(flow, job), JobState)
 assert_type(runtime.load("j"), JobState)
 with use_runtime(runtime) as used, Runtime() as own:

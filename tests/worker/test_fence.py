@@ -10,9 +10,18 @@ from typing import Any
 
 import pytest
 
-from routilux import FakeClock, Flow, JobStatus, JobStore, LeaseLostError, Runtime, Worker
+from routilux import (
+    FakeClock,
+    Flow,
+    JobStatus,
+    JobStore,
+    LeaseLostError,
+    Runtime,
+    Worker,
+    cancel_job,
+    retry_job,
+)
 from routilux.engine.drive import Drive
-from routilux.persist import admin
 from tests.persist.stores import STORES, acquire
 from tests.routines import PATIENCE, SECOND, Works, chain, run_by
 from tests.worker.jobs import TAKEN_OVER, hosted, statuses, worker
@@ -135,7 +144,7 @@ def test_a_store_clock_set_back_leaves_a_job_to_its_owner(runtime, store, steppe
 
 
 def take_over(store: JobStore, flow: Flow, job_id: str) -> None:
-    admin.retry(store, job_id, 0, take_over=True)
+    retry_job(store, job_id, take_over=True, clock=FakeClock())
 
 
 def take_over_and_run(store: JobStore, flow: Flow, job_id: str) -> None:
@@ -144,7 +153,7 @@ def take_over_and_run(store: JobStore, flow: Flow, job_id: str) -> None:
 
 
 def cancel(store: JobStore, flow: Flow, job_id: str) -> None:
-    admin.cancel(store, job_id, 0)
+    cancel_job(store, job_id, clock=FakeClock())
 
 
 def resume_elsewhere(store: JobStore, flow: Flow, job_id: str) -> None:

@@ -18,8 +18,8 @@ from routilux import (
     Runtime,
     SqliteStore,
     Worker,
+    retry_job,
 )
-from routilux.persist import admin
 from tests.engine.concurrency import Gate, in_a_child
 from tests.persist.stores import acquire
 from tests.routines import PATIENCE, SECOND, Works, chain, kinds, rest, sleeps
@@ -233,7 +233,7 @@ def test_a_job_that_a_runtime_acquires_again_is_driven_once(
         clock.advance(21)  # no worker renewed it
     else:
         clock.advance(10)
-        admin.retry(store, job_id, clock.now_ns(), take_over=True)
+        retry_job(store, job_id, take_over=True, clock=clock)
     assert second._take(False)
     first._maintain()
     clock.advance(10)  # the next renewal is due

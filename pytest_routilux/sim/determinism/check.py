@@ -69,7 +69,7 @@ def check_determinism(
     elif runs.first.doubles:
         why = "a new Python process would lack the test doubles of effects"
     elif not importable(case):
-        why = "they need a build function that can be imported by its name, and no faults"
+        why = "they need a build function that can be imported by its name, no faults and no fresh="
     else:
         why = _in_fresh_interpreters(case, start_ns)
     if isinstance(why, str):

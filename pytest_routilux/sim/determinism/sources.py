@@ -17,10 +17,9 @@ import time
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date, datetime
 from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Final
-
-from freezegun.api import real_date, real_datetime
 
 from pytest_routilux.frames import is_users
 from pytest_routilux.virtual_time.simulated_step import running
@@ -37,7 +36,7 @@ _CLOCKS: Final = (
     *("localtime", "gmtime", "strftime"),
 )
 _VIRTUAL: Final = "virtual time"
-_OURS: Final = ("routilux", "pytest_routilux", "freezegun")
+_OURS: Final = ("routilux", "pytest_routilux")
 
 
 def _built_in() -> dict[int, str]:
@@ -142,9 +141,9 @@ def _method(what: Any) -> str | None:
     owner = getattr(what, "__self__", None)
     name = what.__name__
     if isinstance(owner, type) and name in ("now", "utcnow", "today"):
-        if issubclass(owner, real_datetime):
+        if issubclass(owner, datetime):
             return f"datetime.{name}()"
-        return f"date.{name}()" if issubclass(owner, real_date) else None
+        return f"date.{name}()" if issubclass(owner, date) else None
     if owner is _GLOBAL or isinstance(owner, random.SystemRandom):
         return f"random.{name}()" if name in ("random", "getrandbits") else None
     return None

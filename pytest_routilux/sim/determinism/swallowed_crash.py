@@ -77,6 +77,8 @@ class _Trap:
             self.sprung = call
             raise _HostDies(call)
 
+    cancelled = False
+
     def now_ns(self) -> int:
         return self._start + self.clock.mono
 

@@ -2,12 +2,13 @@
 
 Invariants:
 - A fresh interpreter has no patch, no double and no closure of a test: only a `build` that can be
-  imported by its name runs there, without faults.
+  imported by its name runs there, without faults and without `fresh`.
 - A case that can't run there is reported with the reason, and is no finding.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 def importable(case: Case) -> bool:
     """Return whether a new Python process can run `case`."""
     name = getattr(case.build, "__qualname__", "")
-    return not case.faults and object_named(f"{case.build.__module__}:{name}") is case.build
+    found = object_named(f"{case.build.__module__}:{name}")
+    return found is case.build and not case.faults and case.fresh is None
 
 
 def rows_by_seed(case: Case, start_ns: int, seeds: Sequence[int]) -> list[list[str]] | str:
@@ -49,6 +51,7 @@ def rows_by_seed(case: Case, start_ns: int, seeds: Sequence[int]) -> list[list[s
         "slot": case.slot,
         "job_id": case.job_id,
         "start_ns": start_ns,
+        "zone": os.environ.get("TZ", "UTC"),  # of virtual time
     }
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -70,6 +73,6 @@ def simulate(build: Callable[[], Flow], request: Mapping[str, Any]) -> dict[str,
     start_ns = request["start_ns"]
     params = codec.decode(request["params"], "$.params")
     case = Case(build, request["entry"], params, request["slot"], request["job_id"])
-    with frozen_simulation(start_ns):
+    with frozen_simulation(start_ns, zone=request["zone"]):
         run = run_undisturbed(case, start_ns)
     return {"rows": [commit.dumps() for commit in run.world.commits]}

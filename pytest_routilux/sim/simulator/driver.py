@@ -75,6 +75,8 @@ class _StepHost:
         self._driven: Any = flight.driven
         self._pace = pace
 
+    cancelled = False  # no simulated job is
+
     def now_ns(self) -> int:
         return self._clock.mono + int(self._driven.offset)
 

@@ -71,7 +71,7 @@ class _WorldJournal:
         self._written: list[tuple[Commit, str]] = []
 
     def write(
-        self, job_id: str, commit: Commit, owner: str, *, claims: bool, acquired: bool = False
+        self, job_id: str, commit: Commit, owner: str, *, claims: bool, after_ns: int = 0
     ) -> None:
         self._write(*self.row(job_id, commit, owner), claims=claims)
 
@@ -340,6 +340,7 @@ def run_variation(case: Case, start_ns: int, variation: Variation) -> tuple[Worl
     """Run a job with `variation`, and return the run's world and host."""
     for fault in case.faults:
         fault.begin(0)
+    case.reset()
     world = World(start_ns + variation.shift_ns)
     flow = case.build()
     if variation.sequential:

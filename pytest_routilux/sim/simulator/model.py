@@ -58,7 +58,7 @@ class Case:
     """A job to simulate: the flow, the start, the faults and the store.
 
     With `store`, only what that store keeps in its files is durable. `assertions` says whether a
-    failed assertion of a handler is a finding.
+    failed assertion of a handler is a finding. `fresh` resets what lies outside of the job.
     """
 
     build: Callable[[], Flow]
@@ -70,6 +70,12 @@ class Case:
     always: Callable[[JobState], object] | None = None
     store: OpenStore | None = None
     assertions: bool = True
+    fresh: Callable[[], object] | None = None
+
+    def reset(self) -> None:
+        """Bring what lies outside of the job, such as a database, to its first state."""
+        if self.fresh is not None:
+            self.fresh()
 
 
 @dataclass(frozen=True, slots=True)

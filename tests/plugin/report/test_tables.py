@@ -20,7 +20,7 @@ from routilux import (
     Runtime,
     SavedState,
 )
-from tests.routines import Works, chain, fan, saveable
+from tests.routines import Works, chain, fan, retrying, saveable, sends
 
 
 def fetch(self: Routine, request_id: str) -> None:
@@ -211,8 +211,31 @@ def test_a_retry_that_still_waits_has_no_real_wait():
 def test_a_wait_that_a_late_host_made_longer_does_not_count_as_planned():
     late = Runtime(clock=FakeClock(start="2026-01-01T00:01:00"))
     lines = shown(retries(late.resume(pipeline(3), run(5).at(4)), 98))
-    assert lines[0] == "⏳ 3 retries · 2 of 3 waits as planned, to the nanosecond"
+    assert " ".join(lines[:2]) == (
+        "⏳ 3 retries · 2 of 3 waits as planned, to the nanosecond"
+        " · 1 longer, because the job was resumed later (until 60.0000 s)"
+    )
     assert lines[-2].split()[-4:] == ["0.4500", "2.5500", "60.0000", "57.9000"]
+
+
+@pytest.mark.parametrize(
+    ("width", "cause"), [(1, "all workers were busy"), (2, "the routine was busy")]
+)
+def test_a_wait_that_ended_while_others_ran_says_why_it_was_longer(width, cause):
+    def tries(self, n=0):
+        self.ctx.sleep(1)
+        if n == 0 and self.ctx.attempt == 1:
+            raise ValueError("not yet")
+
+    flow = fan(
+        sends(0, 1, 2, 3),
+        workers=width,
+        a=Works(tries, retrying(retry_delay=0.5)),
+        b=lambda self, n: self.ctx.sleep(0.25) if n == 0 else None,
+    )
+    job = flow.execute("source", runtime=Runtime(clock=FakeClock()))
+    head = " ".join(shown(retries(job, 98))[:2])
+    assert re.search(rf"0 of 1 waits as planned.* · 1 longer, because {cause} \(until \d", head)
 
 
 def test_a_saved_state_shows_its_file_and_its_pending_tasks(tmp_path):

@@ -59,9 +59,9 @@ class Stepped(SqliteStore):
         if self._seq:
             self.seen.append((self._seq, self._statement, self._folder.image({})))
 
-    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, status: str) -> None:
+    def create(self, job_id: str, row: bytes, owner: str, **options: Any) -> None:
         self._seq = 1
-        super().create(job_id, row, owner, flow_id=flow_id, status=status)
+        super().create(job_id, row, owner, **options)
         self._seq = 0
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
@@ -159,9 +159,9 @@ class Leased(SqliteStore):
         self._flow_ids: Collection[str] = ["work"]
         super().__init__(path, clock=_Later())  # type: ignore[arg-type]  # all that it asks for
 
-    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, status: str) -> None:
-        super().create(job_id, row, owner, flow_id=flow_id, status="pending")
-        self.acquire(owner, [flow_id], LEASE)
+    def create(self, job_id: str, row: bytes, owner: str, **options: Any) -> None:
+        super().create(job_id, row, owner, **{**options, "status": "pending"})
+        self.acquire(owner, [options["flow_id"]], LEASE)
 
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         self.acquire(owner, self._flow_ids, LEASE)
@@ -215,7 +215,8 @@ class CommitsAtStop(SqliteStore):
 class HalfCreates(Stepped):
     """Makes the job in one transaction, and keeps its first row in another."""
 
-    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, status: str) -> None:
+    def create(self, job_id: str, row: bytes, owner: str, **options: Any) -> None:
+        flow_id, status = options["flow_id"], options["status"]
         self._seq = 1
         self._file.write(
             lambda db: db.execute(_CREATE, (job_id, flow_id, owner, None, None, status))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 
 import pytest
@@ -195,6 +196,31 @@ def test_a_job_that_ends_otherwise_than_meant_fails_the_test(checks, flow_sim):
     with pytest.raises(pytest.fail.Exception) as failed:
         flow_sim.crash_everywhere(partial(chain, a=rest), "a", ends="failed", **checks)
     assert "the undisturbed job completed, but the test says ends='failed'" in str(failed.value)
+
+
+async def naps(self, n=0) -> None:
+    await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("body", [naps, partial(naps)])
+@pytest.mark.parametrize("method", ["run", "crash_everywhere", "check_determinism"])
+def test_an_async_test_of_async_handlers_is_told_to_be_a_plain_one(method, body, flow_sim):
+    simulates = partial(getattr(flow_sim, method), partial(chain, a=body), "a")
+
+    async def test() -> None:
+        says = r"slot 'trigger' of a is async: .* write the test with def instead of async def"
+        with pytest.raises(FlowDefinitionError, match=says):
+            simulates()
+
+    asyncio.run(test())
+    simulates()
+
+
+def test_an_async_test_may_simulate_plain_handlers(flow_sim):
+    async def test() -> None:
+        assert "completed" == flow_sim.run(partial(chain, a=rest), "a").job.status
+
+    asyncio.run(test())
 
 
 @pytest.mark.parametrize("ends", ["fail", "running", "pending", 3])

@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextvars
 import copy
+import ctypes
 import datetime as dt
 import json
 import logging
@@ -27,6 +28,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
+from pytest_routilux import settings
 from pytest_routilux.virtual_time import freeze
 from pytest_routilux.virtual_time.freeze import frozen_clock, frozen_simulation
 from routilux import (
@@ -44,6 +46,7 @@ from tests.routines import Works, chain, fan, send
 STRATEGIES: list[ExecutionStrategy] = ["sequential", "concurrent"]
 START = datetime(2026, 1, 1, tzinfo=UTC)
 START_NS = FakeClock().now_ns()
+REAL_DATE, REAL_DATETIME = settings.REAL_CLASSES
 
 
 def flow_of(work, strategy="sequential", handler=None):
@@ -224,8 +227,8 @@ def test_a_late_module_of_the_standard_library_reads_real_time_after_it(monkeypa
     monkeypatch.delitem(sys.modules, "sched", raising=False)
     with frozen_clock():
         late: Any = __import__("sched")
-        assert late._time is time.monotonic is not freeze.api.real_monotonic
-    assert late._time is time.monotonic is freeze.api.real_monotonic
+        assert late._time is time.monotonic is not settings.REAL_TIME["monotonic"]
+    assert late._time is time.monotonic is settings.REAL_TIME["monotonic"]
 
 
 # --- sleeping -------------------------------------------------------------------------------------
@@ -431,9 +434,9 @@ def test_durations_and_timestamps_of_pytest_stay_real(pytester):
 def test_what_now_gives_is_an_ordinary_datetime(flow_clock):
     now, today = datetime.now(UTC), date.today()
     assert ("datetime", "date") == (type(now).__name__, type(today).__name__)
-    assert freeze.api.real_datetime is type(now) is type(datetime(2026, 1, 1))
-    assert freeze.api.real_datetime is type(datetime.fromisoformat("2026-01-01"))
-    assert freeze.api.real_date is type(today) is type(date(2026, 1, 1))
+    assert REAL_DATETIME is type(now) is type(datetime(2026, 1, 1))
+    assert REAL_DATETIME is type(datetime.fromisoformat("2026-01-01"))
+    assert REAL_DATE is type(today) is type(date(2026, 1, 1))
     assert type(now) == datetime  # noqa: E721 - as user code may ask
     assert isinstance(now, date)
     assert issubclass(datetime, date)
@@ -465,6 +468,30 @@ def test_a_class_derived_from_datetime_makes_its_own_instances(flow_clock):
     assert Moment is type(Moment.now()) is type(Moment(2026, 1, 1)) is type(Moment.now(UTC))
     assert START == Moment.now(UTC)
     assert not isinstance(datetime.now(), Moment)
+
+
+class _Capi(ctypes.Structure):
+    """The beginning of what `PyDateTime_IMPORT` gives to an extension module."""
+
+    _fields_ = (("date", ctypes.c_void_p), ("datetime", ctypes.c_void_p))
+
+
+def test_an_extension_module_that_is_imported_meets_the_classes_of_c(flow_clock):
+    get = ctypes.pythonapi.PyCapsule_Import
+    get.restype = ctypes.POINTER(_Capi)
+    capi = get(b"datetime.datetime_CAPI", 0).contents
+    assert (id(dt.date), id(dt.datetime)) == (capi.date, capi.datetime)
+    assert type is type(dt.datetime) is type(dt.date)
+    # Cython checks the size of a class that it derives from, and of one instance.
+    assert type(datetime.now()).__basicsize__ == dt.datetime.__basicsize__
+
+
+def test_a_class_of_an_extension_module_reads_virtual_time(flow_clock):
+    class Timestamp(datetime):  # as pandas derives its own
+        __slots__ = ()
+
+    assert datetime(2026, 1, 1) == Timestamp.now() == Timestamp.today() == Timestamp.utcnow()
+    assert Timestamp is type(Timestamp.today())
 
 
 # --- beginning and ending -------------------------------------------------------------------------
@@ -514,3 +541,38 @@ def test_a_sleep_that_a_test_replaces_stays_replaced(monkeypatch):
     with frozen_clock():
         pass
     assert time.sleep is len
+
+
+# --- what it costs --------------------------------------------------------------------------------
+
+
+def events_of_a_test() -> int:
+    """Return how many functions run to begin and to end virtual time, in Python or called by it."""
+    found = 0
+
+    def count(frame: object, event: str, what: object) -> None:
+        nonlocal found
+        found += event in ("call", "c_call")
+
+    with frozen_clock():  # searches the new modules
+        pass
+    freeze.put_back()
+    sys.setprofile(count)
+    try:
+        with frozen_clock():
+            pass
+        freeze.put_back()
+    finally:
+        sys.setprofile(None)
+    return found
+
+
+def test_the_cost_does_not_grow_with_the_modules_that_are_loaded(monkeypatch):
+    before = events_of_a_test()
+    for number in range(2000):
+        module = ModuleType(f"library_{number}")
+        vars(module).update({f"name_{n}": n for n in range(20)}, datetime=datetime)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setattr(freeze._patches, "_known", {})  # all are of libraries
+    monkeypatch.setattr("pytest_routilux.virtual_time.patches.is_users", lambda name, file: False)
+    assert events_of_a_test() <= before

@@ -89,6 +89,7 @@ class Known:
     routine: str
     place: str = "pending"
     attempts: int = 0
+    poisoned: int = 0  # of the attempts; the engine ended them without running one
     spent: int = 0
     conflicts: int = 0
     failed: bool = False
@@ -321,6 +322,7 @@ class JobModel(RuleBasedStateMachine):
                 assert bool(commit.emissions) is (killer.routine in ("shy", "loud"))
                 killer.failed = True
                 killer.attempts += 1
+                killer.poisoned += 1
                 self.recoveries = 0
                 return
         if fresh:
@@ -358,7 +360,8 @@ class JobModel(RuleBasedStateMachine):
             )  # fmt: skip
             assert task.retries <= most_retries(HANDLERS[known.routine])
         for routine, state in self.job.routine_states.items():
-            tried = sum(k.attempts for k in self.known.values() if k.routine == routine)
+            tasks = [known for known in self.known.values() if known.routine == routine]
+            tried = sum(known.attempts - known.poisoned for known in tasks)
             assert state.attempts >= tried
 
     @invariant()

@@ -313,7 +313,7 @@ def test_an_interrupt_in_a_handler_reaches_the_caller_and_leaves_the_task_pendin
         run_by(how, flow, "source", runtime)
     job = watcher.jobs[-1]
     assert JobStatus.RUNNING is job.status
-    assert ["start", "done"] == kinds(job)
+    assert ["start", "done", "interrupted"] == kinds(job)
     assert {("a", 1), ("other", 1)} == {(t.routine_id, t.attempt) for t in job.pending_tasks}
     assert {} == job.shared_data
 

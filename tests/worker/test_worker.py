@@ -171,8 +171,8 @@ def test_a_job_that_ends_its_worker_repeatedly_fails_and_names_the_task(runtime,
         caplog.messages[:4]
     )
     assert (
-        f"job {job_id} of flow tale failed for good: routilux.PoisonJobError: the"
-        in (caplog.messages[4])
+        f"job {job_id} of flow tale failed for good at a attempt 1: routilux.PoisonJobError: the"
+        in caplog.messages[4]
     )
 
 

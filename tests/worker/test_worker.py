@@ -359,7 +359,8 @@ def breaks_off_after(step: str, old: Flow, runtime: Any, job_id: str) -> None:
     assert ["start", "resumed", "done"] == story(runtime, job_id)
 
 
-def test_a_job_gets_the_flow_of_its_shape_among_those_of_its_id(runtime):
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_job_gets_the_flow_of_its_shape_among_those_of_its_id(allowed, runtime):
     ran: list[str] = []
 
     def named(name):
@@ -374,7 +375,7 @@ def test_a_job_gets_the_flow_of_its_shape_among_those_of_its_id(runtime):
     for flow, job_id in ((one, "under way"), (two, "new")):
         breaks_off_after("a", flow, runtime, job_id)
     runtime.submit(one, "a", job_id="queued")
-    worker(runtime, two, one).run(until_idle=True)
+    worker(runtime, two, one, allow_changed_flow=allowed).run(until_idle=True)
     assert {"completed"} == statuses(runtime, ["under way", "new", "queued"])
     assert sorted(ran) == sorted(
         ["a1 under way", "b1 under way", "a2 new", "b2 new", "c2 new", "a1 queued", "b1 queued"]

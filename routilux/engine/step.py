@@ -99,8 +99,9 @@ def failure(number: int, error: BaseException) -> StepOutcome:
         leaves = list(leaves_of(error))
         outcome.leaf_types = tuple(dict.fromkeys(map(type, leaves)))
         outcome.retry_after_ns = requested_delay_ns(leaves)
+        outcome.spends = any(not isinstance(x, RetryAfter) or x.spends for x in leaves)
     elif isinstance(error, RetryAfter):
-        outcome.retry_after_ns = error.delay_ns
+        outcome.retry_after_ns, outcome.spends = error.delay_ns, error.spends
     return outcome
 
 

@@ -281,7 +281,7 @@ class StepOutcome:
 
     `shared_reads` are the shared keys that it read; None means all keys. `effects` are effects that
     were not recorded at once, because the step ran in another process. `leaf_types` are the types
-    of an exception group's leaves.
+    of an exception group's leaves. `spends`: a retry after this error spends one of the budget.
     """
 
     number: int
@@ -294,3 +294,4 @@ class StepOutcome:
     retry_after_ns: int | None = None
     effects: dict[str, RecordedEffect] | None = None
     leaf_types: tuple[type[BaseException], ...] = ()
+    spends: bool = True

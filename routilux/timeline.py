@@ -10,6 +10,7 @@ Invariants:
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,10 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from routilux.core.commits import Commit
+    from routilux.graph.messages import Emission, Task
     from routilux.monitor import ExecutionMonitor, StateChange
 
 Part: TypeAlias = str | tuple[str, str]
 """A text, or a text and the name of its style."""
+
+_Kind: TypeAlias = tuple[CommitKind, str | None, str | None, tuple[tuple[str, ...], ...]]
 
 _Collection: TypeAlias = list[object] | tuple[object, ...] | set[object] | frozenset[object]
 
@@ -35,6 +39,14 @@ _REQUESTS: Final = {
     CommitKind.RESUMED: "resumed",
     CommitKind.PAUSED: "paused",
     CommitKind.CANCELLED: "cancelled",
+}
+_COLLAPSED: Final = {
+    CommitKind.DONE: ("✅", "done"),
+    CommitKind.RETRY: ("💥", "failed and retried"),
+    CommitKind.DROPPED: ("💥", "dropped"),
+    CommitKind.FAILED: ("💥", "failed for good"),
+    CommitKind.CONFLICT: ("💫", "conflicts, runs again"),
+    CommitKind.EFFECT: ("📌", "effects recorded"),
 }
 _LONGEST_ERROR: Final = 400
 STATUS_STYLES: Final = {
@@ -107,9 +119,17 @@ class JobTimeline:
         start: int,
         *,
         thorough: bool = False,
+        most: int | None = None,
     ) -> None:
+        """`most` is the most commits of a kind that get lines of their own; None for any number."""
         self._start = start
         self._commits = commits
+        self._most = sys.maxsize if most is None else most
+        self._like: dict[_Kind, list[Commit]] = {}
+        if most is not None:
+            for commit in commits:
+                self._like.setdefault(_kind_of(commit), []).append(commit)
+        self.payloads: set[str] = set()  # the ids of the tasks whose payload has a line
         self._thorough = thorough
         self._before = start
         retries = [retry for retry in monitor.retries if retry.job_id == job_id]
@@ -124,8 +144,29 @@ class JobTimeline:
     def lines(self) -> Iterator[Line]:
         """Yield the lines of the timeline, in the order of the commits."""
         for commit in self._commits:
-            yield from self._commit(commit)
+            like = self._like[_kind_of(commit)] if self._like else []
+            if len(like) <= self._most or commit.routine_id is None:
+                yield from self._commit(commit)
+            elif commit is like[0]:
+                yield self._collapsed(like)
             self._before = commit.at_ns
+        for commit in self._commits[-1:]:
+            if commit.status in (JobStatus.COMPLETED, JobStatus.FAILED):
+                status = commit.status.value
+                yield self._line("🏁", commit, "job ", (status, STATUS_STYLES[status]))
+
+    def _collapsed(self, commits: Sequence[Commit]) -> Line:
+        """Return one line for commits that differ only in task, attempt and payload."""
+        first, last = commits[0], commits[-1]
+        mark, what = _COLLAPSED[first.kind]
+        parts: list[Part] = [f"{first.routine_id} x{len(commits):,}: {what}"]
+        if first.error is not None:
+            error = one_line(str(first.error), _LONGEST_ERROR)
+            parts += [", first with ", (error, "red")]
+        sent = Counter(emission.event for commit in commits for emission in commit.emissions)
+        facts = [f"{event} x{number:,}" for event, number in sent.items()]
+        facts.append(f"until {seconds_text(last.at_ns - self._start)} s")
+        return self._line(mark, first, *parts, (f" · {' · '.join(facts)}", "dim"))
 
     def _commit(self, commit: Commit) -> Iterator[Line]:
         kind = commit.kind
@@ -133,6 +174,7 @@ class JobTimeline:
         if kind is CommitKind.START:
             root = commit.tasks[0]
             yield self._line("🚀", commit, (f"{root.routine_id}.{root.slot}", "bold"))
+            self.payloads.add(root.task_id)
             yield from _payload(root.payload)
         elif kind in (CommitKind.RETRY, CommitKind.FAILED, CommitKind.DROPPED):
             yield from self._failure(commit)
@@ -150,12 +192,12 @@ class JobTimeline:
         change = self._changes.get(commit.seq)
         if change is not None and not self._thorough:
             yield self._change(commit, change)
-        if commit is self._commits[-1] and commit.status in (JobStatus.COMPLETED, JobStatus.FAILED):
-            status = commit.status.value
-            yield self._line("🏁", commit, "job ", (status, STATUS_STYLES[status]))
 
     def _emissions(self, commit: Commit) -> Iterator[Line]:
         source = commit.routine_id
+        if self._thorough:
+            yield from self._sent(commit)
+            return
         for index, emission in enumerate(commit.emissions):
             yield self._line("📤", commit, (f"{source}.{emission.event}", "bold cyan"))
             yield from _payload(emission.payload)
@@ -163,6 +205,25 @@ class JobTimeline:
                 if task.emission == index:
                     arrow = f"{source} → {task.routine_id}: "
                     yield self._line("🔀", commit, arrow, (_load(task.payload), "cyan"))
+
+    def _sent(self, commit: Commit) -> Iterator[Line]:
+        """Yield one line for each emission with its targets, then its payload unless an output."""
+        like: dict[tuple[str, tuple[str, ...]], list[tuple[Emission, list[Task]]]] = {}
+        for index, emission in enumerate(commit.emissions):
+            tasks = [task for task in commit.tasks if task.emission == index]
+            key = emission.event, tuple(task.routine_id for task in tasks)
+            like.setdefault(key, []).append((emission, tasks))
+        for (event, targets), sent in like.items():
+            name = (f"{commit.routine_id}.{event}", "bold cyan")
+            to = f" → {', '.join(targets) or 'outputs'}"
+            if len(sent) > self._most:
+                yield self._line("📤", commit, name, f"{to} x{len(sent):,}")
+                continue
+            for emission, tasks in sent:
+                yield self._line("📤", commit, name, to)
+                if tasks:
+                    yield from _payload(emission.payload)
+                    self.payloads.update(task.task_id for task in tasks)
 
     def _failure(self, commit: Commit) -> Iterator[Line]:
         error = " ".join(str(commit.error).split())
@@ -244,6 +305,17 @@ class JobTimeline:
     def _line(self, mark: str, commit: Commit, *parts: Part, cut: bool = False) -> Line:
         clock = f"[{seconds_text(commit.at_ns - self._start):>{self._digits}}s]"
         return Line(mark, clock, parts, cut)
+
+
+def _kind_of(commit: Commit) -> _Kind:
+    """Return a key that is equal for commits that differ only in task, attempt and payload."""
+    error = None if commit.error is None else commit.error.type
+    targets = {(task.emission, task.routine_id) for task in commit.tasks}
+    sent = [
+        (emission.event, *sorted(name for number, name in targets if number == index))
+        for index, emission in enumerate(commit.emissions)
+    ]
+    return commit.kind, commit.routine_id, error, tuple(dict.fromkeys(sent))
 
 
 def _payload(payload: Mapping[str, object]) -> Iterator[Line]:

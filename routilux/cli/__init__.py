@@ -9,8 +9,10 @@ Invariants:
 - `--json` writes one object: {"format": "routilux-COMMAND/1", "store": …, "at_ns": …, …}: instants
   are UTC nanoseconds. A later version may add members; a member keeps its meaning.
   jobs            "counts" by status, "jobs" (job_id, flow_id, status, started_ns, updated_ns,
-                  commits, retries, due_ns or null, error or null, held or null), "damaged"
-                  (job_id, reason)
+                  commits, retries, due_ns or null, error or null, task or null, reason or null,
+                  held or null), "damaged" (job_id, reason). "task" is the task that failed or is
+                  next: task_id, routine_id, slot, attempt, error or null, "more" pending tasks.
+                  "reason" is that of a cancellation
   show            "job": what `JobState.deserialize` reads, with all commits; "held" or null
   retry, cancel   "job_id", "status", "seq" of the commit that the command made
   export          "job_id", "status", "seq" of the last commit, "file", "bytes"
@@ -118,6 +120,9 @@ def _report_damaged(
 
 
 def _show(options: argparse.Namespace, page: Page, now: int) -> int:
+    if options.json and (options.last, options.routine) != (None, None):
+        raise RoutiluxError("--json writes the whole job; leave out --last and --routine")
+
     def read(store: JobStore) -> tuple[JobState, Hold | None]:
         job = _read(store, options)
         return job, held(job, store.holders(job.job_id)[job.job_id])
@@ -126,7 +131,7 @@ def _show(options: argparse.Namespace, page: Page, now: int) -> int:
     if options.json:
         _write_json(page, options, now, {"job": job.serialize(), "held": held_data(hold)})
     else:
-        show_job(page, job, hold, now)
+        show_job(page, job, hold, now, last=options.last, routine=options.routine)
     return 0
 
 
@@ -300,7 +305,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     jobs.add_argument("--flow", metavar="FLOW", help="only the jobs of this flow")
     jobs.add_argument("--limit", metavar="N", type=_count, default=100, help="at most N jobs (100)")
-    _command(commands, "show", _show, "show the commits and the pending tasks of a job")
+    show = _command(commands, "show", _show, "show the status of a job, its commits and its tasks")
+    show.add_argument("--last", metavar="N", type=_count, help="only the last N commits")
+    show.add_argument("--routine", metavar="ROUTINE", help="only what concerns this routine")
     retry = _command(
         commands,
         "retry",

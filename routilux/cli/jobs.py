@@ -3,13 +3,17 @@
 Invariants:
 - A job that can't be read hides no other job: it is named at the end, and the command fails.
 - Only the rows of the jobs that are shown are read; all else is in the entries of the jobs.
-- Ids are never cut, because the other commands need the whole id.
+- Ids are never cut, because the other commands need the whole id. An id for which the terminal is
+  too narrow gets a line of its own.
+- No line is wider than the terminal. The last line names the columns that were left out for that.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from routilux.cli import humanize
@@ -23,11 +27,24 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from routilux.cli.terminal import Page
+    from routilux.core.parts import PendingTask
     from routilux.core.state import JobState
     from routilux.persist.store import Hold, JobStore
     from routilux.timeline import Part
 
-_HEAD: Final = ("job", "flow", "status", "age", "commits", "retries", "next due, UTC", "held by")
+_HEAD: Final = (
+    "job",
+    "flow",
+    "status",
+    "age",
+    "commits",
+    "retries",
+    "next due",
+    "held by",
+    "at step, or why",
+)
+_LEFT_OUT: Final = ("commits", "retries", "held by", "flow", "next due", "age")  # in this order
+_LAST: Final = 24  # the least width of the last column
 Row: TypeAlias = "dict[str, Any]"
 """The members of one job in the JSON output, but with a `Hold` object as `held`."""
 
@@ -100,8 +117,8 @@ def list_jobs(
 
 def show_jobs(page: Page, found: Listing, now: int) -> None:
     """Write the table of jobs, then a line with the number of jobs of each status."""
+    left_out = _table(page, found.jobs, now) if found.jobs else []
     if found.jobs:
-        _table(page, found.jobs, now)
         page.line()
     counts = ", ".join(f"{count:,} {status}" for status, count in found.counts.items())
     count = sum(found.counts.values())
@@ -110,14 +127,14 @@ def show_jobs(page: Page, found: Listing, now: int) -> None:
     shown = len(found.jobs)
     more = f"; the {shown:,} newest are shown, --limit shows more" if shown < count else ""
     flows = f"; flows: {', '.join(found.flows)}" if some and not count else ""
-    page.line(what, f": {counts}" if counts else "", more, flows)
+    page.prose(f"{what}{': ' * bool(counts)}{counts}{more}{flows}")
+    if left_out:
+        page.prose(f"left out to fit {page.width} columns: {', '.join(left_out)}")
 
 
 def _row(job: JobState, hold: Hold, now: int) -> Row:
     tasks = job.pending_tasks if job.status.is_live else ()
-    due_ns = min((task.due_ns for task in tasks if not task.failed), default=None)
-    if job.status is JobStatus.PENDING and due_ns is not None and hold.free_in_ns:
-        due_ns = max(due_ns, now + hold.free_in_ns)  # it was submitted with a delay
+    due = (due_ns(job, task, hold, now) for task in tasks if not task.failed)
     return {
         "job_id": job.job_id,
         "flow_id": job.flow_id,
@@ -126,8 +143,10 @@ def _row(job: JobState, hold: Hold, now: int) -> Row:
         "updated_ns": job.updated_ns,
         "commits": job.seq,
         "retries": job.retry_count(),
-        "due_ns": due_ns,
+        "due_ns": min(due, default=None),
         "error": None if job.error is None else str(job.error),
+        "task": _task(job),
+        "reason": _reason(job),
         "held": held(job, hold),
     }
 
@@ -141,24 +160,72 @@ def job_count(count: int) -> str:
     return f"{count:,} job" if count == 1 else f"{count:,} jobs"
 
 
-def _table(page: Page, jobs: Sequence[Row], now: int) -> None:
+def due_ns(job: JobState, task: PendingTask, hold: Hold | None, now: int) -> int:
+    """Return the instant from which a task may run; a job may have been submitted with a delay."""
+    if job.status is JobStatus.PENDING and hold is not None and hold.free_in_ns:
+        return max(task.due_ns, now + hold.free_in_ns)
+    return task.due_ns
+
+
+def _task(job: JobState) -> dict[str, object] | None:
+    """Return the task at which the job failed, or the task that is next."""
+    tasks = [task for task in job.pending_tasks if task.failed] or job.pending_tasks
+    if not tasks:
+        return None
+    task = min(tasks, key=attrgetter("order"))
+    error = job.routine_states[task.routine_id].error
+    return {
+        "task_id": task.task_id,
+        "routine_id": task.routine_id,
+        "slot": task.slot,
+        "attempt": task.attempt - task.failed,
+        "error": None if error is None or task.attempt == 1 else str(error),
+        "more": len(job.pending_tasks) - 1,
+    }
+
+
+def _reason(job: JobState) -> str | None:
+    """Return the reason that an operator or a program gave for cancelling the job."""
+    if job.status is not JobStatus.CANCELLED or not job.commits:
+        return None
+    reason = (job.commits[-1].detail or {}).get("reason")
+    return None if reason is None else str(reason)
+
+
+def _table(page: Page, jobs: Sequence[Row], now: int) -> list[str]:
+    """Write the table, and return the names of the columns that were left out."""
     rows = [_HEAD, *(_texts(job, now) for job in jobs)]
-    widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
-    cut = page.width is None or widths[0] < page.width
+    widths = dict(
+        zip(_HEAD, (max(map(cells, column)) for column in zip(*rows, strict=True)), strict=True)
+    )
+    job, last = _HEAD[0], _HEAD[-1]
+    room = sys.maxsize if page.width is None else page.width
+    alone = widths[job] + 2 + widths["status"] + 2 + _LAST > room
+    taken = {name: width + 2 for name, width in widths.items() if not (alone and name == job)}
+    taken[last] = min(widths[last], _LAST)
+    left_out = []
+    for name in _LEFT_OUT:
+        if sum(taken.values()) + 2 * alone <= room:
+            break
+        left_out.append(name)
+        del taken[name]
     for row in rows:
         parts: list[Part] = []
-        for name, text, width in zip(_HEAD, row, widths, strict=True):
-            gap = " " * (width - cells(text))
-            style = STATUS_STYLES.get(text, "") if name == "status" else ""
-            padded = f"{gap}{text}  " if name in _NUMBERS else f"{text}{gap}  "
-            parts.append((padded, "bold" if row is _HEAD else style))
-        page.line(*parts, cut=cut)
+        if alone:
+            page.line((row[0], "bold" if row is _HEAD else ""))
+            parts.append("  ")
+        for name, text in zip(_HEAD, row, strict=True):
+            if name in taken:
+                gap = " " * (widths[name] - cells(text))
+                style = STATUS_STYLES.get(text, "") if name == "status" else ""
+                padded = f"{gap}{text}  " if name in _NUMBERS else f"{text}{gap}  "
+                parts.append((padded, "bold" if row is _HEAD else style))
+        page.line(*parts, cut=True)
+    return left_out
 
 
 def _texts(job: Row, now: int) -> tuple[str, ...]:
-    wait, due_ns = "–", job["due_ns"]
-    if due_ns is not None:
-        wait = f"{humanize.due(due_ns, now)}, {humanize.at(due_ns, now)}"
+    due_ns = job["due_ns"]
     return (
         plain(job["job_id"]),
         plain(job["flow_id"]),
@@ -166,9 +233,24 @@ def _texts(job: Row, now: int) -> tuple[str, ...]:
         humanize.length(now - job["started_ns"]),
         f"{job['commits']:,}",
         str(job["retries"]),
-        wait,
+        "–" if due_ns is None else humanize.due(due_ns, now),
         plain(_holder(job["held"])),
+        plain(" ".join(_why(job).split())),
     )
+
+
+def _why(job: Row) -> str:
+    """Return at which step a job is, or why it failed or was cancelled."""
+    task = job["task"]
+    if job["status"] == JobStatus.CANCELLED:
+        return job["reason"] or "–"
+    error = job["error"] or (task and task["error"])
+    parts = [] if error is None else [error]
+    if task is not None:
+        attempt = f" attempt {task['attempt']}" if task["attempt"] > 1 else ""
+        more = f" (+{task['more']:,})" if task["more"] else ""
+        parts.insert(0, f"{task['routine_id']}{attempt}{more}")
+    return ": ".join(parts) or "–"
 
 
 def _holder(hold: Hold | None) -> str:

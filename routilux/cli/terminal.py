@@ -14,6 +14,7 @@ import shutil
 import unicodedata
 from itertools import groupby
 from operator import itemgetter
+from textwrap import wrap
 from typing import TYPE_CHECKING, Final, TextIO
 
 from routilux.timeline import plain
@@ -52,6 +53,11 @@ class Page:
         """Write `parts` as one line; if `cut` is true, cut the line to the page's width."""
         row = [_styled(part) for part in parts]
         self.text(self._coloured(_cut(row, self.width) if cut and self.width else row))
+
+    def prose(self, text: str) -> None:
+        """Write `text`, wrapped to the page's width."""
+        for line in wrap(text, self.width) if self.width else [text]:
+            self.line(line)
 
     def lines(self, lines: Sequence[Line]) -> None:
         """Write the lines of a timeline, and align their texts in one column."""

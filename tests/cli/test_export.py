@@ -62,6 +62,15 @@ def test_every_command_gives_json_of_one_shape(store, output):
         "retries": 1,
         "due_ns": NOW.now_ns() + 10 * SECOND + 120_000_000,
         "error": None,
+        "task": {
+            "task_id": "0",
+            "routine_id": "charge",
+            "slot": "trigger",
+            "attempt": 2,
+            "error": None,
+            "more": 0,
+        },
+        "reason": None,
         "held": {"owner": "web-1:4711:9f86d081884c7d65", "free_in_ns": None},
     }
     assert ["queued", "paused", "waits"] == [job["job_id"] for job in found["jobs"]]
@@ -69,6 +78,7 @@ def test_every_command_gives_json_of_one_shape(store, output):
     (failed,) = data("jobs", "--status", "failed")["jobs"]
     assert "ConnectionError: the gateway does not answer" == failed["error"]
     assert None is failed["due_ns"]
+    assert (2, failed["error"]) == (failed["task"]["attempt"], failed["task"]["error"])
 
     with SqliteStore(store) as jobs:
         job = Runtime(store=jobs).load("done", history=True)

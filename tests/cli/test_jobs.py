@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from routilux import Runtime, SqliteStore
+from routilux import Runtime, SqliteStore, cancel_job
+from routilux.cli.jobs import _HEAD as HEAD
 from tests.cli.pages import JOBS
 from tests.cli.payments import NOW, after, command, payment
+from tests.routines import fan, rest
 
 
 def test_the_jobs_are_listed_with_the_newest_first(store, output):
@@ -18,16 +20,21 @@ def test_jobs_can_be_filtered_by_status_and_flow_and_limited_to_the_newest(store
     assert ["job", "failed", "", "1 of 5 jobs: 1 failed"] == [line.split("  ")[0] for line in lines]
     assert 5 == output("jobs", store, "--flow", "payment").count(" payment ")
     lines = output("jobs", store, "--limit", 2).splitlines()
-    assert ["job", "queued", "paused", ""] == [line.split("  ")[0] for line in lines[:-1]]
-    assert lines[-1].endswith("1 failed; the 2 newest are shown, --limit shows more")
+    assert ["job", "queued", "paused", ""] == [line.split("  ")[0] for line in lines[:4]]
+    assert "1 failed; the 2 newest are shown, --limit shows more" in " ".join(lines[4:])
     assert "0 of 5 jobs; flows: payment\n" == output("jobs", store, "--flow", "refunds")
 
 
 def test_a_job_that_was_submitted_with_a_delay_is_due_when_it_has_passed(store, output):
     with SqliteStore(store, clock=NOW) as jobs:
-        Runtime(clock=NOW, store=jobs).submit(payment(), "charge", {"order": "A6"}, delay=90)
+        runtime = Runtime(clock=NOW, store=jobs)
+        job_id = runtime.submit(payment(), "charge", {"order": "A6"}, delay=90)
     line = output("jobs", store).splitlines()[1]
-    assert "  in 90 s, 13:01:30  " in line
+    assert "  in 90 s   charge" in line
+    page = output("show", store, job_id)
+    assert f"job {job_id} of flow payment: pending at charge attempt 1, due in 90 s\n" in page
+    assert "held by nobody, and free to be taken in 90.0 s\n" in page
+    assert "charge.trigger attempt 1, due in 90 s (13:01:30 UTC)" in page
 
 
 def test_an_empty_store_has_0_jobs(tmp_path, output, refused):
@@ -37,17 +44,49 @@ def test_an_empty_store_has_0_jobs(tmp_path, output, refused):
     assert err.endswith("new.db; the store holds no jobs; check its name")
 
 
-@pytest.mark.parametrize("columns", [50, 90])
-def test_a_narrow_terminal_gets_cut_lines_with_whole_ids(store, output, monkeypatch, columns):
-    job_id = "f58be812-0654-9787-994d-a80c990fd1b7-ab"
+@pytest.mark.parametrize("columns", [40, 50, 60, 80, 90, 100, 120, 200])
+@pytest.mark.parametrize("length", [6, 36, 60, 200])
+def test_no_line_is_wider_than_the_terminal_and_ids_are_whole(
+    store, output, monkeypatch, columns, length
+):
+    job_id = "f58be812-0654-" + "x" * (length - 14) if length > 6 else "f58be8"
     with SqliteStore(store, clock=NOW) as jobs:
         late = Runtime(clock=after(3595, autojump=False), store=jobs)
         late.submit(payment(), "charge", {"order": "A6"}, job_id=job_id)
+        cancel_job(jobs, "paused", "sold out", clock=NOW)
     monkeypatch.setenv("COLUMNS", str(columns))
-    head, first, *rest = output("jobs", store).splitlines()
-    assert ("job ", "…") == (head[:4], head[-1])
-    assert first.startswith(f"{job_id}  payment")
-    assert all(len(line) <= columns for line in (head, first, *rest[:4]))
+    lines = output("jobs", store).splitlines()
+    assert [job_id] * (length > columns) == [line for line in lines if len(line) > columns]
+    text = " ".join(lines)
+    assert f" {job_id} " in text
+    shown = [name for name in HEAD if name in text.partition(job_id)[0]]
+    left_out = text.partition(f"left out to fit {columns} columns: ")[2].split(", ")
+    assert set(HEAD) == {*shown, *filter(None, left_out)}
+    assert {"job", "status", "at step, or why"} <= set(shown)
+    assert "sold out" in text
+
+
+def test_the_step_of_a_job_and_the_reason_why_it_stopped_are_listed(store, output, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    with SqliteStore(store, clock=NOW) as jobs:
+        cancel_job(jobs, "queued", clock=NOW)
+        cancel_job(jobs, "paused", "by\nphone", clock=NOW)
+        limited = Runtime(clock=after(3600), store=jobs, max_steps=1)
+        payment().execute("charge", {"order": "A6"}, job_id="limited", runtime=limited)
+        Runtime(clock=NOW, store=jobs).submit(fan(rest, a=rest), "source", job_id="first")
+    table = output("jobs", store).split("\n\n")[0].splitlines()
+    found = {line.split("  ")[0]: line.split("  ")[-1].strip() for line in table}
+    limit = found.pop("limited")
+    assert limit.startswith("charge attempt 2: routilux.StepLimitError: job limited made 1 ")
+    assert found == {
+        "job": "at step, or why",
+        "first": "source",
+        "queued": "–",
+        "paused": "by phone",
+        "waits": "charge attempt 2",
+        "failed": "charge attempt 2: ConnectionError: the gateway does not answer",
+        "done": "–",
+    }
 
 
 def test_a_pipe_gets_every_column_whole(store):
@@ -56,6 +95,6 @@ def test_a_pipe_gets_every_column_whole(store):
         Runtime(store=jobs).submit(payment(), "charge", {"order": "A6"}, job_id=job_id)
     done = command("jobs", store, folder=store.parent)
     head, first, *_ = done.stdout.splitlines()
-    assert head.endswith("held by")
+    assert head.endswith("  at step, or why")
     assert first.startswith(f"{job_id}  payment  pending")
     assert "\x1b" not in done.stdout

@@ -28,7 +28,7 @@ def test_a_store_in_postgresql_is_read_and_changed_in_the_same_way(dsn, tmp_path
         payment(9, retries=1).execute("charge", {"order": "A2"}, job_id="failed", runtime=host)
     assert output("jobs", dsn).endswith("\n1 job: 1 failed\n")
     shown = output("show", dsn, "failed").splitlines()
-    assert FAILED.splitlines()[3:] == shown[3:]
+    assert FAILED.splitlines()[4:] == shown[4:]
     assert "a fresh budget" in output("retry", dsn, "failed")
     assert "is cancelled (commit 5)" in output("cancel", dsn, "failed")
     output("export", dsn, "failed", tmp_path / "job.json")

@@ -164,7 +164,7 @@ def test_a_damaged_job_is_named_with_its_place_and_hides_no_other(
     assert 1 == main(["jobs", str(store)], clock=NOW)
     out, err = capsys.readouterr()
     assert re.fullmatch(f"routilux: {message}\n", err), err
-    assert "4 jobs: 1 pending, 1 running, 1 paused, 1 completed" == out.splitlines()[-1]
+    assert "\n4 jobs: 1 pending, 1 running, 1 paused, 1 completed\n" in out
     assert 1 == main(["jobs", str(store), "--json"], clock=NOW)
     assert ["failed"] == [job["job_id"] for job in json.loads(capsys.readouterr().out)["damaged"]]
 

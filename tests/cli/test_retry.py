@@ -47,7 +47,7 @@ def test_a_retried_job_has_a_fresh_budget_and_a_worker_resumes_it(store, output)
     [
         (
             25,
-            "  web-2:7, lease for 25 s\n",
+            "  web-2:7, lease for 25 s  ",
             "held by web-2:7:cafe, whose lease ends in 25.0 s",
             (
                 "a worker resumes the job when that lease ends;"
@@ -56,7 +56,7 @@ def test_a_retried_job_has_a_fresh_budget_and_a_worker_resumes_it(store, output)
         ),
         (
             0,
-            "  web-2:7, lease over\n",
+            "  web-2:7, lease over  ",
             "left by web-2:7:cafe, whose lease has ended",
             "start a worker of flow payment, which resumes the job",
         ),

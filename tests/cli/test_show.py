@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from routilux import Runtime, SqliteStore, cancel_job
+import pytest
+
+from routilux import Flow, MemoryStore, Routine, Runtime, SqliteStore, cancel_job
 from tests.cli.pages import DONE
 from tests.cli.payments import NOW, after, payment, replace_in_rows
+from tests.routines import Works, chain, rest, retrying, send, sends
 
 
 def test_a_job_is_shown_with_all_its_commits_and_its_pending_tasks(store, output):
     assert DONE == output("show", store, "done")
     lines = output("show", store, "waits").splitlines()
-    assert "held by web-1:4711:9f86d081884c7d65 without a lease" == lines[2]
-    waits = "  charge.trigger attempt 2, due in 11 s (13:00:10 UTC): order=A3 · task 0"
-    assert ["pending", waits] == lines[-4:-2]
+    assert "held by web-1:4711:9f86d081884c7d65 without a lease" == lines[3]
+    assert "job waits of flow payment: running at charge attempt 2, due in 11 s" == lines[0]
+    waits = "  charge.trigger attempt 2, due in 11 s (13:00:10 UTC) · task 0"
+    assert ["pending", waits] == lines[-2:]
 
 
 def test_resumptions_recoveries_pauses_and_reasons_are_shown(store, output):
@@ -51,3 +55,122 @@ def test_values_of_types_that_only_the_flows_program_knows_are_shown_and_exporte
     output("export", store, "failed", "job.json")
     assert 2 == Path("job.json").read_text("utf-8").count(order)
     output("retry", store, "failed")
+
+
+# --- the verdict, and jobs of many tasks ----------------------------------------------------------
+
+
+def test_the_first_lines_say_how_a_job_stands_and_a_failed_task_is_not_pending(store, output):
+    with SqliteStore(store, clock=NOW) as jobs:
+        cancel_job(jobs, "queued", "sold out", clock=NOW)
+        limited = Runtime(clock=after(3600), store=jobs, max_steps=1)
+        payment().execute("charge", {"order": "A6"}, job_id="limited", runtime=limited)
+    verdicts = {
+        "failed": (
+            "failed at charge attempt 2",
+            "ConnectionError: the gateway does not answer (shop.py:2)",
+        ),
+        "limited": ("failed", "routilux.StepLimitError: job limited made 1 attempts,"),
+        "done": ("completed, 1 task dropped", "2 retries · 7 commits"),
+        "waits": ("running at charge attempt 2, due in 11 s", "1 retry · 2 commits"),
+        "paused": ("paused at charge attempt 2", "1 retry · 3 commits"),
+        "queued": ("cancelled", "sold out"),
+    }
+    for job_id, (first, second) in verdicts.items():
+        lines = output("show", store, job_id).splitlines()
+        assert f"job {job_id} of flow payment: {first}" == lines[0]
+        assert lines[1].startswith(second)
+    page = output("show", store, "failed")
+    assert "pending" not in page
+    assert "\nfailed\n  charge.trigger at attempt 2: ConnectionError" in page
+
+
+def tries(self: Routine, n: int) -> None:
+    if n % 9 == 0 and self.ctx.attempt == 1:
+        raise OSError(f"row {n} is locked")
+    self.emit("out", n=n)
+
+
+def splits(rows: int) -> Flow:
+    work = Works(tries, retrying(retry_delay=1))
+    return chain(split=sends(*range(rows)), work=work, collect=send)
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    """A store with jobs of 1,000 rows: `big` is completed, and `half` has done the first step."""
+    path = tmp_path / "rows.db"
+    with SqliteStore(path, clock=NOW) as store:
+        runtime = Runtime(clock=after(0), store=store)
+        splits(1000).execute("split", job_id="big", runtime=runtime)
+        job = MemoryStore()
+        splits(1000).execute("split", job_id="half", runtime=Runtime(clock=after(0), store=job))
+        store.create("half", job.rows("half")[0], "a", flow_id="tale", status="running")
+        store.append("half", 2, job.rows("half")[1], "a", status="running")
+    return path
+
+
+def test_more_than_50_like_commits_and_tasks_take_one_line_with_their_number(rows, output):
+    lines = output("show", rows, "big").splitlines()
+    assert [
+        "job big of flow tale: completed",
+        "112 retries · 2,114 commits · 1.0000 s from the first commit to the last",
+    ] == lines[:2]
+    assert [
+        "🚀 [ 0.000s] split.trigger",
+        "✅ [ 0.000s] split attempt 1: done · ran 0.0000 s",
+        "📤 [ 0.000s] split.out → work x1,000",
+        (
+            "💥 [ 0.000s] work x112: failed and retried, first with OSError: row 0 is locked"
+            " · until 0.000 s"
+        ),
+        "✅ [ 0.000s] work x1,000: done · out x1,000 · until 1.000 s",
+        "✅ [ 0.000s] collect x1,000: done · out x1,000 · until 1.000 s",
+        "🏁 [ 1.000s] job completed",
+        "",
+        "outputs",
+        "  collect.out x1,000",
+    ] == lines[4:]
+    lines = output("show", rows, "half").splitlines()
+    assert "job half of flow tale: running at work attempt 1 (+999), due 60 min ago" == lines[0]
+    assert ["pending", "  work.trigger attempt 1 x1,000"] == lines[-2:]
+
+
+def test_fifty_like_tasks_are_listed_one_by_one(tmp_path, output):
+    for count, listed in ((50, True), (51, False)):
+        path = tmp_path / f"{count}.db"
+        with SqliteStore(path, clock=NOW) as store:
+            runtime = Runtime(clock=after(0), store=store)
+            flow = chain(split=sends(*range(count)), work=rest)
+            flow.execute("split", job_id="j", runtime=runtime)
+        page = output("show", path, "j")
+        assert (count if listed else 0) == page.count(" work attempt 1: done")
+        assert (count if listed else 1) == page.count("split.out → work")
+
+
+def test_the_last_commits_and_those_of_one_routine_can_be_selected(rows, output, refused):
+    lines = output("show", rows, "big", "--routine", "work", "--last", 2).splitlines()
+    assert [
+        "2 of 2,114 commits of work",
+        "✅ [ 1.000s] work attempt 2: done · waited 1.0000 s · ran 0.0000 s",
+        "📤 [ 1.000s] work.out → collect",
+        "               n  990",
+        "✅ [ 1.000s] work attempt 2: done · waited 1.0000 s · ran 0.0000 s",
+        "📤 [ 1.000s] work.out → collect",
+        "               n  999",
+    ] == lines[4:11]
+    assert "1 of 2,114 commits" in output("show", rows, "big", "--last", 1).splitlines()
+    assert "commits of" not in output("show", rows, "big", "--last", 9999)
+    message = (
+        "job big has no routine wrok; its routines: split, work, collect; did you mean 'work'?"
+    )
+    assert message == refused("show", rows, "big", "--routine", "wrok")
+    message = "--json writes the whole job; leave out --last and --routine"
+    assert message == refused("show", rows, "big", "--json", "--last", 3)
+
+
+def test_a_payload_is_written_once_and_never_left_out(store, output):
+    assert 1 == output("show", store, "waits").count("A3")
+    page = output("show", store, "done")
+    assert (1, 1) == (page.count("3 items"), page.count("parcel of what"))
+    assert "task 0: order=A3" in output("show", store, "waits", "--last", 1)

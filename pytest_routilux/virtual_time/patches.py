@@ -36,7 +36,7 @@ _tell_modified.argtypes, _tell_modified.restype = [ctypes.py_object], None
 # The most objects one inside another that are searched: in a module of a user, in a module of a
 # library or a patch, and in a value that a test gets.
 _DEEP, _FLAT, _NEAR = 10, 4, 2
-_KINDS: Final = {BuiltinFunctionType, FunctionType, MethodType, staticmethod}
+_KINDS: Final = (BuiltinFunctionType, FunctionType, MethodType, staticmethod, tuple)
 
 
 class Replacements:
@@ -83,7 +83,7 @@ class Replacements:
 
     def is_known(self, value: Any) -> bool:
         """Return whether `value` is a real function, a replacement or a tuple of them."""
-        if type(value) not in _KINDS and not issubclass(type(value), tuple):
+        if not issubclass(type(value), _KINDS):
             return False
         return self.fake_of(value) is not None or self.real_of(value) is not None
 
@@ -266,7 +266,7 @@ class Patches:
     def _may_keep(self, names: dict[str, Any]) -> bool:
         values = list(names.values())
         return not self._marks.isdisjoint(map(id, values)) or any(
-            type(value) in (BuiltinFunctionType, MethodType) and self._all.is_known(value)
+            issubclass(type(value), (BuiltinFunctionType, MethodType)) and self._all.is_known(value)
             for value in values
         )
 

@@ -417,6 +417,44 @@ def test_a_function_that_a_definition_keeps_is_virtual_whatever_ran_before(shop,
     passes(shop, tests, 4)
 
 
+def test_the_search_runs_no_code_of_the_user(shop):
+    shop.makepyfile(
+        evil="""
+        from datetime import datetime
+
+        def fail(*args):
+            raise RuntimeError("code of the user was run")
+
+        class Meta(type):
+            __setattr__ = __eq__ = __instancecheck__ = __subclasscheck__ = fail
+            __hash__ = type.__hash__
+
+        class Evil(metaclass=Meta):
+            __getattr__ = __eq__ = __str__ = __repr__ = __len__ = __iter__ = __bool__ = fail
+            __class__ = __dict__ = property(fail)
+            now = datetime.now
+
+        class Key:
+            __str__ = __repr__ = __format__ = __bool__ = fail
+
+        class Slots:
+            __slots__ = ("empty", "__dict__")
+
+        evil = [Evil(), {Key(): {Key(): [Slots(), Slots.__new__(Slots)]}}]
+        """
+    )
+    passes(
+        shop,
+        """
+    import evil
+
+    def test_it(flow_clock):
+        assert NEW_YEAR == evil.Evil.now()
+    """,
+        1,
+    )
+
+
 def test_a_definition_that_cannot_be_changed_is_named_once(shop):
     shop.makepyfile(
         models="""

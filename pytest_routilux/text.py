@@ -141,10 +141,10 @@ def error_text(error: ErrorInfo | BaseException) -> str:
     ('GatewayDown: try 2', 'ValueError: no')
     """
     if isinstance(error, ErrorInfo):
-        name, message = bare_name(error.type), error.message
+        name, message = bare_name(error.type), error.text
     else:
         name = type(error).__name__
-        message = ErrorInfo.of(error).message
+        message = ErrorInfo.of(error).text
     return f"{name}: {message}" if message else name
 
 

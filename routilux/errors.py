@@ -129,7 +129,7 @@ class LeaseLostError(RoutiluxError):
 
 
 class DuplicateJobError(RoutiluxError):
-    """The store already holds a job with this id."""
+    """The store or the runtime already has a job with this id."""
 
 
 class NotResumableError(RoutiluxError):
@@ -148,6 +148,15 @@ class IllegalTransitionError(RoutiluxError):
 
 
 # --- messages -----------------------------------------------------------------------------------
+
+
+def short_repr(value: object) -> str:
+    """Return the repr of a value for a message, at most 100 characters."""
+    try:
+        text = repr(value)
+    except Exception:
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

@@ -25,9 +25,7 @@ if TYPE_CHECKING:
     from routilux.graph.messages import ErrorInfo, Task
 
 # To look up a member of an enum costs as much as a call.
-_CONFLICT = CommitKind.CONFLICT
 _DONE = CommitKind.DONE
-_EFFECT = CommitKind.EFFECT
 _FAILED = CommitKind.FAILED
 _RESUMED = CommitKind.RESUMED
 _RETRY = CommitKind.RETRY
@@ -199,7 +197,7 @@ class ExecutionMonitor:
         kind = commit.kind
         if kind is _RESUMED:
             self._resumed(job_id, commit)
-        elif commit.task_id is not None and kind is not _EFFECT and kind is not _CONFLICT:
+        elif commit.task_id is not None and kind.ends_attempt:
             self._attempted(job_id, commit.task_id, cast(str, commit.routine_id), commit)
 
     def _attempted(self, job_id: str, task_id: str, routine_id: str, commit: Commit) -> None:

@@ -3,7 +3,8 @@
 Invariants:
 - It shows a copy of the job after its last commit; changing the copy does not change the job.
 - An error from outside the flow that ended the run is raised by each `wait`.
-- An observer can't wait for a job: all jobs wait for the observer.
+- An observer can't wait for a job: all jobs wait for the observer. A handler may wait for another
+  job: meanwhile other steps run in another thread.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from routilux.clocks.durations import to_ns
+from routilux.engine.drive import waiting_step
+from routilux.errors import FlowDefinitionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +64,15 @@ class Run:
         clock = drive.environment.clock
         until = None if timeout is None else clock.monotonic_ns() + to_ns(timeout)
         job = drive.machine.job
-        if not clock.wait(drive.stopped, until, who=f"the caller that waits for job {job.job_id}"):
+        who = f"the caller that waits for job {job.job_id}"
+        with waiting_step() as waiting:
+            if waiting is drive and until is None:
+                raise FlowDefinitionError(
+                    f"a handler of job {job.job_id} waits for its own job, which can't end then;"
+                    " wait in the code that started the job"
+                )
+            stopped = clock.wait(drive.stopped, until, who=who)
+        if not stopped:
             raise TimeoutError(
                 f"job {job.job_id} is still {job.status.value} after {timeout} s;"
                 " wait again, or cancel the job"

@@ -13,6 +13,7 @@ import logging
 import threading
 from concurrent.futures import Future
 from contextlib import contextmanager
+from contextvars import Context, copy_context
 from secrets import token_hex
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -20,7 +21,7 @@ from routilux.clocks.clock import Clock, SystemClock
 from routilux.clocks.forks import begin_in_children
 from routilux.core.machine import Machine
 from routilux.core.state import JobState
-from routilux.engine.drive import Drive
+from routilux.engine.drive import Drive, waiting_step
 from routilux.engine.entry_checks import (
     check_job_id,
     check_same_flow,
@@ -139,7 +140,8 @@ class Runtime:
         # Not the event loop's own pool: jobs would wait for each other's threads.
         threading.Thread(target=_hand_over, args=(run, done), daemon=True).start()
         try:
-            return await asyncio.wrap_future(done)
+            with waiting_step():
+                return await asyncio.wrap_future(done)
         except asyncio.CancelledError:
             if run._drive.error is None:  # else the handler raised it, and no caller cancelled
                 try:
@@ -299,7 +301,8 @@ class Runtime:
                 f"job {job_id!r} is {job.status.value} now: another host has resumed the job"
                 " while this host was suspended for longer than its lease"
             )
-        return self.drive_of(fitting_plan(plans, job, allow_changed=allow_changed), job)
+        plan = fitting_plan(plans, job, allow_changed=allow_changed)
+        return self.drive_of(plan, job, Context())  # another program may have submitted it
 
     def _resumption(self, drive: Drive, *, retry_failed: bool = False, clean: bool) -> Commit:
         self._check_stopped(drive.machine.job.job_id)
@@ -370,6 +373,11 @@ class Runtime:
                 raise DuplicateJobError(
                     f"job {job_id!r} is running in this runtime; choose another job_id"
                 )
+            if job_id in self.environment.job_ids:
+                raise DuplicateJobError(
+                    f"job {job_id!r} was already started in this runtime; choose another job_id, or"
+                    " resume that job"
+                )
             now, queued = drive.now_ns(), after_ns is not None
             commit = drive.machine.start(entry, slot, payload, now, queued=queued)
             if after_ns is not None:
@@ -387,6 +395,8 @@ class Runtime:
         except BaseException:
             self.environment.forget(machine)
             raise
+        if self.store is None:
+            self.environment.job_ids.add(machine.job.job_id)
 
     def _was_given_back(self, job_id: str) -> bool:
         hold = None if self.store is None else self.store.holders(job_id).get(job_id)
@@ -413,9 +423,14 @@ class Runtime:
             " call wait() on the job's Run, then resume the job that wait() returns"
         )
 
-    def drive_of(self, plan: Plan, job: JobState) -> Drive:
-        """Return a `Drive` that runs `job` with `plan` in this runtime."""
-        return Drive(self.environment, Machine(plan, job))
+    def drive_of(self, plan: Plan, job: JobState, context: Context | None = None) -> Drive:
+        """Return a `Drive` that runs `job` with `plan` in this runtime.
+
+        Its handlers see the context variables of `context`, by default of the caller.
+        """
+        return Drive(
+            self.environment, Machine(plan, job), copy_context() if context is None else context
+        )
 
 
 def _hand_over(run: Run, done: Future[JobState]) -> None:

@@ -83,7 +83,9 @@ def describe(commit: Commit) -> str:
     reason = ""
     if error is not None:
         name = error.type.rpartition(".")[2]
-        reason = " ".join(f"{name}: {error.message}".split()) if error.message else name
+        reason = " ".join(f"{name}: {error.text}".split()) if error.text else name
+    if kind is CommitKind.INTERRUPTED and commit.routine_id is None:
+        return f"the host can't run the job: {reason}"
     if commit.routine_id is None:
         text = f"the job is {_REQUESTS.get(kind, kind.value)}"
         return f"{text}: {reason}" if reason else text
@@ -96,6 +98,8 @@ def describe(commit: Commit) -> str:
         text = f"fails for good: {reason}"
     elif kind is CommitKind.CONFLICT:
         text = "conflicts, runs again"
+    elif kind is CommitKind.INTERRUPTED:
+        text = f"is broken off: {reason}"
     elif kind is CommitKind.EFFECT:
         text = f"records once({detail['name']!r})"
     else:
@@ -180,6 +184,10 @@ class JobTimeline:
             yield from self._failure(commit)
         elif kind is CommitKind.CONFLICT:
             yield self._line("💫", commit, who, ("conflict, runs again", "yellow"))
+        elif kind is CommitKind.INTERRUPTED:
+            error = (one_line(str(commit.error), _LONGEST_ERROR), "red")
+            what = "the host can't run it: " if commit.task_id is None else f"{who}broken off: "
+            yield self._line("💥", commit, what, error)
         elif kind is CommitKind.EFFECT:
             yield self._effect(commit, who)
         elif kind is CommitKind.RESUMED:

@@ -13,6 +13,9 @@ Invariants:
 - A job that can't be resumed is put aside for the length of a lease, for another worker to take,
   and delays no other job. The log gives the reason once, and again when it changes. A job that is
   damaged in the store is named when the worker starts, and later within a lease.
+- A host that can't run a step, as with a broken executor, is never counted against a job. The
+  worker gives its jobs back and raises the error, so that a supervisor restarts it.
+- A job whose next unclean stop would fail it runs alone, so that no other job is blamed for it.
 - A store that fails is retried for as long as a lease: no other host can take over meanwhile. A job
   whose commit it did not accept is given back, and resumes after the commit before.
 - A signal interrupts no bookkeeping. If another exception does, every lease is given back anyway: a
@@ -23,6 +26,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING, Final
 
 from routilux.clocks.clock import SystemClock
@@ -31,6 +35,7 @@ from routilux.core.commits import JobStatus
 from routilux.engine.drive import Drive
 from routilux.engine.stop_signals import StopSignals
 from routilux.errors import FlowDefinitionError, LeaseLostError, RoutiluxError
+from routilux.graph.messages import ErrorInfo
 from routilux.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -124,6 +129,9 @@ class Worker:
         self._next_wait = _FIRST_WAIT
         self._signals = StopSignals(self._signal.set)
         self._broke_off = False  # by an exception, so the store may hold leases that are not known
+        self._trouble: BaseException | None = None  # why this host can't run steps any more
+        # A job whose next unclean stop fails it: it runs alone, so that no other job is blamed.
+        self._alone: Drive | None = None
 
     def stop(self) -> None:
         """Make `run` return once the running steps have committed; thread-safe."""
@@ -141,9 +149,13 @@ class Worker:
 
         With `until_idle` it also ends when every job of its flows has stopped, here and on other
         hosts, and the error of a job that can't be resumed is raised. Raises the errors of the
-        store; an `OSError` only if the store has failed for as long as a lease.
+        store; an `OSError` only if the store has failed for as long as a lease. Raises what kept
+        this host from running a step, such as a broken executor: start the worker again with a new
+        executor. Its jobs are given back, and only a job whose step was running then has an unclean
+        stop.
         """
         signals = self._signals = StopSignals(self._signal.set)
+        self._trouble = None
         party = self._clock.party("a worker", result=True)
         try:
             try:
@@ -157,6 +169,8 @@ class Worker:
             party.stop()
             signals.remove()
             raise
+        if self._trouble is not None:
+            raise self._trouble
         if signals.interrupted:
             raise KeyboardInterrupt
 
@@ -171,7 +185,7 @@ class Worker:
 
     def _run(self, until_idle: bool) -> None:
         more = True
-        while more and not self._stopping and not self._signals:
+        while more and not (self._stopping or self._signals or self._trouble):
             try:
                 more = self._turn(until_idle)
             except OSError as error:
@@ -184,6 +198,8 @@ class Worker:
 
     def _turn(self, until_idle: bool) -> bool:
         self._maintain()
+        if self._trouble is not None:
+            return True
         self._report_damaged()
         room = self._has_room()
         if room and self._take(until_idle):
@@ -247,6 +263,7 @@ class Worker:
             self._finish(self._stopped_jobs[0])
             self._stopped_jobs.popleft()
         self._release()
+        self._look_at_alone()
         if self._broke_off or (self._drives and self._renew_at <= self._clock.monotonic_ns()):
             self._renew()
             self._broke_off = False
@@ -276,7 +293,23 @@ class Worker:
             until = min(until, now + int(POLL * SECOND))
         self._clock.wait(self._signal, until, who="a worker")
 
+    def _look_at_alone(self) -> None:
+        """Run a job that must run alone once the other jobs are given back."""
+        alone = self._alone
+        if alone is None:
+            return
+        job, machine = alone.machine.job, alone.machine
+        with self._environment.lock:
+            began, busy = alone.loop is not None, alone.ready or machine.in_flight
+        if not began and self._drives.get(job.job_id) is alone:
+            if len(self._drives) == 1 and alone not in self._stopped_jobs:
+                self._runtime.threads.drive_in_background(alone)
+        elif not (began and busy and job.recoveries):
+            self._alone = None  # it made progress, waits for a retry, or has stopped
+
     def _has_room(self) -> bool:
+        if self._alone is not None:
+            return False
         if len(self._active) >= self._concurrency:
             with self._environment.lock:
                 self._active = {
@@ -303,9 +336,12 @@ class Worker:
         for (job_id, clean), result in zip(taken, results, strict=False):
             if isinstance(result, Drive):
                 self._put_aside.pop(job_id, None)
-                flow_id, seq = result.plan.flow_id, result.machine.job.seq
-                _log.info("took job %s of flow %s at commit %d", job_id, flow_id, seq)
-                self._drive(job_id, result)
+                if self._alone is None:
+                    flow_id, seq = result.plan.flow_id, result.machine.job.seq
+                    _log.info("took job %s of flow %s at commit %d", job_id, flow_id, seq)
+                    self._drive(job_id, result)
+                else:
+                    self._release_later(job_id, 0, clean=True)
             elif isinstance(result, LeaseLostError):
                 _log.info("%s", result)
                 with self._environment.lease_lock:
@@ -347,7 +383,15 @@ class Worker:
         self._drives[job_id] = drive
         self._active.add(drive)
         del self._to_release[job_id]
-        self._runtime.threads.drive_in_background(drive)
+        recoveries = drive.machine.job.recoveries
+        if recoveries and recoveries == self._runtime.max_recoveries:
+            self._alone = drive
+            for other in self._drives.values():
+                if other is not drive:
+                    other.leave()
+            self._look_at_alone()
+        else:
+            self._runtime.threads.drive_in_background(drive)
 
     def _note_stop(self, drive: Drive) -> None:
         self._stopped_jobs.append(drive)
@@ -364,10 +408,13 @@ class Worker:
         self._active.discard(drive)
         if isinstance(error, LeaseLostError):
             _log.info("%s", error)
-        elif isinstance(error, OSError):
+        elif isinstance(error, OSError) and not drive.trouble:
             _log.warning(
                 "the worker releases job %s after an error on this host: %s", job.job_id, error
             )
+        elif error is not None and (drive.trouble or isinstance(error, BrokenExecutor)):
+            _log.error("the worker releases job %s and ends: %s", job.job_id, ErrorInfo.of(error))
+            self._trouble = self._trouble or error
         elif isinstance(error, _SecondSignal):
             _log.warning("the worker releases job %s with steps in flight", job.job_id)
         elif error is not None:
@@ -382,8 +429,8 @@ class Worker:
             task = drive.machine.next_task()
             wait = 0 if task is None else max(0, task.due_ns - drive.now_ns())
             self._release_later(job.job_id, wait, clean=True)
-        elif isinstance(error, OSError):
-            # Not the job's fault. If the store refuses only this job, a short wait saves work.
+        elif drive.trouble or isinstance(error, OSError):
+            # Not the job's fault. If only this job meets the trouble, a short wait saves work.
             self._release_later(job.job_id, self._lease_ns // _RENEWALS, clean=True)
         elif error is not None and not isinstance(error, LeaseLostError):
             self._release_later(job.job_id, 0, clean=False)
@@ -444,13 +491,17 @@ class Worker:
         drive = self._drives.get(job_id)
         if drive is None:
             return
+        lost = LeaseLostError(
+            f"job {job_id!r} was taken over by an operator, or by another host while this"
+            " host was suspended for longer than its lease"
+        )
         with self._environment.lock:
-            if drive.loop is not None and drive.machine.job.status is JobStatus.RUNNING:
-                lost = LeaseLostError(
-                    f"job {job_id!r} was taken over by an operator, or by another host while this"
-                    " host was suspended for longer than its lease"
-                )
-                drive.loop.fail(drive, lost)
+            if drive.loop is not None:
+                if drive.machine.job.status is JobStatus.RUNNING:
+                    drive.loop.fail(drive, lost)
+            elif drive is self._alone and drive not in self._stopped_jobs:  # it has not begun
+                drive.error = lost
+                self._note_stop(drive)
 
 
 class _SecondSignal(BaseException):

@@ -6,7 +6,9 @@ import asyncio
 import signal
 import subprocess
 import sys
+import threading
 import traceback
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -120,6 +122,33 @@ def test_a_handler_can_ask_whether_its_job_was_cancelled_and_what_it_did_is_reco
         job = run.wait()
     assert ["start", "cancelled", "done"] == kinds(job)
     assert ({"asked": True}, 3) == (job.routine_states["a"].state, ended_at(job))
+
+
+@pytest.mark.parametrize("asynchronous", [True, False], ids=["async handler", "handler"])
+@MODES
+def test_a_handler_of_an_awaited_job_can_ask_whether_it_was_cancelled(workers, asynchronous):
+    begun, ended = threading.Event(), threading.Event()
+
+    def asks(self, n=0):
+        begun.set()
+        while not self.ctx.cancelled:
+            self.ctx.sleep(1)
+        ended.set()
+
+    async def awaits(self, n=0):
+        asks(self)
+
+    async def cancels():
+        flow = chain(workers=workers, a=awaits if asynchronous else asks)
+        task = asyncio.create_task(flow.aexecute("a", runtime=runtime))
+        await asyncio.to_thread(begun.wait, PATIENCE)
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    with Runtime(clock=FakeClock()) as runtime:
+        asyncio.run(cancels())
+        assert ended.wait(PATIENCE)
 
 
 def test_no_other_end_of_a_job_looks_like_a_cancellation():
@@ -284,7 +313,7 @@ def test_an_interrupt_in_a_handler_reaches_the_caller_and_leaves_the_task_pendin
         run_by(how, flow, "source", runtime)
     job = watcher.jobs[-1]
     assert JobStatus.RUNNING is job.status
-    assert ["start", "done"] == kinds(job)
+    assert ["start", "done", "interrupted"] == kinds(job)
     assert {("a", 1), ("other", 1)} == {(t.routine_id, t.attempt) for t in job.pending_tasks}
     assert {} == job.shared_data
 

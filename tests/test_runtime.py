@@ -14,6 +14,7 @@ from routilux import (
     FakeClock,
     Flow,
     FlowDefinitionError,
+    JobState,
     JobStatus,
     LeaseLostError,
     MemoryStore,
@@ -287,3 +288,48 @@ def test_a_runtime_argument_comes_before_the_default():
     with use_runtime(Runtime(clock=FakeClock("2001-01-01"))):
         job = chain(a=rest).execute("a", runtime=Runtime(clock=FakeClock("2002-01-01")))
     assert 2002 == job.commits[0].finished_at.year
+
+
+# --- one id, one job ------------------------------------------------------------------------------
+
+WAYS_TO_START = ("execute", "start", "aexecute")
+
+
+@pytest.mark.parametrize("first", WAYS_TO_START)
+@pytest.mark.parametrize("second", WAYS_TO_START)
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("fails_first", [False, True])
+def test_a_job_id_is_one_job_with_or_without_a_store(first, second, stored, fails_first):
+    keys: list[str] = []
+
+    def body(self, n=0):
+        keys.append(self.ctx.idempotency_key)
+        if fails_first:
+            raise ValueError
+
+    clock = FakeClock()
+    store = MemoryStore(clock) if stored else None
+    with Runtime(clock=clock, store=store) as runtime:
+        job = run_by(first, chain(a=body), "a", runtime)
+        with pytest.raises(DuplicateJobError, match="'j'"):
+            run_by(second, chain(a=body), "a", runtime)
+        assert ["j/0"] == keys
+        if fails_first:
+            chain(a=body).resume(job, retry_failed=True, runtime=runtime)
+        assert "j/0" == keys[-1]
+        other = Runtime(clock=clock)
+        assert job.status == run_by(second, chain(a=body), "a", other).status
+
+
+def test_the_id_of_a_resumed_job_is_known_and_that_of_a_refused_job_is_not():
+    flow = chain(a=rest)
+    with Runtime(clock=FakeClock()) as runtime:
+        with pytest.raises(FlowDefinitionError):
+            flow.execute("a", {"unknown": 1}, job_id="j", runtime=runtime)
+        job = flow.execute("a", job_id="j", runtime=runtime)
+    paused = JobState.deserialize(job.at(1).serialize())
+    with Runtime(clock=FakeClock()) as runtime:
+        for _ in range(2):
+            assert "completed" == flow.resume(paused, runtime=runtime).status
+        with pytest.raises(DuplicateJobError, match="already started in this runtime; choose"):
+            flow.execute("a", job_id="j", runtime=runtime)

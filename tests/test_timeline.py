@@ -15,11 +15,11 @@ def texts(job: JobState) -> list[str]:
     ]
 
 
-def test_the_failure_of_a_job_as_a_whole_is_described_with_its_reason():
+def test_the_failure_of_a_task_at_max_steps_is_described_with_its_reason():
     with Runtime(clock=FakeClock(), max_steps=2) as runtime:
         job = counts(9).execute("a", runtime=runtime)
     text = describe(job.commits[-1])
-    assert text.startswith("the job is failed: StepLimitError: job "), text
+    assert text.startswith("attempt 1 fails for good: StepLimitError: job "), text
 
 
 def test_a_member_with_one_item_keeps_its_name():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pytest_routilux.text import listed
-from routilux import CommitKind, FlowDefinitionError
+from routilux import FlowDefinitionError
 from routilux.errors import nearest
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ class KnownJob:
         return next(
             commit
             for commit in self.commits
-            if (commit.task_id, commit.attempt) == (task_id, attempt)
-            and commit.kind not in (CommitKind.EFFECT, CommitKind.CONFLICT)
+            if (commit.task_id, commit.attempt) == (task_id, attempt) and commit.kind.ends_attempt
         )
 
 

@@ -46,7 +46,7 @@ def view_of(job: JobState, world: World) -> View:
     for commit in job.commits:
         kind = commit.kind
         known = by_id.get(commit.task_id or "")
-        if known is not None and kind not in (CommitKind.EFFECT, CommitKind.CONFLICT):
+        if known is not None and kind.ends_attempt:
             known["attempts"] = commit.attempt
             if commit.error is not None:
                 known["errors"].append(commit.error.type)

@@ -77,7 +77,7 @@ def run_undisturbed(case: Case, start_ns: int) -> Undisturbed:
             )
             break
         states.append(job.copy())
-    for host in hosts[:-1]:
+    for host in reversed(hosts[:-1]):
         merged.findings[:0] = host.findings
         merged.steps[:0] = host.steps
         merged.errors = {**host.errors, **merged.errors}

@@ -57,7 +57,10 @@ class JobStatus(StrEnum):
 
 
 class CommitKind(StrEnum):
-    """The kind of a commit, such as `start`, `done` or `paused`."""
+    """The kind of a commit, such as `start`, `done` or `paused`.
+
+    `ends_attempt`: the commit is how an attempt of a task succeeded or failed.
+    """
 
     START = "start"
     DONE = "done"
@@ -66,9 +69,13 @@ class CommitKind(StrEnum):
     DROPPED = "dropped"
     CONFLICT = "conflict"
     EFFECT = "effect"
+    INTERRUPTED = "interrupted"
     RESUMED = "resumed"
     PAUSED = "paused"
     CANCELLED = "cancelled"
+
+    def __init__(self, value: str) -> None:
+        self.ends_attempt = value in ("done", "retry", "failed", "dropped")
 
 
 # A module global costs less than a look-up at the enum, which is as slow as a call.
@@ -81,7 +88,8 @@ _DROPPED = CommitKind.DROPPED
 class Commit:
     """A record of what one step or request changes in a job.
 
-    `at_ns` and `started_ns` are UTC nanoseconds by the job's clock, `delay_ns` the planned wait
+    `at_ns` and `started_ns` are UTC nanoseconds by the job's clock. `started_ns` is None if no
+    attempt ran, as in a task that the engine fails at `max_steps`. `delay_ns` is the planned wait
     of a retry and `due_ns` its end. `status` is the job's status after it. `worker` numbers the
     steps of the job that run at the same time, from 0. `detail` holds fields of one kind only.
     """
@@ -268,7 +276,7 @@ def history_of(commit: Commit) -> list[HistoryRecord]:
     else:
         if commit.error is not None and kind in (_FAILED, _DROPPED):
             event = "error" if kind is _FAILED else cast(str, (commit.detail or {})["as"])
-            events.append((event, {"type": commit.error.type, "message": commit.error.message}))
+            events.append((event, {"type": commit.error.type, "message": commit.error.text}))
         events += [(emission.event, emission.payload) for emission in commit.emissions]
     if task_id is None or routine_id is None:
         return []
@@ -314,21 +322,23 @@ _FORMS: Final[Mapping[str, tuple[codec.Fields, codec.Fields]]] = {
     "start": _form("tasks", "detail"),
     "done": _form(*_STEP, optional=(*_CREATED, "state", "shared")),
     "retry": _form(*_STEP, "error", "delay_ns", "due_ns", optional=("worker",)),
-    "failed": _form(*_STEP, "error", optional=_CREATED),
+    "failed": _form(*_STEP[:3], "error", optional=("started_ns", *_CREATED)),
     "dropped": _form(*_STEP, "error", "detail", optional=_CREATED),
     "conflict": _form(*_STEP, optional=("worker",)),
     "effect": _form(*_STEP, "detail", "effect", optional=("worker",)),
+    "interrupted": _form(*_STEP, "error", optional=("worker",)),
     "resumed": _form("detail"),
     "paused": _form(optional=("detail",)),
     "cancelled": _form(optional=("detail",)),
 }
-_JOB_FAILED: Final = _form("error")  # the job as a whole, not one of its tasks
+# Of the job as a whole, not one of its tasks.
+_OF_THE_JOB: Final = {"interrupted": _form("error")}
 _SHAPE: codec.Fields = {"shape": list, "routines": list}
 _DETAILS: Final[Mapping[CommitKind, tuple[codec.Fields, codec.Fields]]] = {
     CommitKind.START: ({"flow_id": str, **_SHAPE}, {}),
     CommitKind.DROPPED: ({"as": str}, {}),
     CommitKind.EFFECT: ({"name": str}, {}),
-    CommitKind.RESUMED: ({"recoveries": int, "retry_failed": bool, "withdrawn": list}, _SHAPE),
+    CommitKind.RESUMED: ({"recoveries": int, "retry_failed": bool}, _SHAPE),
     CommitKind.PAUSED: ({"reason": object}, {}),
     CommitKind.CANCELLED: ({"reason": object}, {}),
 }
@@ -337,8 +347,8 @@ _STATUSES: Final[Mapping[str, JobStatus]] = {status.value: status for status in 
 
 
 def _check_form(kind: CommitKind, found: Mapping[str, object]) -> None:
-    of_the_job = kind is _FAILED and "task_id" not in found
-    required, optional = _JOB_FAILED if of_the_job else _FORMS[kind.value]
+    of_the_job = "task_id" not in found and kind.value in _OF_THE_JOB
+    required, optional = (_OF_THE_JOB if of_the_job else _FORMS)[kind.value]
     for name in sorted(required.keys() - found):
         raise CorruptStateError(f".{name}", f"is missing in a commit of kind {kind.value!r}")
     for name in sorted(found.keys() - required.keys() - optional.keys()):

@@ -30,9 +30,12 @@ _FAILED = CommitKind.FAILED
 _DROPPED = CommitKind.DROPPED
 _CONFLICT = CommitKind.CONFLICT
 _EFFECT = CommitKind.EFFECT
+_INTERRUPTED = CommitKind.INTERRUPTED
 _RESUMED = CommitKind.RESUMED
+_PENDING = JobStatus.PENDING
 
 _STEP_ENDS: Final = frozenset({_DONE, _RETRY, _FAILED, _DROPPED, _CONFLICT})
+_MOST_STOPS: Final = 10
 
 
 class FoldedJob:
@@ -43,12 +46,15 @@ class FoldedJob:
         "_failed",
         "_pending",
         "_replaying",
+        "_reports",
         "_waiting",
         "clock_ns",
         "dropped",
         "error",
         "flow_id",
         "history_limit",
+        "interrupted_task",
+        "interruption",
         "job_id",
         "outputs",
         "recoveries",
@@ -58,6 +64,7 @@ class FoldedJob:
         "shared_data",
         "started_ns",
         "status",
+        "stops",
         "updated_ns",
     )
 
@@ -70,6 +77,12 @@ class FoldedJob:
         self.started_ns = 0
         self.updated_ns = 0
         self.recoveries = 0
+        # What ended each run that `recoveries` counts, the last ten.
+        self.stops: tuple[str, ...] = ()
+        # What ended the last run, until the job is resumed. Without a task it was the host's
+        # trouble, which is no unclean stop.
+        self.interruption: ErrorInfo | None = None
+        self.interrupted_task: str | None = None
         self.routine_states: dict[str, RoutineState] = {}
         self.shared_data: dict[str, object] = {}
         self.outputs: list[Output] = []
@@ -77,6 +90,7 @@ class FoldedJob:
         self.error: ErrorInfo | None = None
         self._pending: dict[str, PendingTask] = {}
         self._failed: set[str] = set()  # pending tasks that failed
+        self._reports: set[str] = set()  # pending tasks that report a failure
         self._waiting: set[str] = set()  # pending tasks that got a due time since the last resume
         self._replaying = False  # nothing refers to its mappings, so that they are changed in place
         self._commits: list[Commit] = []
@@ -88,6 +102,22 @@ class FoldedJob:
     def pending_tasks(self) -> tuple[PendingTask, ...]:
         """The ready, waiting and failed tasks, sorted by `order`."""
         return tuple(sorted(self._pending.values(), key=lambda task: task.order))
+
+    def tasks_to_run(self) -> Sequence[PendingTask]:
+        """Return the pending tasks that may still run.
+
+        Once a task has failed, only the tasks that report a failure run; then the job is failed.
+        """
+        tasks = self.pending_tasks
+        return [task for task in tasks if task.task_id in self._reports] if self._failed else tasks
+
+    def reports_after(self, commit: Commit) -> int:
+        """Return how many tasks that report a failure are left after a commit of a step."""
+        pending = self._pending.get(commit.task_id or "")
+        own = pending is not None and pending.reports
+        ends = commit.kind in (_DONE, _FAILED, _DROPPED)
+        created = len(commit.tasks) if own or commit.kind is not _DONE else 0
+        return len(self._reports) - (own and ends) + created
 
     @property
     def commits(self) -> Sequence[Commit]:
@@ -132,6 +162,8 @@ class FoldedJob:
             )
         if kind is _EFFECT:
             self._fold_effect(commit)
+        elif kind is _INTERRUPTED:
+            self._fold_interrupted(commit)
         elif kind is _RESUMED:
             self._fold_resumed(commit)
         elif kind in _STEP_ENDS:
@@ -161,17 +193,20 @@ class FoldedJob:
             )
         kind = commit.kind
         routine = self.routine_states[pending.task.routine_id]
+        if pending.reports and kind is not _RETRY and kind is not _CONFLICT:
+            self._reports.discard(task_id)
         if kind is _DONE:
             del self._pending[task_id]
             self._waiting.discard(task_id)
             routine.attempts += 1
             routine.completed += 1
-            self.recoveries = 0
+            if self.recoveries:
+                self._note_progress()
             if commit.state is not None:
                 routine.state = self._written(routine.state, commit.state)
             if commit.shared is not None:
                 self.shared_data = self._written(self.shared_data, commit.shared)
-            return self._deliver(commit) if commit.emissions else ()
+            return self._deliver(commit, pending.reports) if commit.emissions else ()
         if kind is _RETRY:
             due = commit.due_ns
             if due is None:
@@ -186,7 +221,8 @@ class FoldedJob:
             if pending.first_started_ns is None:
                 pending.first_started_ns = commit.started_ns
             routine.attempts += 1
-            self.recoveries = 0
+            if self.recoveries:
+                self._note_progress()
             return (pending,)
         if kind is _DROPPED and (commit.error is None or commit.detail is None):
             raise IllegalTransitionError(
@@ -197,13 +233,16 @@ class FoldedJob:
         if kind is _CONFLICT:
             pending.conflicts += 1
             return (pending,)
-        routine.attempts += 1
-        self.recoveries = 0
+        routine.attempts += commit.started_ns is not None
+        if self.recoveries:
+            self._note_progress()
         routine.error = commit.error
         if kind is _FAILED:
+            self.interruption = self.interrupted_task = None  # of a poisoned job
             pending.attempt += 1
             pending.failed = True
             pending.delay_ns = None
+            pending.children += len(commit.tasks)
             self._failed.add(task_id)
             self._waiting.add(task_id)
             routine.failed += 1
@@ -211,7 +250,7 @@ class FoldedJob:
                 self.error = commit.error
         else:
             self._drop(commit, pending, routine)
-        return self._deliver(commit) if commit.emissions else ()
+        return self._deliver(commit, True) if commit.emissions else ()
 
     def _drop(self, commit: Commit, pending: PendingTask, routine: RoutineState) -> None:
         outcome = str(cast("Mapping[str, object]", commit.detail)["as"])
@@ -245,27 +284,44 @@ class FoldedJob:
             pending.effects[name] = commit.effect
         else:
             pending.effects = {**(pending.effects or {}), name: commit.effect}
-        self.recoveries = 0
+        if self.recoveries:
+            self._note_progress()
+
+    def _note_progress(self) -> None:
+        self.recoveries, self.stops = 0, ()
+
+    def _fold_interrupted(self, commit: Commit) -> None:
+        task_id = commit.task_id
+        if commit.error is None or (task_id is not None and task_id not in self._pending):
+            raise IllegalTransitionError(
+                f"commit {commit.seq} must have an error, and belong to a pending task or to none"
+            )
+        self.interruption, self.interrupted_task = commit.error, task_id
+
+    def last_stop(self, by: JobStatus) -> str:
+        """Return what ended the last run of a job that a host (or an operator) now resumes."""
+        if self.interruption is not None:
+            where = self.interruption.where
+            return f"{self.interruption}{(where and f' ({where})') or ''}"
+        return "an operator took the job over" if by is _PENDING else "its process ended"
 
     def _fold_resumed(self, commit: Commit) -> None:
         detail = commit.detail or {}
-        withdrawn = texts(detail["withdrawn"], "$.withdrawn")
-        if not self._pending.keys() >= set(withdrawn):
-            raise IllegalTransitionError(
-                f"commit {commit.seq} withdraws a task that is not pending"
-            )
         recoveries = in_range(cast(int, detail["recoveries"]), "$.recoveries")
         if "shape" in detail:
             self._take_shape(detail)
+        if recoveries > self.recoveries:
+            self.stops = (*self.stops, self.last_stop(commit.status))[-_MOST_STOPS:]
+        elif not recoveries:
+            self.stops = ()
         self.recoveries = recoveries
-        for task_id in withdrawn:
-            del self._pending[task_id]
-            self._failed.discard(task_id)
-            self._waiting.discard(task_id)
+        self.interruption = self.interrupted_task = None
         if detail.get("retry_failed"):
             self.error = None
             for task_id in self._failed:
                 pending = self._pending[task_id]
+                if pending.reports:
+                    self._reports.add(task_id)
                 pending.failed = False
                 pending.retries = 0
                 pending.first_started_ns = None
@@ -283,7 +339,7 @@ class FoldedJob:
                 pending.due_ns = commit.at_ns + left
         self._waiting.clear()
 
-    def _deliver(self, commit: Commit) -> Sequence[PendingTask]:
+    def _deliver(self, commit: Commit, reports: bool) -> Sequence[PendingTask]:
         if not commit.tasks or len(commit.emissions) > 1:  # else its only emission is delivered
             delivered = {task.emission for task in commit.tasks}
             for index, emission in enumerate(commit.emissions):
@@ -297,9 +353,9 @@ class FoldedJob:
                             str(commit.task_id),
                         )
                     )
-        return self._create(commit) if commit.tasks else ()
+        return self._create(commit, reports) if commit.tasks else ()
 
-    def _create(self, commit: Commit) -> Sequence[PendingTask]:
+    def _create(self, commit: Commit, reports: bool = False) -> Sequence[PendingTask]:
         seq = commit.seq
         at_ns = commit.at_ns
         pending = self._pending
@@ -307,6 +363,9 @@ class FoldedJob:
         for task in commit.tasks:
             new = pending[task.task_id] = PendingTask(task, seq, len(created), at_ns)
             created.append(new)
+            if reports:
+                new.reports = True
+                self._reports.add(task.task_id)
         return created
 
     def _written(self, old: dict[str, object], writes: Writes) -> dict[str, object]:
@@ -317,7 +376,7 @@ class FoldedJob:
         return new
 
 
-_DERIVED: Final = ("_failed", "_replaying", "_waiting", "history_limit", "clock_ns")
+_DERIVED: Final = ("_failed", "_replaying", "_reports", "_waiting", "history_limit", "clock_ns")
 _COMPARED: Final = tuple(name for name in FoldedJob.__slots__ if name not in _DERIVED)
 
 

@@ -11,16 +11,16 @@ Invariants:
 
 from __future__ import annotations
 
-from itertools import count
+from itertools import count, groupby
 from typing import TYPE_CHECKING, Final
 
 from routilux.codec.copying import is_flat
 from routilux.core.commits import Commit, CommitKind, JobStatus
 from routilux.core.parts import PendingTask
-from routilux.core.requests import error_tasks, ready_tasks, resumed
+from routilux.core.requests import ready_tasks, resumed
 from routilux.core.schedule import Schedule
 from routilux.core.state import JobState
-from routilux.core.transitions import commit_of_outcome, step_commit
+from routilux.core.transitions import commit_of_outcome, failed_task, step_commit
 from routilux.errors import IllegalTransitionError, NotResumableError
 from routilux.graph.messages import ErrorInfo, StepInput, StepOutcome, Task
 
@@ -31,11 +31,14 @@ if TYPE_CHECKING:
     from routilux.graph.plan import Plan
 
 MOST_CONFLICTS: Final = 3
+_NAMED: Final = 10  # tasks in the message of a poisoned job
 _numbers = count(1)
 
 # A module global costs less than a look-up at the enum, which is as slow as a call.
 _CONFLICT = CommitKind.CONFLICT
 _EFFECT = CommitKind.EFFECT
+_INTERRUPTED = CommitKind.INTERRUPTED
+_FAILED = CommitKind.FAILED
 _RESUMED = CommitKind.RESUMED
 _RUNNING = JobStatus.RUNNING
 _COMPLETED = JobStatus.COMPLETED
@@ -67,8 +70,11 @@ class Machine:
         self._reschedule()
 
     def _reschedule(self) -> None:
-        waiting = [task for task in self.job._pending.values() if not task.failed]
+        flights = self._flights
+        waiting = [task for task in self.job.tasks_to_run() if task.task_id not in flights]
         self._schedule = Schedule(self.plan.routines if self._width > 1 else None, waiting)
+        for step in flights.values():
+            self._schedule.occupy(step.task.routine_id)
 
     # --- tasks that may run ---------------------------------------------------------------------
 
@@ -173,8 +179,20 @@ class Machine:
         if flying is None or flying.number != outcome.number:
             return None
         if self._shared_seq > step.seq and self._changed(step, outcome.shared_reads):
-            return step_commit(_CONFLICT, self.job, step, now)
-        return commit_of_outcome(self.plan, self.job, step, outcome, now)
+            commit = step_commit(_CONFLICT, self.job, step, now)
+        else:
+            commit = commit_of_outcome(self.plan, self.job, step, outcome, now)
+        if self.job._failed or commit.kind is _FAILED:
+            self._set_status(commit)
+        return commit
+
+    def _set_status(self, commit: Commit) -> None:
+        """Set the status of a job with a failed task: `failed` if nothing is left to run."""
+        status = _RUNNING if self.job.status is JobStatus.PENDING else self.job.status
+        others = len(self._flights) - (commit.task_id in self._flights)
+        if not (status.is_final or others or self.job.reports_after(commit)):
+            status = JobStatus.FAILED
+        commit.status = status
 
     def _changed(self, step: StepInput, reads: frozenset[str] | None) -> bool:
         if reads is None:
@@ -188,6 +206,18 @@ class Machine:
             return None
         commit = step_commit(_EFFECT, self.job, step, now)
         commit.detail, commit.effect = {"name": name}, effect
+        return commit
+
+    def interrupt(self, step: StepInput | None, error: ErrorInfo, now: int) -> Commit:
+        """Return the commit that records what ended the run of the job.
+
+        Its tasks stay pending. If `step` broke off the run, the run ended uncleanly; without a step
+        the trouble was the host's, and the next resume is no recovery.
+        """
+        if step is None:
+            return Commit(self.job.seq + 1, _INTERRUPTED, now, self.job.status, error=error)
+        commit = step_commit(_INTERRUPTED, self.job, step, now)
+        commit.error = error
         return commit
 
     def resume(
@@ -209,28 +239,28 @@ class Machine:
             raise NotResumableError(
                 f"job {job.job_id} is {job.status.value}, which is final; start a new job"
             )
-        tasks = job.pending_tasks
-        failed = [task for task in tasks if task.failed]
-        fresh = job.status is JobStatus.FAILED
-        if fresh and not retry_failed:
+        failed = [task for task in job.pending_tasks if task.failed]
+        fresh = retry_failed and bool(failed)
+        if job.status is JobStatus.FAILED and not retry_failed:
             who = ", ".join(f"{t.routine_id} (task {t.task_id})" for t in failed) or str(job.error)
             raise NotResumableError(
                 f"job {job.job_id} failed at {who}; to retry with a fresh retry budget, call"
                 " resume(job, retry_failed=True)"
             )
         recoveries = job.recoveries
+        clean |= job.interruption is not None and job.interrupted_task is None
         ready = ready_tasks(job, now)
         if ready and (job.status is JobStatus.PENDING or (job.status is _RUNNING and not clean)):
             recoveries += job.status is _RUNNING  # a pending job was counted by its operator
             if max_recoveries is not None and recoveries > max_recoveries:
-                names = (f"{t.routine_id} (task {t.task_id}, attempt {t.attempt})" for t in ready)
-                message = (
-                    f"the job was recovered {recoveries - 1} times without progress; each time the"
-                    f" process ended while one of these tasks was ready to run: {', '.join(names)}"
-                )
-                return self.fail(ErrorInfo("routilux.PoisonJobError", message), now)
-        withdrawn = error_tasks(job, failed)
-        status = _RUNNING if len(tasks) > len(withdrawn) else _COMPLETED
+                stops = job.stops
+                if job.status is _RUNNING:
+                    stops = (*stops, job.last_stop(_RUNNING))
+                killer = next((t for t in ready if t.task_id == job.interrupted_task), ready[0])
+                return self.fail(killer, _poison(recoveries - 1, ready, stops), now)
+        status = _RUNNING
+        if not fresh and not job.tasks_to_run():
+            status = JobStatus.FAILED if failed else _COMPLETED
         changed = job.shape != self.plan.shape
         return resumed(
             job,
@@ -238,13 +268,14 @@ class Machine:
             status,
             recoveries=0 if fresh else recoveries,
             retry_failed=fresh,
-            withdrawn=withdrawn,
             **(self._shape() if changed else {}),
         )
 
-    def fail(self, error: ErrorInfo, now: int) -> Commit:
-        """Return the commit that marks the job, but no task, as failed."""
-        return Commit(self.job.seq + 1, CommitKind.FAILED, now, JobStatus.FAILED, error=error)
+    def fail(self, pending: PendingTask, error: ErrorInfo, now: int) -> Commit:
+        """Return the commit that fails a task without running it again."""
+        commit = failed_task(self.plan, self.job, pending, error, now)
+        self._set_status(commit)
+        return commit
 
     # --- changing the job -----------------------------------------------------------------------
 
@@ -256,7 +287,7 @@ class Machine:
             self._reschedule()
             return
         task_id = commit.task_id
-        if task_id is not None and kind is not _EFFECT:
+        if task_id is not None and kind is not _EFFECT and kind is not _INTERRUPTED:
             step = self._flights.pop(task_id, None)
             if step is not None:
                 self._alone = False
@@ -267,5 +298,25 @@ class Machine:
                 self._shared_seq = commit.seq
                 self._shared_when.update(dict.fromkeys(shared.values, commit.seq))
                 self._shared_when.update(dict.fromkeys(shared.removed, commit.seq))
-        for pending in ready:
-            self._schedule.add(pending)
+        if not self.job._failed:
+            for pending in ready:
+                self._schedule.add(pending)
+        elif kind is _FAILED:
+            self._reschedule()
+        else:
+            for pending in ready:
+                if pending.reports:
+                    self._schedule.add(pending)
+
+
+def _poison(recoveries: int, ready: Sequence[PendingTask], stops: Sequence[str]) -> ErrorInfo:
+    names = [f"{t.routine_id} (task {t.task_id}, attempt {t.attempt})" for t in ready[:_NAMED]]
+    more = f" and {len(ready) - _NAMED} more" if len(ready) > _NAMED else ""
+    counted = [(stop, len(list(equal))) for stop, equal in groupby(stops)]
+    why = "; ".join(stop if times == 1 else f"{times} times: {stop}" for stop, times in counted)
+    return ErrorInfo(
+        "routilux.PoisonJobError",
+        f"the job was recovered {recoveries} times without progress; each time its run ended while"
+        f" one of these tasks was ready to run: {', '.join(names)}{more}; what ended the runs:"
+        f" {why}",
+    )

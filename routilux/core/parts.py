@@ -98,10 +98,10 @@ class RoutineState:
             error=None if f["error"] is None else load_error(f["error"], f"{path}.error"),
             **{name: in_range(f[name], f"{path}.{name}") for name in _COUNTS},
         )
-        ended = state.completed + state.skipped + state.error_continued + state.failed
+        ended = state.completed + state.skipped + state.error_continued
         if state.attempts < max(ended, state.retry_count):
             raise CorruptStateError(
-                f"{path}.attempts", "must be at least retry_count and the number of ended tasks"
+                f"{path}.attempts", "must be at least retry_count and the number of tasks that ran"
             )
         if state.status != f["status"]:
             raise CorruptStateError(
@@ -118,6 +118,8 @@ class PendingTask:
     `attempt` is the number of the next attempt and is never reset; `retries` counts the retries of
     the current budget. The task may run from `due_ns` on; `delay_ns` is its current wait.
     `seq` is the commit that created it, `position` its index among the tasks of that commit.
+    `children` counts the tasks that its own failures created. `reports` says that the engine's
+    event `error` created the task, or an ancestor of it: it also runs while the job fails.
     """
 
     task: Task
@@ -131,6 +133,8 @@ class PendingTask:
     conflicts: int = 0
     failed: bool = False
     effects: dict[str, RecordedEffect] | None = None
+    children: int = 0
+    reports: bool = False
 
     @property
     def task_id(self) -> str:
@@ -169,6 +173,11 @@ class PendingTask:
 
     def serialize(self, path: str) -> dict[str, object]:
         task = self.task
+        reporting: dict[str, object] = {}
+        if self.children:
+            reporting["children"] = self.children
+        if self.reports:
+            reporting["reports"] = True
         return {
             "task_id": task.task_id,
             "routine_id": task.routine_id,
@@ -188,11 +197,12 @@ class PendingTask:
                 name: effect_data(effect, f"{path}.effects[{name!r}]")
                 for name, effect in (self.effects or {}).items()
             },
+            **reporting,
         }
 
     @classmethod
     def load(cls, data: object, path: str) -> PendingTask:
-        f = codec.check_fields(data, path, _PENDING_TASK)
+        f = codec.check_fields(data, path, _PENDING_TASK, _REPORTING)
         values = payload(f["payload"], f"{path}.payload")
         delay, first = f["delay_ns"], f["first_started_ns"]
         if f["retries"] >= f["attempt"]:
@@ -224,6 +234,8 @@ class PendingTask:
                 for name, effect in f["effects"].items()
             }
             or None,
+            in_range(f.get("children", 0), f"{path}.children"),
+            f.get("reports", False),
         )
 
 
@@ -310,6 +322,7 @@ _PENDING_TASK: codec.Fields = {
     **dict.fromkeys(("payload", "effects"), dict),
     "failed": bool,
 }
+_REPORTING: codec.Fields = {"children": int, "reports": bool}
 _OUTPUT: codec.Fields = {"seq": int, "routine_id": str, "event": str, "data": dict, "task_id": str}
 _DROPPED_TASK: codec.Fields = {
     **dict.fromkeys(("task_id", "routine_id", "slot", "outcome"), str),

@@ -27,13 +27,18 @@ _FAILED = CommitKind.FAILED
 _DROPPED = CommitKind.DROPPED
 _RUNNING = JobStatus.RUNNING
 _COMPLETED = JobStatus.COMPLETED
+_JOB_FAILED = JobStatus.FAILED
 
 # The statuses that a commit may give a job. Commits of other kinds keep the status, or complete the
 # job.
 _GIVEN: Final[Mapping[CommitKind, tuple[JobStatus, ...]]] = {
     CommitKind.START: (JobStatus.PENDING, JobStatus.RUNNING),
-    CommitKind.FAILED: (JobStatus.FAILED,),
-    CommitKind.RESUMED: (JobStatus.PENDING, JobStatus.RUNNING, JobStatus.COMPLETED),
+    CommitKind.RESUMED: (
+        JobStatus.PENDING,
+        JobStatus.RUNNING,
+        JobStatus.COMPLETED,
+        JobStatus.FAILED,
+    ),
     CommitKind.PAUSED: (JobStatus.PAUSED,),
     CommitKind.CANCELLED: (JobStatus.CANCELLED,),
 }
@@ -105,8 +110,15 @@ def _wrong_task(job: FoldedJob, commit: Commit) -> str | None:
 def _wrong_status(job: FoldedJob, commit: Commit) -> str | None:
     kind, before, after = commit.kind, job.status, commit.status
     ends = kind in (_DONE, _DROPPED)
-    if kind in _REQUESTS or (kind is _FAILED and not before.is_final):
+    failing = bool(job._failed) or kind is _FAILED
+    if kind in _REQUESTS:
         fits = after in _GIVEN[kind] and not before.is_final
+        if after is _JOB_FAILED:
+            fits &= failing and not job.tasks_to_run()
+    elif failing and commit.task_id is not None and not before.is_final:
+        # Other steps may be in flight when nothing is left to start.
+        goes_on = _RUNNING if before is JobStatus.PENDING else before
+        fits = after is goes_on or (after is _JOB_FAILED and not job.reports_after(commit))
     elif kind is _START:
         fits = after in _GIVEN[kind]
     else:
@@ -114,7 +126,7 @@ def _wrong_status(job: FoldedJob, commit: Commit) -> str | None:
     if not fits:
         return f"a {kind.value!r} commit can't make a {before.value} job {after.value}"
     left = len(job._pending) - ends + len(commit.tasks)
-    if ends and (after is _COMPLETED) is not (before is _RUNNING and not left):
+    if ends and not failing and (after is _COMPLETED) is not (before is _RUNNING and not left):
         return f"{left} tasks are left after the commit, but the job is {after.value}"
     return None
 

@@ -8,15 +8,13 @@ Invariants:
 
 from __future__ import annotations
 
-from itertools import count, takewhile
 from typing import TYPE_CHECKING, Final, Literal
 
 from routilux.core.commits import Commit, CommitKind, JobStatus
-from routilux.core.transitions import child_id
 from routilux.errors import NotResumableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping
 
     from routilux.core.parts import PendingTask
     from routilux.core.state import JobState
@@ -53,10 +51,8 @@ def requeue(job: JobState, now: int) -> Commit:
         cure = "; use resume(job) on a host that has the job's flow" if paused else ""
         only = "only a failed job gets a fresh retry budget"
         raise NotResumableError(f"job {job.job_id} is {job.status.value}; {only}{cure}")
-    tasks = job.pending_tasks
-    withdrawn = error_tasks(job, (task for task in tasks if task.failed))
-    status = JobStatus.PENDING if len(tasks) > len(withdrawn) else JobStatus.COMPLETED
-    return resumed(job, now, status, retry_failed=True, withdrawn=withdrawn)
+    status = JobStatus.PENDING if job.pending_tasks else JobStatus.COMPLETED
+    return resumed(job, now, status, retry_failed=True)
 
 
 def take_over(job: JobState, now: int) -> Commit:
@@ -80,16 +76,10 @@ def resumed(
     *,
     recoveries: int = 0,
     retry_failed: bool = False,
-    withdrawn: Sequence[str] = (),
     **shape: object,  # the new shape, if the flow has changed
 ) -> Commit:
     """Return a commit of kind `resumed`."""
-    detail = {
-        "recoveries": recoveries,
-        "retry_failed": retry_failed,
-        "withdrawn": list(withdrawn),
-        **shape,
-    }
+    detail = {"recoveries": recoveries, "retry_failed": retry_failed, **shape}
     return Commit(job.seq + 1, CommitKind.RESUMED, now, status, detail=detail)
 
 
@@ -98,18 +88,4 @@ def ready_tasks(job: JobState, now: int) -> list[PendingTask]:
 
     A task without a delay that is due in the future was created by a clock that was ahead.
     """
-    return [task for task in job.pending_tasks if task.due_ns <= now or not task.delay_ns]
-
-
-def error_tasks(job: JobState, failed: Iterable[PendingTask]) -> list[str]:
-    """Return the ids of pending tasks that failed tasks created.
-
-    A retry of the failed tasks withdraws these pending tasks.
-    """
-    pending = job._pending
-    found: list[str] = []
-    for task in failed:
-        # Found by their ids: the commit that created them may no longer be kept.
-        every = (child_id(task.task_id, number) for number in count())
-        found += takewhile(pending.__contains__, every)
-    return sorted(found)
+    return [task for task in job.tasks_to_run() if task.due_ns <= now or not task.delay_ns]

@@ -30,6 +30,13 @@ def job_members(job: FoldedJob, *, history: bool) -> dict[str, object]:
     A field that is an iterator yields the JSON texts of an array's entries.
     """
     commits = enumerate(job._commits) if history else ()
+    stops: dict[str, object] = {}
+    if job.stops:
+        stops["stops"] = list(job.stops)
+    if job.interruption is not None:
+        stops["interruption"] = error_data(job.interruption)
+    if job.interrupted_task is not None:
+        stops["interrupted_task"] = job.interrupted_task
     return {
         "job_id": job.job_id,
         "flow_id": job.flow_id,
@@ -38,6 +45,7 @@ def job_members(job: FoldedJob, *, history: bool) -> dict[str, object]:
         "started_ns": job.started_ns,
         "updated_ns": job.updated_ns,
         "recoveries": job.recoveries,
+        **stops,
         "shape": list(job.shape),
         "routine_states": {
             routine_id: state.serialize(f"$.routine_states[{routine_id!r}]")
@@ -58,7 +66,7 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
     Each commit replaces its data in the list. Otherwise the garbage collector would visit twice as
     many objects, which takes longer than all the rest.
     """
-    f = codec.check_fields(data, path, _JOB_FIELDS)
+    f = codec.check_fields(data, path, _JOB_FIELDS, _STOP_FIELDS)
     job = new(f["job_id"])
     job.flow_id = f["flow_id"]
     try:
@@ -69,6 +77,11 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
     job.started_ns = instant(f["started_ns"], f"{path}.started_ns")
     job.updated_ns = instant(f["updated_ns"], f"{path}.updated_ns")
     job.recoveries = in_range(f["recoveries"], f"{path}.recoveries")
+    if "stops" in f:
+        job.stops = tuple(texts(f["stops"], f"{path}.stops"))
+    if "interruption" in f:
+        job.interruption = load_error(f["interruption"], f"{path}.interruption")
+    job.interrupted_task = f.get("interrupted_task")
     job.shape = tuple(texts(f["shape"], f"{path}.shape"))
     job.routine_states = {
         routine_id: RoutineState.load(entry, f"{path}.routine_states[{routine_id!r}]")
@@ -83,6 +96,8 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
         job._waiting.add(pending.task_id)
         if pending.failed:
             job._failed.add(pending.task_id)
+        elif pending.reports:
+            job._reports.add(pending.task_id)
     job.outputs = [
         Output.load(entry, f"{path}.outputs[{i}]") for i, entry in enumerate(f["outputs"])
     ]
@@ -127,3 +142,4 @@ _JOB_FIELDS: Final[codec.Fields] = {
     **dict.fromkeys(("routine_states", "shared_data"), dict),
     "error": (dict, type(None)),
 }
+_STOP_FIELDS: Final[codec.Fields] = {"stops": list, "interruption": dict, "interrupted_task": str}

@@ -111,8 +111,12 @@ class Schedule:
             if lanes is not None:
                 lane = lanes[pending.task.routine_id]
                 lane.aside = _without(pending, lane.aside)
-        if lanes is not None:
-            lanes[pending.task.routine_id].busy += 1
+        self.occupy(pending.task.routine_id)
+
+    def occupy(self, routine_id: str) -> None:
+        """Record that a step of a routine has started."""
+        if self._lanes is not None:
+            self._lanes[routine_id].busy += 1
 
     def end(self, routine_id: str) -> None:
         """Record that a step of a routine has ended."""

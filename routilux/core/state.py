@@ -88,6 +88,7 @@ class JobState(FoldedJob):
         twin.outputs, twin.dropped = self.outputs.copy(), self.dropped.copy()
         twin._commits = self._commits.copy()
         twin._failed, twin._waiting = self._failed.copy(), self._waiting.copy()
+        twin._reports = self._reports.copy()
         twin.routine_states = {
             routine_id: RoutineState(*(getattr(old, name) for name in RoutineState.__slots__))
             for routine_id, old in self.routine_states.items()

@@ -77,7 +77,7 @@ def commit_of_outcome(
     tasks: tuple[Task, ...] = ()
     if emissions:
         try:
-            tasks = _fan_out(plan, task, emissions)
+            tasks = _fan_out(plan, task, emissions, job._pending[task.task_id].children)
         except FlowDefinitionError as error:
             failed = StepOutcome(step.number, [], error=ErrorInfo.of(error))
             return _failure(plan, job, step, failed, FlowDefinitionError, now)
@@ -101,7 +101,10 @@ def commit_of_outcome(
     )
 
 
-def _fan_out(plan: Plan, parent: Task, emissions: tuple[Emission, ...]) -> tuple[Task, ...]:
+def _fan_out(
+    plan: Plan, parent: Task, emissions: tuple[Emission, ...], first: int
+) -> tuple[Task, ...]:
+    # `first` tasks were created by earlier failures of the parent.
     tasks: list[Task] = []
     parent_id = parent.task_id
     index = -1
@@ -118,7 +121,7 @@ def _fan_out(plan: Plan, parent: Task, emissions: tuple[Emission, ...]) -> tuple
             mapping = route.mapping
             tasks.append(
                 Task(
-                    child_id(parent_id, len(tasks)),
+                    child_id(parent_id, first + len(tasks)),
                     route.target,
                     route.slot,
                     payload
@@ -143,7 +146,7 @@ def _failure(
     handler = plan.handlers[task.routine_id]
     strategy = handler.strategy
     if strategy is _RETRIES:
-        if not step.final and handler.is_retryable(error_type):
+        if not step.final and handler.is_retryable(error_type, outcome.leaf_types):
             delay = _retry_delay(job._pending[task.task_id], handler, step, outcome, now)
         else:
             delay = None
@@ -154,13 +157,10 @@ def _failure(
         strategy = handler.on_exhausted
     stops = strategy is ErrorStrategy.STOP
     commit = step_commit(CommitKind.FAILED if stops else CommitKind.DROPPED, job, step, now)
-    commit.emissions = _error_event(plan, step, outcome)
-    commit.tasks = _fan_out(plan, task, commit.emissions)
-    commit.error = outcome.error
-    if stops:
-        if not job.is_final:
-            commit.status = JobStatus.FAILED
-    else:
+    pending = job._pending[task.task_id]
+    if outcome.error is not None:
+        _report(plan, commit, pending, outcome.error)
+    if not stops:
         skipped = strategy is ErrorStrategy.SKIP
         as_ = RoutineStatus.SKIPPED if skipped else RoutineStatus.ERROR_CONTINUED
         commit.detail = {"as": as_.value}
@@ -188,17 +188,45 @@ def _retry_delay(
     return delay
 
 
-def _error_event(plan: Plan, step: StepInput, outcome: StepOutcome) -> tuple[Emission, ...]:
-    declared = plan.routines[step.task.routine_id].events.get("error")
-    if declared is None or outcome.error is None:
-        return ()
+def failed_task(
+    plan: Plan, job: JobState, pending: PendingTask, error: ErrorInfo, now: int
+) -> Commit:
+    """Return the commit that fails a task which the engine does not run again.
+
+    A task that reports a failure emits no `error` then: that could repeat without end.
+    """
+    task = pending.task
+    commit = Commit(
+        job.seq + 1,
+        CommitKind.FAILED,
+        now,
+        job.status,
+        task.task_id,
+        task.routine_id,
+        pending.attempt,
+    )
+    if pending.reports:
+        commit.error = error
+    else:
+        _report(plan, commit, pending, error)
+    return commit
+
+
+def _report(plan: Plan, commit: Commit, pending: PendingTask, error: ErrorInfo) -> None:
+    """Add the error of a task that is given up to its commit, and the event `error`."""
+    task = pending.task
+    commit.error = error
+    declared = plan.routines[task.routine_id].events.get("error")
+    if declared is None:
+        return
     known = {
-        "error_type": outcome.error.type,
-        "message": outcome.error.message,
-        "task_id": step.task.task_id,
-        "slot": step.task.slot,
-        "attempt": step.attempt,
-        "payload": step.task.payload,
+        "error_type": error.type,
+        "message": error.text,
+        "task_id": task.task_id,
+        "slot": task.slot,
+        "attempt": pending.attempt,
+        "payload": task.payload,
     }
     payload = {name: known[name] for name in declared.fields}
-    return (Emission("error", payload, "payload" not in payload),)
+    commit.emissions = (Emission("error", payload, "payload" not in payload),)
+    commit.tasks = _fan_out(plan, task, commit.emissions, pending.children)

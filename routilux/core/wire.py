@@ -32,7 +32,7 @@ _TASK_REQUIRED: codec.Fields = {"task_id": str, "routine_id": str, "slot": str, 
 _TASK_OPTIONAL: codec.Fields = {"payload": dict}
 _WRITES_FIELDS: codec.Fields = {"values": dict, "removed": list}
 _ERROR_REQUIRED: codec.Fields = {"type": str, "message": str}
-_ERROR_OPTIONAL: codec.Fields = {"where": str, "traceback": str}
+_ERROR_OPTIONAL: codec.Fields = {"where": str, "traceback": str, "notes": list, "leaves": list}
 _EFFECT_FIELDS: codec.Fields = {"arguments": str, "result": object}
 
 
@@ -86,13 +86,23 @@ def error_data(error: ErrorInfo) -> dict[str, object]:
         data["where"] = error.where
     if error.traceback is not None:
         data["traceback"] = error.traceback
+    if error.notes:
+        data["notes"] = list(error.notes)
+    if error.leaves:
+        data["leaves"] = [error_data(leaf) for leaf in error.leaves]
     return data
 
 
 def load_error(data: object, path: str) -> ErrorInfo:
     """Make an `ErrorInfo` from its saved form."""
     f = check_fields(data, path, _ERROR_REQUIRED, _ERROR_OPTIONAL)
-    return ErrorInfo(**f)
+    info = ErrorInfo(f["type"], f["message"], f.get("where"), f.get("traceback"))
+    if "notes" in f:
+        info.notes = tuple(texts(f["notes"], f"{path}.notes"))
+    if "leaves" in f:
+        leaves = enumerate(f["leaves"])
+        info.leaves = tuple(load_error(leaf, f"{path}.leaves[{i}]") for i, leaf in leaves)
+    return info
 
 
 def effect_data(effect: RecordedEffect, path: str) -> dict[str, object]:

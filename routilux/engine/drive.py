@@ -6,6 +6,8 @@ Invariants:
 - A job changes only under the runtime's lock; no handler runs under it.
 - Before an effect the store is asked whether this host still owns the job. So a host that has lost
   the job runs no further effect, except the one that it had already begun.
+- The context variables of the code that starts a job reach its handlers: they are copied once a
+  job. What a handler sets in them ends with its step.
 - A job's time is UTC when it started or was resumed, plus monotonic progress, and never before its
   last commit. So a wall clock that is set changes no wait, and time in the history never decreases.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
@@ -26,10 +29,13 @@ from routilux.errors import (
     NotResumableError,
     UnserializableError,
 )
+from routilux.graph.context import active
+from routilux.graph.messages import ErrorInfo
 from routilux.persist.journal import SNAPSHOT_EVERY
 from routilux.persist.store import lost
 
 if TYPE_CHECKING:
+    import contextvars
     from collections.abc import Callable, Iterator
 
     from routilux.clocks.clock import Key
@@ -52,6 +58,8 @@ _CANCELLED = JobStatus.CANCELLED
 class DrivingLoop(Protocol):
     """The methods of `Loop` that a `Drive` calls."""
 
+    def block(self, change: int) -> None: ...
+
     def look(self, drive: Drive) -> None: ...
 
     def drop(self, drive: Drive) -> None: ...
@@ -64,12 +72,14 @@ class Drive:
 
     It is the `Host` of the job's steps. `stopped` is set when no step is in flight and none will
     start; `error` is set if something outside the flow ended the run, such as a failing store.
+    `trouble` says that this host could not run a step, as with a broken executor.
     """
 
     __slots__ = (
         "_journal",
         "_open",
         "_snapshot_at",
+        "context",
         "environment",
         "error",
         "lease_ns",
@@ -87,18 +97,23 @@ class Drive:
         "stopped",
         "timer",
         "timer_key",
+        "trouble",
     )
 
-    def __init__(self, environment: Environment, machine: Machine) -> None:
+    def __init__(
+        self, environment: Environment, machine: Machine, context: contextvars.Context
+    ) -> None:
         clock = environment.clock
         self.environment = environment
         self.machine = machine
+        self.context = context  # each step runs in a copy of it
         self.plan = machine.plan
         self.run_step = environment.run_step
         self.ordinal = next(_ordinals)
         self.offset = max(clock.now_ns(), machine.job.updated_ns) - clock.monotonic_ns()
         self.stopped = clock.signal()
         self.error: BaseException | None = None
+        self.trouble = False
         self.lease_ns: int | None = None  # None if the job is held without a lease
         self.leaving = False
         # Called under the runtime's lock: when the job has stopped; when all its tasks wait, and
@@ -146,7 +161,8 @@ class Drive:
         routine_id = task.routine_id
         routine = plan.routines[routine_id]
         slot = routine._slots[task.slot]
-        return self.run_step(step, routine, slot, plan.handlers[routine_id], self)
+        handler = plan.handlers[routine_id]
+        return self.context.copy().run(self.run_step, step, routine, slot, handler, self)
 
     def check(self, step: StepInput) -> None:
         """Raise an error unless this host still runs the job."""
@@ -233,7 +249,7 @@ class Drive:
         """Apply a commit to the job."""
         self.machine.accept(commit)
         if commit.kind is _RESUMED:
-            for task in self.machine.job.pending_tasks:
+            for task in self.machine.job.tasks_to_run():
                 if task.due_ns > commit.at_ns:
                     left = task.due_ns - commit.at_ns
                     self.environment.clock.record_wait(f"retry of {task.routine_id}", left)
@@ -290,6 +306,16 @@ class Drive:
                 raise
             return failed, journal.row(job_id, failed, owner)
 
+    def interrupt(self, step: StepInput | None, error: BaseException) -> None:
+        """Commit what ends the run: an error of `step`, or without a step the host's trouble."""
+        self.trouble = step is None
+        job = self.machine.job
+        now = max(self.now_ns(), job.updated_ns)
+        try:
+            self.commit(self.machine.interrupt(step, ErrorInfo.of(error), now))
+        except Exception as refused:
+            _log.warning("job %s: what ended its run is not recorded: %s", job.job_id, refused)
+
     def overdue(self, now: int) -> Iterator[StepInput]:
         """Yield each step that has timed out, with its context closed."""
         for step in self.machine.flights:
@@ -337,6 +363,35 @@ class Drive:
         """Return a copy of the job as of the last commit."""
         with self.environment.lock:
             return self.machine.job.copy()
+
+
+def running_drive() -> Drive | None:
+    """Return the job whose handler runs the calling code; None outside a handler."""
+    context = active.get()
+    host = None if context is None or context.step is None else context._host
+    return host if isinstance(host, Drive) else None
+
+
+@contextmanager
+def waiting_step() -> Iterator[Drive | None]:
+    """Let other steps run while the step of the calling code, if any, waits for another job.
+
+    Yields the job of that step.
+    """
+    drive = running_drive()
+    if drive is None:
+        yield None
+        return
+    with drive.environment.lock:
+        loop = drive.loop
+        if loop is not None:
+            loop.block(1)
+    try:
+        yield drive
+    finally:
+        if loop is not None:
+            with drive.environment.lock:
+                loop.block(-1)
 
 
 def _given_up(step: StepInput) -> NoActiveStepError:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from routilux.graph.context import StepHost
 
 if TYPE_CHECKING:
+    import contextvars
+
     from routilux.clocks.clock import Clock, Key
     from routilux.graph.messages import StepInput, StepOutcome
     from routilux.graph.plan import Plan
@@ -24,25 +26,37 @@ class Driven(StepHost, Protocol):
 
     plan: Plan
     ordinal: int
+    context: contextvars.Context
 
     def run(self, step: StepInput) -> StepOutcome:
         """Run one attempt in this thread, and return the outcome."""
 
 
+class StepNotRunError(Exception):
+    """Says why the host could not run a step: a broken executor, a refused submit."""
+
+    def __init__(self, reason: BaseException) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 Ended = tuple[Any, "StepInput", "StepOutcome | BaseException"]
 """The job, the step and the outcome of a step that has ended.
 
-A `BaseException` in place of an outcome is an error from outside the handler.
+An exception in place of an outcome broke off the step: `StepNotRunError` before it ran, a
+`BrokenExecutor` while it ran in another process, a `BaseException` that its handler raised, or an
+error of the engine.
 """
 
 
 class Driver(Protocol):
     """Runs steps for a loop.
 
-    `room` says whether the driver can take a step now; only `start` and `next` change it.
+    `room` says whether the driver can take a step now.
     """
 
-    room: bool
+    @property
+    def room(self) -> bool: ...
 
     def start(self, driven: Driven, step: StepInput) -> None:
         """Accept a step of the job `driven`."""
@@ -55,6 +69,12 @@ class Driver(Protocol):
 
     def poke(self) -> None:
         """Make `next` return at once, from any thread."""
+
+    def block(self, change: int) -> None:
+        """Note that a step begins (1) or ends (-1) to wait for another job.
+
+        Such a step takes up no room. The caller holds the runtime's lock.
+        """
 
 
 class InlineDriver:
@@ -81,10 +101,16 @@ class InlineDriver:
         self._taken = None
         self.room = True
         driven, step = taken
-        return driven, step, driven.run(step)
+        try:
+            return driven, step, driven.run(step)
+        except BaseException as error:
+            return driven, step, error
 
     def others(self, than: Ended) -> list[Ended]:
         return []
 
     def poke(self) -> None:
         self._poked.set()
+
+    def block(self, change: int) -> None:
+        """Do nothing: no other step waits for this thread."""

@@ -12,10 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from routilux.clocks.durations import SECOND, to_ns
-from routilux.errors import FlowDefinitionError, FlowMismatchError, nearest
+from routilux.errors import FlowDefinitionError, FlowMismatchError, nearest, short_repr
 from routilux.graph.diff import mismatch, tasks_without_slot
 from routilux.graph.messages import copied_payload
-from routilux.retry.options import short_repr
 
 if TYPE_CHECKING:
     from datetime import timedelta

@@ -2,6 +2,7 @@
 
 Invariants:
 - A runtime drives a job at most once: `driven` holds the machine of each job by the job's id.
+- Without a store the runtime itself knows which ids are in use: `job_ids`.
 - A job changes only under `lock`; no handler runs under it.
 - A forked child is another host: it has another owner name, a new lock and no jobs.
 """
@@ -63,6 +64,7 @@ class Environment:
         self.lock = threading.RLock()
         # Weak, so that a job that an exception kept from running leaves no entry.
         self.driven: WeakValueDictionary[str, Machine] = WeakValueDictionary()
+        self.job_ids: set[str] = set()
         self.lease_lock = threading.Lock()
         self.leases: dict[str, Callable[[str], None]] = {}
         self.observers.begin_process()

@@ -12,11 +12,13 @@ Invariants:
 from __future__ import annotations
 
 from collections import deque
+from concurrent.futures import BrokenExecutor
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from routilux.core.commits import JobStatus
+from routilux.engine.driver import StepNotRunError
 from routilux.engine.step import timed_out
 from routilux.errors import StepLimitError
 from routilux.graph.messages import ErrorInfo
@@ -57,6 +59,10 @@ class Loop:
         self.drives.add(drive)
         drive.loop = self
         self._mark(drive)  # if the loop runs, the caller also calls `look`
+
+    def block(self, change: int) -> None:
+        """Note that a step begins (1) or ends (-1) to wait for a job; the caller holds the lock."""
+        self._driver.block(change)
 
     def look(self, drive: Drive) -> None:
         """Check a job that another thread changed; the caller holds the lock."""
@@ -119,7 +125,7 @@ class Loop:
                 drive.on_wait(drive)
             return
         environment = self._environment
-        if environment.max_steps is not None and self._over(drive, environment.max_steps):
+        if environment.max_steps is not None and self._over(drive, task, environment.max_steps):
             self._mark(drive)
             return
         step = machine.begin(task, now)
@@ -127,11 +133,17 @@ class Loop:
             environment.observers.notify_step(machine.job, step)
         if step.timeout_ns is not None:
             self._watch_limit(drive, step, step.timeout_ns)
-        self._driver.start(drive, step)
+        try:
+            self._driver.start(drive, step)
+        except Exception as error:  # the executor refuses the step, or no thread can be started
+            self.interrupt(drive, error)
+            return
         if drive.plan.width > 1:
             self._mark(drive)
 
-    def _over(self, drive: Drive, limit: int) -> bool:
+    def _over(self, drive: Drive, task: PendingTask, limit: int) -> bool:
+        if task.reports:
+            limit *= 2  # the tasks that report a failure have steps of their own
         job = drive.machine.job
         made = sum(state.attempts for state in job.routine_states.values())
         if made + drive.machine.in_flight < limit:
@@ -140,7 +152,8 @@ class Loop:
             f"job {job.job_id} made {made} attempts, the runtime's max_steps; check that each"
             " cycle of its flow ends, or raise max_steps"
         )
-        drive.commit(drive.machine.fail(ErrorInfo.of(error), drive.now_ns()))
+        now = max(drive.now_ns(), job.updated_ns)
+        drive.commit(drive.machine.fail(task, ErrorInfo.of(error), now))
         return True
 
     def _end(self, group: Sequence[Ended], now: int) -> None:
@@ -154,7 +167,7 @@ class Loop:
             try:
                 if isinstance(outcome, BaseException):
                     if drive.loop is self and drive.machine.is_in_flight(step):
-                        raise outcome
+                        self._break_off(drive, step, outcome)
                     continue  # the engine has already ended the step, or the job
                 commit = drive.take_outcome(step, outcome, now + drive.offset)
                 if commit is not None:
@@ -191,6 +204,20 @@ class Loop:
             if refusal is not None:
                 self.fail(drive, refusal)
         return [ending for ending in endings if ending[0].error is None]
+
+    def _break_off(self, drive: Drive, step: StepInput, error: BaseException) -> None:
+        if isinstance(error, StepNotRunError):
+            self.interrupt(drive, error.reason)
+        elif isinstance(error, Exception) and not isinstance(error, BrokenExecutor):
+            self.fail(drive, error)  # of the engine
+        else:
+            self.interrupt(drive, error, step)
+
+    def interrupt(self, drive: Drive, error: BaseException, step: StepInput | None = None) -> None:
+        """Record and end a job's run that `step` or, without a step, the host broke off."""
+        if drive.error is None:
+            drive.interrupt(step, error)
+        self.fail(drive, error)
 
     def fail(self, drive: Drive, error: BaseException) -> None:
         """End a job's run because of `error`; the caller holds the lock.

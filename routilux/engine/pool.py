@@ -19,12 +19,13 @@ import os
 import sys
 import threading
 from collections import deque
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
 
+from routilux.engine.driver import StepNotRunError
 from routilux.engine.step import run_remote
 
 if TYPE_CHECKING:
@@ -42,10 +43,10 @@ _log = logging.getLogger("routilux")
 class _DaemonThreads:
     """Up to `size` daemon threads, started on demand."""
 
-    __slots__ = ("_idle", "_made", "_size", "_work")
+    __slots__ = ("_idle", "_made", "_work", "size")
 
     def __init__(self, size: int) -> None:
-        self._size = size
+        self.size = size
         self._made = 0
         self._idle: deque[None] = deque()  # an entry for each idle thread
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -53,7 +54,7 @@ class _DaemonThreads:
     def submit(self, work: Callable[[], None]) -> None:
         if self._idle:
             self._idle.pop()  # only this thread takes one away
-        elif self._made < self._size:
+        elif self._made < self.size:
             self._made += 1
             thread = threading.Thread(
                 target=_serve,
@@ -67,6 +68,14 @@ class _DaemonThreads:
                 self._made -= 1
                 raise
         self._work.put(work)
+
+    def resize(self, size: int) -> None:
+        """Set the number of threads; idle ones above it end."""
+        self.size = size
+        while self._made > size and self._idle:
+            self._idle.pop()
+            self._made -= 1
+            self._work.put(None)
 
     def close(self) -> None:
         for _ in range(self._made):
@@ -89,20 +98,25 @@ class PoolDriver:
     """Runs steps in a pool of threads, or on the user's executor.
 
     `size` is how many steps the pool takes at once: as many as the user's executor has workers, or
-    any number if that is not known.
+    any number if that is not known. A step that waits for another job does not count: another
+    thread then runs the next step, so that jobs which wait for each other never wait for a thread.
     """
 
-    __slots__ = ("_clock", "_ended", "_executor", "_flying", "_signal", "_threads", "room", "size")
+    __slots__ = (
+        *("_blocked", "_clock", "_ended", "_flying", "_signal", "_threads"),
+        *("_width", "executor", "size"),
+    )
 
     def __init__(self, clock: Clock, size: int, executor: Executor | None = None) -> None:
         self._clock = clock
         # An attempt starts when a worker is free: its timeout does not count time in a queue.
         own = size if executor is None else getattr(executor, "_max_workers", None)
         self.size = own if own is not None else sys.maxsize
-        self._executor = executor
+        self.executor = executor
+        self._width = size
         self._threads = _DaemonThreads(size)
         self._flying = 0
-        self.room = True
+        self._blocked = 0  # of the flying steps
         self._ended: deque[Ended] = deque()
         self._signal = clock.signal()
 
@@ -114,7 +128,9 @@ class PoolDriver:
     def start(self, driven: Driven, step: StepInput) -> None:
         """Hand a step to a thread, or to the user's executor."""
         task = step.task
-        executor = self._executor
+        executor = self.executor
+        if self._flying >= self.size and isinstance(executor, ThreadPoolExecutor):
+            executor = None  # its threads wait for other jobs
         if executor is None or isinstance(executor, ThreadPoolExecutor):
             party = self._clock.party(step.who, (driven.ordinal, *step.order))
             try:
@@ -126,7 +142,7 @@ class PoolDriver:
             except BaseException:
                 party.cancel()
                 raise
-            self._add_flying(1)
+            self._flying += 1
             return
         driven.check(step)
         plan = driven.plan
@@ -137,7 +153,7 @@ class PoolDriver:
             task.slot,
             plan.handlers[task.routine_id],
         )
-        self._add_flying(1)
+        self._flying += 1
         future.add_done_callback(lambda done: self._end(driven, step, _outcome(done)))
 
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
@@ -146,7 +162,7 @@ class PoolDriver:
             self._signal.clear()
             if not self._ended:
                 return None
-        self._add_flying(-1)
+        self._flying -= 1
         return self._ended.popleft()
 
     def others(self, than: Ended) -> list[Ended]:
@@ -155,14 +171,19 @@ class PoolDriver:
         while ended and ended[0][0] not in drives:
             drives.add(ended[0][0])
             found.append(ended.popleft())
-        self._add_flying(-len(found))
+        self._flying -= len(found)
         return found
 
-    def _add_flying(self, steps: int) -> None:
-        self._flying += steps
-        self.room = self._flying < self.size
+    @property
+    def room(self) -> bool:
+        return self._flying - self._blocked < self.size
 
     def poke(self) -> None:
+        self._signal.set()
+
+    def block(self, change: int) -> None:
+        self._blocked += change
+        self._threads.resize(self._width + self._blocked)
         self._signal.set()
 
     def close(self) -> None:
@@ -182,8 +203,9 @@ class PoolDriver:
         party.stop()
 
     def _dropped(self, driven: Driven, step: StepInput, done: Future[None]) -> None:
-        if done.cancelled() or done.exception() is not None:  # else `_work` has reported the end
-            self._end(driven, step, _outcome(done))
+        error = _refusal(done)
+        if error is not None:  # else `_work` has reported the end
+            self._end(driven, step, StepNotRunError(error))
 
     def _end(self, driven: Driven, step: StepInput, outcome: StepOutcome | BaseException) -> None:
         self._ended.append((driven, step, outcome))
@@ -202,7 +224,16 @@ def _end_child(step: StepInput, outcome: StepOutcome | BaseException) -> None:
 
 
 def _outcome(done: Future[Any]) -> StepOutcome | BaseException:
+    """Return the outcome of a step in another process, or what broke off the step."""
+    error = _refusal(done)
+    if error is None:
+        return cast("StepOutcome", done.result())
+    if isinstance(error, BrokenExecutor) or not isinstance(error, Exception):
+        return error  # the step was running
+    return StepNotRunError(error)  # it could not be sent
+
+
+def _refusal(done: Future[Any]) -> BaseException | None:
     if done.cancelled():
         return CancelledError("the executor cancelled the step before the step began")
-    error = done.exception()
-    return error if error is not None else cast("StepOutcome", done.result())
+    return done.exception()

@@ -1,7 +1,7 @@
 """Runs one attempt of a task: `StepInput` in, `StepOutcome` out.
 
 Invariants:
-- An `Exception` of a handler becomes an outcome; any other exception propagates.
+- What a handler raises becomes an outcome, unless it is an interrupt, which propagates.
 - Every attempt gets its own copy of a payload that is not flat.
 - When a step has returned, its context is closed: a thread that the handler left adds nothing.
 - No frame keeps an exception: only the collector would free such a cycle.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, cast
 
 from routilux.clocks.clock import SystemClock
 from routilux.clocks.durations import SECOND
@@ -21,18 +21,18 @@ from routilux.errors import (
     FlowDefinitionError,
     StepTimeoutError,
     UnserializableError,
+    short_repr,
 )
 from routilux.graph.context import Context, active
 from routilux.graph.messages import ErrorInfo, RecordedEffect, StepInput, StepOutcome, traceback_of
 from routilux.retry.error_handler import ErrorHandler, RetryAfter
+from routilux.retry.raised import is_failure, leaves_of, requested_delay_ns
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from routilux.graph.context import StepHost
     from routilux.graph.routine import Routine, Slot
-
-_NO_READS: Final[frozenset[str]] = frozenset()
 
 
 def run_step(
@@ -52,7 +52,7 @@ def run_step(
             host.opened(context)
         result = slot.handler(**arguments)
         if result is not None:
-            _run_result(result, slot)
+            _check_result(_run_result(result, slot), slot)
         if step.timeout_ns is not None and _is_late(step, host):
             return timed_out(step)
         if not context.touched:
@@ -61,16 +61,18 @@ def run_step(
         return StepOutcome(step.number, context.outbox, state, shared, context.shared_reads())
     except ClockStalledError:
         raise  # not the handler's failure: nothing moves the clock
-    except Exception as error:
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         if step.timeout_ns is not None and _is_late(step, host):
             return timed_out(step)
-        kind = type(error)
-        info = ErrorInfo.of(error)
-        if step.final or not handler.is_retryable(kind):
+        outcome = failure(step.number, error)
+        if step.final or not handler.is_retryable(type(error), outcome.leaf_types):
+            info = cast("ErrorInfo", outcome.error)
             info.traceback = traceback_of(error, skip=1)
-        reads = context.shared_reads() if context.touched else _NO_READS
-        delay = error.delay_ns if isinstance(error, RetryAfter) else None
-        return StepOutcome(step.number, [], None, None, reads, info, kind, delay)
+        if context.touched:
+            outcome.shared_reads = context.shared_reads()
+        return outcome
     finally:
         active.reset(token)
         context.close()
@@ -86,33 +88,48 @@ def timed_out(step: StepInput) -> StepOutcome:
     return failure(step.number, error)
 
 
-def failure(number: int, error: Exception) -> StepOutcome:
+def failure(number: int, error: BaseException) -> StepOutcome:
     """Return the outcome of a step that failed with `error`."""
-    return StepOutcome(number, [], error=ErrorInfo.of(error), error_type=type(error))
+    outcome = StepOutcome(number, [], error=ErrorInfo.of(error), error_type=type(error))
+    if isinstance(error, BaseExceptionGroup):
+        leaves = list(leaves_of(error))
+        outcome.leaf_types = tuple(dict.fromkeys(map(type, leaves)))
+        outcome.retry_after_ns = requested_delay_ns(leaves)
+    elif isinstance(error, RetryAfter):
+        outcome.retry_after_ns = error.delay_ns
+    return outcome
 
 
 def _is_late(step: StepInput, host: StepHost) -> bool:
     return step.timeout_ns is not None and host.now_ns() - step.started_ns >= step.timeout_ns
 
 
-def _run_result(result: object, slot: Slot) -> None:
+def _run_result(result: object, slot: Slot) -> object:
     if inspect.iscoroutine(result):
-        _run_coroutine(result, slot)
-    elif inspect.isgenerator(result) or inspect.isasyncgen(result):
+        return _run_coroutine(result, slot)
+    if inspect.isgenerator(result) or inspect.isasyncgen(result):
         raise FlowDefinitionError(
             f"the handler of slot {slot.name!r} is a generator, so its code has not run; use emit"
             " instead of yield"
         )
+    return result
 
 
-def _run_coroutine(coroutine: Coroutine[object, object, object], slot: Slot) -> None:
+def _check_result(result: object, slot: Slot) -> None:
+    if result is not None:
+        raise FlowDefinitionError(
+            f"the handler of slot {slot.name!r} returned {short_repr(result)}, which no routine"
+            " receives; use emit to send it, and return nothing"
+        )
+
+
+def _run_coroutine(coroutine: Coroutine[object, object, object], slot: Slot) -> object:
     import asyncio  # 40 ms at import, and only async handlers need it
 
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        asyncio.run(coroutine)
-        return
+        return asyncio.run(coroutine)
     coroutine.close()
     raise FlowDefinitionError(
         f"the handler of slot {slot.name!r} is async, but this thread already runs an event loop;"
@@ -157,7 +174,11 @@ class _RemoteHost:
 def run_remote(step: StepInput, routine: Routine, slot: str, handler: ErrorHandler) -> StepOutcome:
     """Run one step in a worker process."""
     host = _RemoteHost(step)
-    outcome = run_step(step, routine, routine.slots[slot], handler, host)
+    try:
+        outcome = run_step(step, routine, routine.slots[slot], handler, host)
+    except BaseException as error:
+        error.add_note(f"raised in another process at {ErrorInfo.of(error).where}")
+        raise
     outcome.effects = host.effects or None
     return _portable(outcome)
 
@@ -165,13 +186,18 @@ def run_remote(step: StepInput, routine: Routine, slot: str, handler: ErrorHandl
 def _portable(outcome: StepOutcome) -> StepOutcome:
     # A value that can't be pickled is the handler's fault, not the executor's: the attempt fails.
     if outcome.error_type is not None:
-        outcome.error_type = next(filter(_travels, outcome.error_type.__mro__))
+        outcome.error_type, *leaves = map(_portable_type, (outcome.error_type, *outcome.leaf_types))
+        outcome.leaf_types = tuple(leaves)
     try:
         pickle.dumps(outcome)
     except Exception as error:
         reason = f"the outcome can't be sent back from the executor's process: {error}"
         return failure(outcome.number, UnserializableError("$", reason))
     return outcome
+
+
+def _portable_type(kind: type[BaseException]) -> type[BaseException]:
+    return next(filter(_travels, kind.__mro__))
 
 
 def _travels(value: object) -> bool:

@@ -9,9 +9,11 @@ Invariants:
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from typing import TYPE_CHECKING, Final
 
+from routilux.engine.drive import running_drive
 from routilux.engine.driver import InlineDriver
 from routilux.engine.loop import Loop
 from routilux.engine.pool import PoolDriver
@@ -36,12 +38,15 @@ class Threads:
         self._environment = environment
         self._clock = environment.clock
         self._executor = executor
+        self._process = os.getpid()
         self._closed = False  # then no pool is kept
         self._size = getattr(executor, "_max_workers", _BACKGROUND_WORKERS)
         self.begin_process()
 
     def begin_process(self) -> None:
-        """Forget all threads."""
+        """Forget all threads, and in a forked child the executor: its threads are not there."""
+        if os.getpid() != self._process:
+            self._executor = None
         self._spare: list[PoolDriver] = []
         self.background: Loop | None = None
         self._thread: threading.Thread | None = None  # of that loop
@@ -115,7 +120,7 @@ class Threads:
         with self._environment.lock:
             loop = self.background
             if loop is None:
-                pool = self._take_pool(self._size)
+                pool = self._take_pool(self._size, self._executor)
                 loop = Loop(self._environment, pool)
                 party = self._clock.party("the loop of background jobs")
                 try:
@@ -132,6 +137,8 @@ class Threads:
                 except BaseException as error:  # the system has no thread left, or an interrupt
                     self.background = self._thread = None
                     drive.on_stop = None  # the caller gets the error
+                    if isinstance(error, Exception):
+                        loop.interrupt(drive, error)
                     loop.fail(drive, error)
                     party.cancel()
                     raise
@@ -158,17 +165,21 @@ class Threads:
 
     def driver_for(self, drive: Drive) -> Driver:
         """Return a driver for the steps of the job `drive`."""
-        if drive.plan.width > 1 or self._executor is not None:
-            return self._take_pool(drive.plan.width)
+        width, executor = drive.plan.width, self._executor
+        outer = running_drive()
+        if outer is not None and outer.environment is self._environment:
+            executor = None  # a step that executes a job may hold the last thread of the executor
+        if width > 1 or executor is not None:
+            return self._take_pool(width, executor)
         return InlineDriver(self._clock)
 
-    def _take_pool(self, size: int) -> PoolDriver:
+    def _take_pool(self, size: int, executor: Executor | None) -> PoolDriver:
         with self._environment.lock:
             for pool in self._spare:
-                if self._executor is not None or pool.size == size:
+                if pool.executor is executor and (executor is not None or pool.size == size):
                     self._spare.remove(pool)
                     return pool
-        return PoolDriver(self._clock, size, self._executor)
+        return PoolDriver(self._clock, size, executor)
 
     def _give_pool(self, pool: PoolDriver, *, broken: bool = False) -> None:
         with self._environment.lock:

@@ -9,11 +9,13 @@ Invariants:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from routilux.codec import registry
 from routilux.codec.copying import copy_value
 from routilux.errors import UnserializableError
+from routilux.retry.raised import leaves_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 _LONGEST_MESSAGE: Final = 10_000
 _MOST_CAUSES: Final = 10
 _MOST_FRAMES: Final = 40
+_MOST_LEAVES: Final = 20
+_MOST_NOTES: Final = 20
 _type_names: dict[type[BaseException], str] = {}
 
 
@@ -43,16 +47,21 @@ def error_class(name: str) -> type[BaseException] | None:
 class ErrorInfo:
     """The data of an exception: type name, message, place (file:line) and traceback.
 
-    Only the error of a failed or dropped task has a traceback.
+    `notes` are those of `add_note`. `leaves` are the first 20 leaves of an exception group. Only
+    the error of a failed or dropped task has a traceback, with the traceback of each leaf.
 
     >>> ErrorInfo.of(ValueError("no stock")).type
     'ValueError'
+    >>> ErrorInfo.of(ExceptionGroup("2 calls", [OSError("lost"), ValueError("bad")])).text
+    '2 calls (2 sub-exceptions): OSError: lost; ValueError: bad'
     """
 
     type: str
     message: str
     where: str | None = None
     traceback: str | None = None
+    notes: tuple[str, ...] = ()
+    leaves: tuple[ErrorInfo, ...] = ()
 
     @classmethod
     def of(cls, error: BaseException) -> ErrorInfo:
@@ -61,20 +70,43 @@ class ErrorInfo:
             message = str(error)
         except Exception as broken:
             message = f"<its str() raised {type(broken).__name__}>"
-        if len(message) > _LONGEST_MESSAGE:
-            message = message[:_LONGEST_MESSAGE] + "…"
-        if not message.isascii():
-            message = _without_surrogates(message)
         trace = error.__traceback__
         kind = type(error)
-        return cls(
+        info = cls(
             _type_names.get(kind) or _type_name(kind),
-            message,
+            _bounded(message),
             None if trace is None else _place(trace),
         )
+        if hasattr(error, "__notes__"):
+            info.notes = _notes(error)
+        if isinstance(error, BaseExceptionGroup):
+            info.leaves = tuple(map(cls.of, islice(leaves_of(error), _MOST_LEAVES)))
+        return info
+
+    @property
+    def text(self) -> str:
+        """The message, with the notes and the leaves."""
+        text = self.message
+        if self.leaves:
+            text += f": {'; '.join(map(str, self.leaves))}"
+        return "\n".join((text, *self.notes)) if self.notes else text
 
     def __str__(self) -> str:
-        return f"{self.type}: {self.message}" if self.message else self.type
+        text = self.text
+        return f"{self.type}: {text}" if text else self.type
+
+
+def _bounded(text: str) -> str:
+    if len(text) > _LONGEST_MESSAGE:
+        text = text[:_LONGEST_MESSAGE] + "…"
+    return text if text.isascii() else _without_surrogates(text)
+
+
+def _notes(error: BaseException) -> tuple[str, ...]:
+    notes: object = error.__notes__
+    if not isinstance(notes, list | tuple):  # a program may set any value
+        notes = [notes]
+    return tuple(_bounded(note) for note in notes[:_MOST_NOTES] if isinstance(note, str))
 
 
 _last_place: tuple[CodeType | None, int, str] = None, 0, ""
@@ -96,12 +128,21 @@ def _place(trace: TracebackType) -> str:
 def traceback_of(error: BaseException, skip: int = 0) -> str:
     """Return the tracebacks of an exception and its causes as text.
 
-    The causes come first. There are no source lines, which take 20 times as long to read. `skip` is
-    the number of outermost frames to leave out: those of the engine.
+    The causes come first. After a group come its leaves. There are no source lines, which take 20
+    times as long to read. `skip` is the number of outermost frames to leave out: those of the
+    engine.
     """
+    return _without_surrogates("".join(_traceback_parts(error, skip, set())))
+
+
+def _traceback_parts(error: BaseException, skip: int, known: set[int]) -> list[str]:
     parts: list[str] = []
+    groups: list[BaseExceptionGroup[BaseException]] = []
     seen: BaseException | None = error
-    while seen is not None and len(parts) < _MOST_CAUSES:
+    while seen is not None and len(parts) < 2 * _MOST_CAUSES and id(seen) not in known:
+        known.add(id(seen))
+        if isinstance(seen, BaseExceptionGroup):
+            groups.append(seen)
         lines = ["Traceback (most recent call last):"]
         place = seen.__traceback__
         while place is not None and seen is error and skip:
@@ -113,9 +154,19 @@ def traceback_of(error: BaseException, skip: int = 0) -> str:
         if len(lines) > _MOST_FRAMES:
             lines[_MOST_FRAMES // 2 : -_MOST_FRAMES // 2] = ["  …"]
         lines.append(str(ErrorInfo.of(seen)))
+        if parts:
+            parts.append("\n\nwhich led to\n\n")
         parts.append("\n".join(lines))
         seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
-    return _without_surrogates("\n\nwhich led to\n\n".join(reversed(parts)))
+    parts.reverse()
+    for group in groups:
+        for leaf in islice(leaves_of(group), _MOST_LEAVES):
+            if len(known) >= _MOST_LEAVES + _MOST_CAUSES:
+                break
+            of_leaf = _traceback_parts(leaf, 0, known)
+            if of_leaf:
+                parts += [f"\n\nin this {type(group).__name__}\n\n", *of_leaf]
+    return parts
 
 
 def _without_surrogates(text: str) -> str:
@@ -221,7 +272,8 @@ class StepOutcome:
     """The outcome of one attempt: emissions and writes, or an error.
 
     `shared_reads` are the shared keys that it read; None means all keys. `effects` are effects that
-    were not recorded at once, because the step ran in another process.
+    were not recorded at once, because the step ran in another process. `leaf_types` are the types
+    of an exception group's leaves.
     """
 
     number: int
@@ -233,3 +285,4 @@ class StepOutcome:
     error_type: type[BaseException] | None = None
     retry_after_ns: int | None = None
     effects: dict[str, RecordedEffect] | None = None
+    leaf_types: tuple[type[BaseException], ...] = ()

@@ -133,6 +133,12 @@ class Routine:
 
     def __init_subclass__(cls, **kwargs: object) -> None:
         super().__init_subclass__(**kwargs)
+        for hiding in cls.__mro__[: cls.__mro__.index(Routine)]:
+            for name in _RESERVED & vars(hiding).keys():
+                raise FlowDefinitionError(
+                    f"{hiding.__qualname__}.{name} hides {name!r} of Routine, which"
+                    f" {cls.__qualname__} needs; give the attribute another name"
+                )
         limit = cls.max_concurrency
         if type(limit) is not int or limit < 1:
             raise FlowDefinitionError(
@@ -154,14 +160,19 @@ class Routine:
 
     def __new__(cls, *args: object, **kwargs: object) -> Self:
         self = super().__new__(cls)
-        self._slots = {}
-        self._events = {}
-        self._error_handler = None
-        self._arguments = (
-            tuple(_own(value) for value in args),
-            {name: _own(value) for name, value in kwargs.items()},
-        )
+        own = tuple(map(_own, args)), {name: _own(value) for name, value in kwargs.items()}
+        vars(self).update(_slots={}, _events={}, _error_handler=None, _arguments=own)
         return self
+
+    if not TYPE_CHECKING:  # with __setattr__ mypy would allow any attribute
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if name in _RESERVED:
+                raise FlowDefinitionError(
+                    f"{type(self).__qualname__} sets self.{name}, which hides {name!r} of Routine;"
+                    " give the attribute another name"
+                )
+            object.__setattr__(self, name, value)
 
     def __init__(self) -> None:  # `__new__` has already set the attributes
         """Accept no arguments."""
@@ -220,7 +231,7 @@ class Routine:
 
     def set_error_handler(self, handler: ErrorHandler | None) -> None:
         """Set the routine's error handler; None means the flow's handler."""
-        self._error_handler = checked_handler(handler, type(self).__qualname__)
+        vars(self)["_error_handler"] = checked_handler(handler, type(self).__qualname__)
 
     @property
     def slots(self) -> Mapping[str, Slot]:
@@ -309,6 +320,14 @@ class Routine:
             f"{name}.emit({event!r}) was called while a handler of another routine runs"
             f" ({type(context.owner).__qualname__}); connect the routines by an event instead"
         )
+
+
+_RESERVED: Final = frozenset(
+    name
+    for name in (*vars(Routine), *Routine.__annotations__)
+    if not name.startswith("__") and name not in ("routine_name", "max_concurrency")
+)
+"""The names that a subclass of `Routine` can't use for itself."""
 
 
 def find_class(name: str) -> type[Routine] | None:

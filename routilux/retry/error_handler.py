@@ -3,7 +3,8 @@
 Invariants:
 - An error handler is a value: it never changes, is compared by its options, and refers to no job.
 - A delay is a pure function of the options, the retry and one draw, in whole nanoseconds.
-- Errors in the definition of a flow are never retried, nor is anything but an `Exception`.
+- An exception group is judged by its leaves: one that must not be retried forbids the retry.
+- Errors in the definition of a flow are never retried, nor is what is no failure (see `raised`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from routilux.errors import (
     IllegalTransitionError,
     NoActiveStepError,
     UnserializableError,
+    short_repr,
 )
 from routilux.retry.backoff import MAX_DELAY_NS, backoff_ns, half_even, nanoseconds
 from routilux.retry.options import (
@@ -26,13 +28,15 @@ from routilux.retry.options import (
     WITH_ANY_STRATEGY,
     Default,
     ErrorStrategy,
-    RetryAfter,
     bad_option,
     default,
     find_exception_class,
     load_option,
-    short_repr,
 )
+from routilux.retry.raised import RetryAfter, is_cancellation
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 __all__ = ["MAX_DELAY_NS", "ErrorHandler", "ErrorStrategy", "RetryAfter"]
 
@@ -52,11 +56,13 @@ class ErrorHandler:
     """An immutable policy for failed tasks.
 
     `retry_delay`, `max_delay`, `timeout` and `deadline` are seconds. The delay before retry k is
-    `retry_delay × retry_backoff^(k−1)`, then `jitter` (0.1 is ±10 %), then at most `max_delay`.
+    `retry_delay × retry_backoff^(k−1)`, at most `max_delay`, then spread by `jitter` (0.1 is
+    ±10 %), but never above `max_delay`: there jitter only shortens.
     `max_retries=None` means endless retries. `on_exhausted` is the strategy when no retry is left,
     or the type of the error forbids one. `timeout` limits one attempt, under every strategy;
     `deadline` limits the task since its first start. Retry options with a strategy other than
-    RETRY, and invalid values, raise `FlowDefinitionError`.
+    RETRY, retryable types that are all non-retryable, and invalid values raise
+    `FlowDefinitionError`.
 
     `retry_count` is information: on a handler of a loaded flow it is the most retries that a task
     had spent when the job was captured, else 0. It is part of the saved form, but not of equality
@@ -112,6 +118,20 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
                     "leave this option out, or use ErrorStrategy.RETRY",
                 )
 
+        refused = (*options["non_retryable_exceptions"], *_NEVER_RETRIED)
+        retryable = options["retryable_exceptions"]
+        if retryable and all(
+            issubclass(kind, refused) and not issubclass(kind, RetryAfter) for kind in retryable
+        ):
+            names = ", ".join(kind.__qualname__ for kind in retryable)
+            raise bad_option(
+                "retryable_exceptions",
+                retryable,
+                f"no error would be retried: {names} falls under non_retryable_exceptions"
+                f" ({', '.join(kind.__qualname__ for kind in refused)}); name types that may be"
+                " retried, or use another strategy",
+            )
+
         self.strategy: Final[ErrorStrategy] = options["strategy"]
         self.max_retries: Final[int | None] = options["max_retries"]
         self.retry_delay: Final[float] = options["retry_delay"]
@@ -154,9 +174,10 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
     def delay_ns(self, retry: int, draw: int | None = None) -> int:
         """Return the delay before retry number `retry`, in nanoseconds.
 
-        `draw` is a 53-bit integer from the task's own stream. With `jitter` it scales the delay by
-        `1 + jitter × (2·draw/2^53 − 1)`; without a draw there is no jitter. Raises `ValueError`
-        for a retry below 1 or a draw out of range.
+        `draw` is a 53-bit integer from the task's own stream. With `jitter` it chooses a delay
+        from `1 − jitter` to `1 + jitter` times the delay, or to `max_delay` if that is less;
+        without a draw there is no jitter. Raises `ValueError` for a retry below 1 or a draw out
+        of range.
 
         >>> ErrorHandler("retry", retry_delay=1, jitter=0.1).delay_ns(1, draw=0)
         900000000
@@ -169,14 +190,19 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
             delay = backoff_ns(self.retry_delay, self.retry_backoff, number)
             if len(self._delays) < _CACHED:
                 self._delays[number] = delay
+        ceiling = self._ceiling_ns
+        if delay > ceiling:
+            delay = ceiling
         spread = self._spread
         if spread is not None and draw is not None:
             if not 0 <= draw < _DRAW:
                 raise ValueError(f"draw must be a 53-bit integer, not {draw}")
-            whole = spread.denominator * _DRAW
-            part = spread.numerator * (2 * draw - _DRAW)
-            delay = half_even(delay * (whole + part), whole)
-        return delay if delay < self._ceiling_ns else self._ceiling_ns  # `min` is slower
+            # Whole numbers of 1/denominator ns; the draw chooses between the two ends.
+            whole, part = spread.denominator, spread.numerator
+            shortest = delay * (whole - part)
+            longest = min(delay * (whole + part), ceiling * whole)
+            delay = half_even(shortest * (_DRAW - draw) + longest * draw, whole * _DRAW)
+        return delay
 
     def delay_before(self, retry: int) -> timedelta:
         """Return the delay before retry number `retry`, without jitter.
@@ -188,27 +214,46 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
         """
         return timedelta(microseconds=half_even(self.delay_ns(retry), 1000))
 
-    def is_retryable(self, exception_type: type[BaseException]) -> bool:
+    def is_retryable(
+        self,
+        exception_type: type[BaseException],
+        leaf_types: Iterable[type[BaseException]] = (),
+    ) -> bool:
         """Return whether a task may be retried after an error of type `exception_type`.
 
         A subclass of a retryable type is retryable; `non_retryable_exceptions` take precedence.
         `RetryAfter` always is. `FlowDefinitionError`, `UnserializableError`, `NoActiveStepError`
-        and `IllegalTransitionError` never are, nor is anything that is not an `Exception`.
+        and `IllegalTransitionError` never are. The `CancelledError` of asyncio is retryable where
+        `Exception` is; nothing else is that is not an `Exception`.
+
+        Of an exception group, `leaf_types` are the types of its leaves. It is retryable if all
+        leaves are, or if its own type is named and no leaf must not be retried.
 
         >>> ErrorHandler("retry", retryable_exceptions=OSError).is_retryable(ConnectionError)
         True
+        >>> ErrorHandler("retry").is_retryable(ExceptionGroup, [OSError, FlowDefinitionError])
+        False
         """
+        leaves = tuple(leaf_types)
+        if leaves:
+            return not any(map(self._forbids, (exception_type, *leaves))) and (
+                self._covers(exception_type) or all(map(self._covers, leaves))
+            )
         verdict = self._verdicts.get(exception_type)
         if verdict is None:
-            verdict = issubclass(exception_type, RetryAfter) or (
-                issubclass(exception_type, self.retryable_exceptions)
-                and not issubclass(exception_type, self.non_retryable_exceptions)
-                and not issubclass(exception_type, _NEVER_RETRIED)
-            )
+            verdict = self._covers(exception_type) and not self._forbids(exception_type)
             # Bounded: a handler that defines a class makes a new one in every attempt.
             if len(self._verdicts) < _CACHED:
                 self._verdicts[exception_type] = verdict
         return verdict
+
+    def _covers(self, kind: type[BaseException]) -> bool:
+        judged = Exception if is_cancellation(kind) else kind
+        return issubclass(judged, (*self.retryable_exceptions, RetryAfter))
+
+    def _forbids(self, kind: type[BaseException]) -> bool:
+        forbidden = (*self.non_retryable_exceptions, *_NEVER_RETRIED)
+        return issubclass(kind, forbidden) and not issubclass(kind, RetryAfter)
 
     def serialize(self, path: str = "$") -> dict[str, Any]:
         """Return the handler as JSON data.
@@ -271,7 +316,10 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
             raise CorruptStateError(
                 f"{path}.retry_count", f"must be an int of 0 or more, not {short_repr(retry_count)}"
             )
-        return _restore(options, retry_count)
+        try:
+            return _restore(options, retry_count)
+        except FlowDefinitionError as refused:
+            raise CorruptStateError(path, str(refused)) from None
 
     def _options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _saved_options(self.strategy)}

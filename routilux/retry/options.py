@@ -14,7 +14,7 @@ from enum import Enum
 from types import MappingProxyType, ModuleType
 from typing import Any, Final, TypeVar, cast
 
-from routilux.errors import CorruptStateError, FlowDefinitionError
+from routilux.errors import CorruptStateError, FlowDefinitionError, short_repr
 from routilux.retry.backoff import nanoseconds, plain_number
 
 _MOST_RETRIES: Final = 1 << 53
@@ -35,46 +35,7 @@ class ErrorStrategy(Enum):
     SKIP = "skip"
 
 
-class RetryAfter(Exception):  # noqa: N818 - it is a request, as StopIteration is
-    """Exception by which a handler requests a retry after `seconds`.
-
-    It is retryable under every RETRY handler and spends one retry; backoff, jitter and `max_delay`
-    do not apply. Raises `ValueError` if `seconds` is negative, not finite or not a number.
-
-    >>> RetryAfter(1.5, "429 from the gateway").delay_ns
-    1500000000
-    """
-
-    __module__ = "routilux"  # its name in saved jobs
-
-    def __init__(self, seconds: float, message: str = "") -> None:
-        number = plain_number(seconds)
-        if number is None or number < 0:
-            raise ValueError(
-                "RetryAfter: seconds must be a finite number of 0 or more,"
-                f" not {short_repr(seconds)}"
-            )
-        super().__init__(number, message)
-        self.seconds: float = number
-
-    @property
-    def delay_ns(self) -> int:
-        """The requested delay in nanoseconds."""
-        return nanoseconds(self.seconds)
-
-    def __str__(self) -> str:
-        return self.args[1] or f"try again after {self.seconds} s"
-
-
 # --- the checks ---------------------------------------------------------------------------------
-
-
-def short_repr(value: object) -> str:
-    try:
-        text = repr(value)
-    except Exception:
-        return f"<{type(value).__name__}>"
-    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def bad_option(name: str, value: object, cure: str) -> FlowDefinitionError:

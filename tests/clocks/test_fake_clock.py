@@ -433,7 +433,7 @@ def test_an_interrupt_in_one_background_job_ends_its_timeouts_and_leaves_the_oth
             broken.wait()
         assert [JobStatus.COMPLETED] * 3 == [run.wait().status for run in well]
         assert JobStatus.FAILED is failed.wait().status
-    assert ["start", "done"] == kinds(broken.job)
+    assert ["start", "done", "interrupted"] == kinds(broken.job)
     assert {"breaks", "slow"} == {task.routine_id for task in broken.job.pending_tasks}
 
 

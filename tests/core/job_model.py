@@ -15,7 +15,7 @@ from routilux.core.parts import PendingTask
 from routilux.core.requests import take_over
 from routilux.core.state import JobState
 from routilux.flow import Flow
-from routilux.graph.messages import StepInput, StepOutcome
+from routilux.graph.messages import ErrorInfo, StepInput, StepOutcome
 from routilux.graph.routine import Routine
 from routilux.retry.error_handler import ErrorHandler, ErrorStrategy
 from tests.core.stories import (
@@ -43,6 +43,8 @@ HANDLERS: Final[dict[str, ErrorHandler]] = {
     "hasty": retrying(max_retries=None, retry_delay=0, retry_backoff=1),
     "late": retrying(max_retries=9, retry_delay=1, retry_backoff=1, deadline=4,
                      on_exhausted="skip"),
+    "loud": ErrorHandler("stop"),
+    "herald": retrying(max_retries=1, retry_delay=1),
     "round": ErrorHandler("skip"),
     "join": ErrorHandler("continue"),
 }  # fmt: skip
@@ -56,6 +58,8 @@ def every_shape(width: int) -> Flow:
         "shy": Stage("out", "error", handler=HANDLERS["shy"]),
         "hasty": Stage("out", handler=HANDLERS["hasty"]),
         "late": Stage("out", handler=HANDLERS["late"]),
+        "loud": Stage("out", "error", handler=HANDLERS["loud"]),
+        "herald": Collect("out", handler=HANDLERS["herald"]),
         "round": Stage("out", "extra", handler=HANDLERS["round"]),
         "join": Collect("extra", handler=HANDLERS["join"]),
     }
@@ -63,6 +67,7 @@ def every_shape(width: int) -> Flow:
         routines,
         "source.out -> wide", "source.out -> shy", "source.out -> hasty", "source.out -> round",
         "wide.out -> join", "shy.out -> join", "shy.error -> join", "hasty.out -> late",
+        "source.out -> loud", "loud.out -> join", "loud.error -> herald", "herald.out -> join",
         "late.out -> join", "round.out -> round", "round.out -> wide",
         width=width,
     )  # fmt: skip
@@ -76,14 +81,19 @@ def most_retries(handler: ErrorHandler) -> float:
 
 @dataclass
 class Known:
-    """A task in the model: its place, its attempts, its recorded effects."""
+    """A task in the model: its place, its attempts, its recorded effects.
+
+    It reports a failure if an event `error` created it or an ancestor.
+    """
 
     routine: str
     place: str = "pending"
     attempts: int = 0
+    poisoned: int = 0  # of the attempts; the engine ended them without running one
     spent: int = 0
     conflicts: int = 0
     failed: bool = False
+    reports: bool = False
     effects: dict[str, object] = field(default_factory=dict)
 
 
@@ -118,10 +128,12 @@ class JobModel(RuleBasedStateMachine):
     def accept(self, commit: Commit) -> None:
         assert commit.seq == self.job.seq + 1
         self.machine.accept(commit)
+        reports = commit.kind in (CommitKind.FAILED, CommitKind.DROPPED) or (
+            commit.task_id is not None and self.known[commit.task_id].reports
+        )
         for task in commit.tasks:
-            old = self.known.get(task.task_id)
-            assert old is None or old.place == "withdrawn", f"{task.task_id} was created twice"
-            self.known[task.task_id] = Known(task.routine_id)
+            assert task.task_id not in self.known, f"{task.task_id} was created twice"
+            self.known[task.task_id] = Known(task.routine_id, reports=reports)
         self.extras += sum(e.event == "extra" for e in commit.emissions)
         self.snapshots.append(self.job.copy())
         self.seen[f"{commit.kind} -> {commit.status}"] += 1
@@ -134,15 +146,27 @@ class JobModel(RuleBasedStateMachine):
         assert (text_of(self.job), self.machine.next_task()) == (before, due)
         return once
 
+    @property
+    def failing(self) -> bool:
+        return any(known.failed for known in self.known.values())
+
+    def may_run(self) -> list[PendingTask]:
+        """The tasks that may still run: once one has failed, those that report a failure."""
+        known, failing = self.known, self.failing
+        return [
+            task
+            for task in self.job.pending_tasks
+            if not known[task.task_id].failed and (not failing or known[task.task_id].reports)
+        ]
+
     def free(self) -> list[PendingTask]:
-        """The tasks whose routine is not busy, in order."""
+        """The tasks that may run and whose routine is not busy, in order."""
         flying = {step.task.task_id for step in self.machine.flights}
         busy = Counter(step.task.routine_id for step in self.machine.flights)
         return [
             task
-            for task in self.job.pending_tasks
-            if not task.failed
-            and task.task_id not in flying
+            for task in self.may_run()
+            if task.task_id not in flying
             and busy[task.routine_id] < self.plan.routines[task.routine_id].max_concurrency
         ]
 
@@ -219,7 +243,8 @@ class JobModel(RuleBasedStateMachine):
             outcome.error_type, handler.non_retryable_exceptions
         )
         (error_event,) = commit.emissions or (None,)
-        assert error_event is None or (known.routine, error_event.event) == ("shy", "error")
+        tells = known.routine in ("shy", "loud")
+        assert error_event is None or (tells and error_event.event == "error")
         assert (commit.state, commit.shared) == (None, None)
         assert (self.job.shared_data, len(self.job.outputs)) == (
             before.shared_data, len(before.outputs),
@@ -245,15 +270,25 @@ class JobModel(RuleBasedStateMachine):
             assert self.job._pending[step.task.task_id].due_ns == commit.due_ns
             return
         assert not retries or handler.deadline is not None
-        assert (error_event is not None) is (known.routine == "shy")
+        assert (error_event is not None) is tells
         last = handler.on_exhausted if handler.strategy.value == "retry" else handler.strategy
         if last.value == "stop":
             assert commit.kind is CommitKind.FAILED
-            assert self.job.status in (JobStatus.FAILED, JobStatus.CANCELLED)
             known.failed = True
         else:
             assert commit.kind is CommitKind.DROPPED
             known.place = "dropped"
+
+    def interrupt(self, how: str) -> None:
+        """End the run by what a handler raised, or by the trouble of the host."""
+        flights = self.machine.flights
+        step = flights[0] if flights and how == "broke off" else None
+        error = ErrorInfo("SystemExit", how)
+        before = list(self.job.pending_tasks)
+        self.accept(self.pure(lambda: self.machine.interrupt(step, error, self.now)))
+        assert before == list(self.job.pending_tasks)
+        assert list(flights) == list(self.machine.flights)
+        assert error == self.job.interruption
 
     def restart(self, retry_failed: bool, how: str = "died") -> None:
         job = self.job
@@ -262,9 +297,11 @@ class JobModel(RuleBasedStateMachine):
             self.accept(self.pure(lambda: take_over(job, self.now)))
             assert job.status is JobStatus.PENDING
         waits = {task.task_id: task.due_ns for task in job.pending_tasks}
-        withdrawn = {t for t in waits if "." in t and self.known[t.rpartition(".")[0]].failed}
-        left = len(waits) - len(withdrawn)
-        ready = [t for t in job.pending_tasks if t.due_ns <= self.now]
+        fresh = retry_failed and self.failing
+        ready = [t for t in self.may_run() if t.due_ns <= self.now]
+        killers = [t for t in ready if t.task_id == job.interrupted_task] or ready
+        if how == "broke off" and job.interrupted_task is None:
+            how = "trouble"  # no step was in flight
         commit = self.pure(
             lambda: self.machine.resume(
                 self.now,
@@ -274,27 +311,29 @@ class JobModel(RuleBasedStateMachine):
             )
         )
         self.accept(commit)
-        if was is JobStatus.RUNNING and ready and how != "given back":
+        assert job.interruption is None
+        if was is JobStatus.RUNNING and ready and how not in ("given back", "trouble"):
             self.recoveries += 1
             if self.recoveries > MOST_RECOVERIES:
-                assert job.status is JobStatus.FAILED
-                assert job.error is not None
-                assert job.error.type == "routilux.PoisonJobError"
-                if how == "died":
-                    self.recoveries = MOST_RECOVERIES
+                killer = self.known[killers[0].task_id]
+                assert (commit.kind, commit.task_id) == (CommitKind.FAILED, killers[0].task_id)
+                assert commit.error is not None
+                assert commit.error.type == "routilux.PoisonJobError"
+                assert bool(commit.emissions) is (killer.routine in ("shy", "loud"))
+                killer.failed = True
+                killer.attempts += 1
+                killer.poisoned += 1
+                self.recoveries = 0
                 return
-        if was is JobStatus.FAILED:
+        if fresh:
             self.recoveries = 0
-            for task_id in withdrawn:
-                self.known[task_id].place = "withdrawn"
             for task_id, known in self.known.items():
                 if known.failed:
                     known.failed, known.spent = False, 0
                     waits[task_id] = self.now
             assert job.error is None
-        else:
-            assert not withdrawn
-        assert job.status is (JobStatus.RUNNING if left else JobStatus.COMPLETED)
+        left = JobStatus.RUNNING if self.may_run() else JobStatus.FAILED
+        assert job.status is (left if waits else JobStatus.COMPLETED)
         for task in job.pending_tasks:
             # The clock never runs back here, so the due time is unchanged.
             assert task.due_ns == waits[task.task_id]
@@ -321,7 +360,8 @@ class JobModel(RuleBasedStateMachine):
             )  # fmt: skip
             assert task.retries <= most_retries(HANDLERS[known.routine])
         for routine, state in self.job.routine_states.items():
-            tried = sum(k.attempts for k in self.known.values() if k.routine == routine)
+            tasks = [known for known in self.known.values() if known.routine == routine]
+            tried = sum(known.attempts - known.poisoned for known in tasks)
             assert state.attempts >= tried
 
     @invariant()
@@ -364,6 +404,9 @@ class JobModel(RuleBasedStateMachine):
             assert not self.job.pending_tasks
         if status is JobStatus.RUNNING:
             assert self.job.pending_tasks
+        if self.failing and status not in FINAL:
+            reports = [task for task in self.may_run() if self.known[task.task_id].reports]
+            assert (status is JobStatus.FAILED) is not (reports or self.machine.in_flight != 0)
         assert self.final in (None, status), "a final status has changed"
         if status in FINAL:
             self.final = status

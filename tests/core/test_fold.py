@@ -36,11 +36,8 @@ from tests.fuzz.families import Story as FamilyStory
             "commit 4 must hold an effect with a name, and belong to a pending task",
         ),
         (
-            {
-                "kind": CommitKind.RESUMED,
-                "detail": {"recoveries": 7, "shape": [], "routines": ["z"], "withdrawn": ["0.9"]},
-            },
-            "commit 4 withdraws a task that is not pending",
+            {"kind": CommitKind.INTERRUPTED},
+            "commit 4 must have an error, and belong to a pending task or to none",
         ),
     ],
 )

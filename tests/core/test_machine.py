@@ -99,11 +99,11 @@ def test_a_job_that_is_recovered_too_often_without_progress_is_poisoned():
         assert story.job.recoveries == number
     story.crash()
     commit = story.resume()
-    assert (commit.kind, commit.status, commit.task_id) == ("failed", "failed", None)
+    assert (commit.kind, commit.status, commit.task_id) == ("failed", "failed", "0.0")
     assert str(story.job.error) == (
-        "routilux.PoisonJobError: the job was recovered 3 times without progress; each time the"
-        " process ended while one of these tasks was ready to run: b (task 0.0, attempt 1), c (task"
-        " 0.1, attempt 1), d (task 0.2, attempt 1)"
+        "routilux.PoisonJobError: the job was recovered 3 times without progress; each time its run"
+        " ended while one of these tasks was ready to run: b (task 0.0, attempt 1), c (task 0.1,"
+        " attempt 1), d (task 0.2, attempt 1); what ended the runs: 4 times: its process ended"
     )
     assert story.startable() == []
     story.resume(retry_failed=True)

@@ -245,7 +245,7 @@ class JobUnderWay(JobModel):
     @precondition(lambda self: self.job.commits[-1].kind is not CommitKind.RESUMED)
     @rule(
         way=st.sampled_from(sorted(RESTORED_BY)),
-        how=st.sampled_from(["died", "died", "given back", "taken over"]),
+        how=st.sampled_from(["died", "died", "given back", "taken over", "broke off", "trouble"]),
         idle=lengths,
         retry_failed=st.booleans(),
         times=st.sampled_from([1, 1, 1, 2, 5]),
@@ -255,6 +255,9 @@ class JobUnderWay(JobModel):
             restored = RESTORED_BY[way](self.job)
             assert restored == self.job
             assert text_of(restored) == text_of(self.job)
+            if how in ("broke off", "trouble"):
+                self.interrupt(how)
+                restored = RESTORED_BY[way](self.job)
             lost = [(s, StepOutcome(s.number, [])) for s in self.machine.flights]
             self.ended += lost
             self.machine = Machine(self.plan, restored)
@@ -278,5 +281,5 @@ def test_no_task_update_or_attempt_is_lost_or_doubled():
     missed = [kind.value for kind in CommitKind if f"{kind} -> " not in seen]
     assert not missed, f"no example has a commit of these kinds: {missed}"
     assert JobUnderWay.seen["steps lost"], "no example lost a step in a crash"
-    unseen = {"died", "given back", "taken over"} - set(JobUnderWay.seen)
+    unseen = {"died", "given back", "taken over", "broke off", "trouble"} - set(JobUnderWay.seen)
     assert not unseen, f"no example has a job that was resumed after its host {unseen}"

@@ -17,15 +17,16 @@ def test_a_failed_job_that_is_requeued_without_its_flow_resumes_on_a_host_with_t
     failing, other = story.begin("0.0"), story.begin("0.1")
     story.end(failing, broken(failing))
     story.end(other, done(other, "out"))
+    story.run(task_id="0.0.0")
     commit = requeue(story.job, story.now)
-    assert commit.detail == {"recoveries": 0, "retry_failed": True, "withdrawn": ["0.0.0"]}
+    assert commit.detail == {"recoveries": 0, "retry_failed": True}
     story.accept(commit)
     assert (story.job.status, story.startable()) == (JobStatus.PENDING, [])
     story.crash()
     with pytest.raises(NotResumableError, match="is pending; only a failed job"):
         requeue(story.job, story.now)
     resumed = story.resume()
-    assert resumed.detail == {"recoveries": 0, "retry_failed": False, "withdrawn": []}
+    assert resumed.detail == {"recoveries": 0, "retry_failed": False}
     assert story.pending() == ["0.0", "0.1.0"]
     story.run(task_id="0.0")
     assert story.run(task_id="0.1.0").status is JobStatus.COMPLETED
@@ -35,7 +36,7 @@ def test_a_job_that_is_taken_over_counts_once_and_is_poisoned_where_it_is_resume
     story = Story(alone())
     for number in (1, 2, 3):
         commit = story.accept(take_over(story.job, story.now))
-        assert commit.detail == {"recoveries": number, "retry_failed": False, "withdrawn": []}
+        assert commit.detail == {"recoveries": number, "retry_failed": False}
         assert (story.job.status, story.startable()) == (JobStatus.PENDING, [])
         story.crash()
         resumed = story.resume(most=2)
@@ -65,7 +66,7 @@ def test_a_paused_job_lets_its_steps_commit_and_keeps_their_children():
     assert story.machine.stopped
     assert story.startable() == []
     assert story.due() is None
-    assert story.resume().detail == {"recoveries": 0, "retry_failed": False, "withdrawn": []}
+    assert story.resume().detail == {"recoveries": 0, "retry_failed": False}
     assert story.startable() == ["0.0"]
 
 

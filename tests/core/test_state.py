@@ -21,6 +21,7 @@ def test_at_returns_the_job_as_it_was_after_each_commit():
     assert {commit.kind for commit in job.commits} == set(CommitKind) - {
         CommitKind.FAILED,
         CommitKind.CANCELLED,
+        CommitKind.INTERRUPTED,
     }
 
 

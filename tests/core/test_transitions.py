@@ -12,6 +12,7 @@ from tests.core.stories import (
     Stage,
     Story,
     Strict,
+    Wide,
     alone,
     broken,
     done,
@@ -162,17 +163,46 @@ def test_jitter_is_drawn_from_the_task_and_the_same_on_every_host():
     assert all(SECOND * 9 // 10 <= delay <= SECOND * 11 // 10 for delay in here)
 
 
-def test_a_failure_stops_the_job_but_steps_in_flight_commit_and_their_children_stay():
+def test_after_a_failure_steps_in_flight_commit_and_the_error_event_is_told_before_the_job_rests():
     story = reporting(ErrorHandler())
     failing, other = story.begin("0.0"), story.begin("0.1")
-    assert story.end(failing, broken(failing)).status is JobStatus.FAILED
-    assert not story.machine.stopped
-    assert story.end(other, done(other, "out", shared={"n": 1})).status is JobStatus.FAILED
+    assert story.end(failing, broken(failing)).status is JobStatus.RUNNING
+    assert story.startable() == ["0.0.0"]
+    assert story.end(other, done(other, "out", shared={"n": 1})).status is JobStatus.RUNNING
+    assert story.startable() == ["0.0.0"]
+    assert story.run().status is JobStatus.FAILED
     assert story.machine.stopped
     assert (story.startable(), story.due()) == ([], None)
     assert story.job.shared_data == {"n": 1}
-    assert story.pending() == ["0.0", "0.0.0", "0.1.0"]
-    assert [True, False, False] == [task.failed for task in story.job.pending_tasks]
+    assert story.pending() == ["0.0", "0.1.0"]
+    assert [True, False] == [task.failed for task in story.job.pending_tasks]
+
+
+@pytest.mark.parametrize("end", ["done", "retry", "failed", "conflict"])
+def test_a_job_rests_as_failed_with_its_last_step_in_flight_however_that_ends(end):
+    handler = retrying(retry_delay=1, max_retries=1 if end == "retry" else 0)
+    story = Story(fan(3, c=Wide(handler=handler), d=Wide()))
+    story.run("out")
+    failing, last, other = story.begin("0.0"), story.begin("0.1"), story.begin("0.2")
+    story.end(other, done(other, shared={"n": 1}))
+    assert story.end(failing, broken(failing)).status is JobStatus.RUNNING
+    reads = {"reads": ["n"]} if end == "conflict" else {}
+    outcome = done(last, **reads) if end in ("done", "conflict") else broken(last)
+    commit = story.end(last, outcome)
+    assert (commit.kind, commit.status) == (end, JobStatus.FAILED)
+    assert story.machine.stopped
+
+
+def test_a_host_that_resumes_a_job_that_fails_lets_it_rest_when_nothing_is_left_to_tell():
+    story = Story(fan(2))
+    story.run("out")
+    failing, _ = story.begin("0.0"), story.begin("0.1")
+    assert story.end(failing, broken(failing)).status is JobStatus.RUNNING
+    story.crash()
+    assert story.resume().status is JobStatus.FAILED
+    assert story.pending() == ["0.0", "0.1", "0.2"]
+    assert story.resume(retry_failed=True).status is JobStatus.RUNNING
+    assert story.startable() == ["0.0", "0.1", "0.2"]
 
 
 def test_the_first_failure_is_the_jobs_error():
@@ -205,17 +235,24 @@ def test_a_dropped_task_has_its_outcome(strategy, outcome):
 
 
 @pytest.mark.parametrize("limit", [None, 1, 3])
-def test_the_error_event_of_a_failure_is_withdrawn_when_the_task_is_retried(limit):
+@pytest.mark.parametrize("told", [True, False])
+def test_a_fresh_budget_uses_no_id_of_a_task_that_told_of_a_failure(limit, told):
     story = reporting(ErrorHandler(), limit)
     failing, other = story.begin("0.0"), story.begin("0.1")
     story.end(failing, broken(failing))
-    story.end(other, done(other, "out"))
-    assert story.pending() == ["0.0", "0.0.0", "0.1.0"]
-    commit = story.resume(retry_failed=True)
-    assert commit.detail is not None
-    assert commit.detail["withdrawn"] == ["0.0.0"]
-    assert story.pending() == ["0.0", "0.1.0"]
-    # The withdrawn task never ran, so a child that a success creates may have its id.
+    story.end(other, done(other))
+    if told:
+        story.run()
+    else:
+        story.request("pause")
+    story.crash()
+    story.resume(retry_failed=True)
+    assert story.pending() == (["0.0"] if told else ["0.0", "0.0.0"])
+    assert [t.task_id for t in story.fail(task_id="0.0").tasks] == ["0.0.1"]
+    story.run(task_id="0.0.1")
+    if not told:
+        story.run(task_id="0.0.0")
+    story.resume(retry_failed=True)
     assert [(t.task_id, t.routine_id) for t in story.run("out", task_id="0.0").tasks] == [
-        ("0.0.0", "e")
+        ("0.0.2", "e")
     ]

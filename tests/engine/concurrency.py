@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -160,6 +162,15 @@ def fail_once(self: Routine) -> None:
 
 def die(self: Routine) -> None:
     os._exit(3)
+
+
+def leave(self: Routine) -> None:
+    sys.exit("no licence")
+
+
+def take_time(self: Routine) -> None:
+    """Be in flight while another process of the pool is killed."""
+    time.sleep(0.3)
 
 
 class Remote(Works):

@@ -15,13 +15,13 @@ from routilux import (
     ErrorHandler,
     FakeClock,
     JobState,
-    MemoryStore,
     Runtime,
 )
 from routilux.engine.drive import Drive
 from routilux.engine.driver import Ended, InlineDriver
 from routilux.graph.context import Context
 from tests.routines import (
+    MODES,
     Works,
     chain,
     ended_at,
@@ -32,6 +32,7 @@ from tests.routines import (
     rest,
     retrying,
     run,
+    run_by,
     send,
     sleeps,
 )
@@ -92,7 +93,7 @@ def test_timers_keep_no_finished_job_in_memory():
     quick = chain(a=rest)
     quick.set_error_handler(ErrorHandler(timeout=3600))
     with Runtime() as runtime:
-        busy = chain(a=lambda self: gate.wait(30)).start("a", runtime=runtime)
+        busy = chain(a=lambda self: gate.wait(30) and None).start("a", runtime=runtime)
         before = len(alive(Drive))
         for _ in range(50):
             quick.start("a", runtime=runtime).wait(30)
@@ -120,10 +121,12 @@ def test_a_step_that_used_state_and_shared_data_leaves_no_cycle():
 def test_awaited_jobs_do_not_block_each_other():
     gate = threading.Event()
 
+    def waits(self):
+        gate.wait(30)
+
     async def story():
         slow = [
-            asyncio.create_task(chain(a=lambda self: gate.wait(30)).aexecute("a", runtime=runtime))
-            for _ in range(20)
+            asyncio.create_task(chain(a=waits).aexecute("a", runtime=runtime)) for _ in range(20)
         ]
         quick = await chain(a=rest).aexecute("a", runtime=runtime)
         seen = [quick.status.value, str(any(task.done() for task in slow))]
@@ -134,17 +137,36 @@ def test_awaited_jobs_do_not_block_each_other():
         assert ["completed", "False"] + ["completed"] * 20 == asyncio.run(story())
 
 
-def test_a_cancelled_error_that_a_handler_raises_leaves_the_task_pending():
-    def gives_up(self):
-        raise asyncio.CancelledError
+class Hangup(asyncio.CancelledError):
+    pass
 
-    store = MemoryStore()
-    with Runtime(store=store) as runtime:
-        with pytest.raises(asyncio.CancelledError):
-            asyncio.run(chain(a=gives_up).aexecute("a", job_id="j", runtime=runtime))
-        job = runtime.load("j")
-    assert "running" == job.status
-    assert ["0"] == [task.task_id for task in job.pending_tasks]
+
+@pytest.mark.parametrize("how", ["execute", "start", "aexecute"])
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("kind", [asyncio.CancelledError, Hangup, None])
+@MODES
+def test_a_cancelled_error_that_nobody_asked_for_is_a_failed_attempt(how, is_async, kind, workers):
+    def gives_up(self, n=0):
+        if self.ctx.attempt == 1:
+            if kind is None:
+                raise BaseExceptionGroup("2", [OSError("lost"), asyncio.CancelledError("gone")])
+            raise kind("gone")
+
+    async def gives_up_async(self, n=0):
+        gives_up(self)
+
+    flow = chain(workers=workers, a=gives_up_async if is_async else gives_up)
+    for handler, expected in (
+        (retrying(), ["start", "retry", "done"]),
+        (ErrorHandler("continue"), ["start", "dropped"]),
+        (retrying(retryable_exceptions=OSError), ["start", "failed"]),
+        (None, ["start", "failed"]),
+    ):
+        flow.set_error_handler(handler)
+        with Runtime(clock=FakeClock()) as runtime:
+            job = run_by(how, flow, "a", runtime)
+        assert expected == kinds(job)
+        assert "gone" in str(job.commits[1].error)
 
 
 def test_a_job_can_be_copied_and_pickled_though_a_clock_drove_it():

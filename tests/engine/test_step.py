@@ -25,7 +25,7 @@ from routilux.codec.copying import is_flat
 from routilux.engine.step import run_remote, run_step
 from routilux.graph.context import active
 from routilux.graph.messages import RecordedEffect, Task
-from tests.routines import Works, retrying
+from tests.routines import MODES, Works, chain, error_of, kinds, retrying, run
 
 START = 1_767_225_600 * SECOND
 
@@ -239,3 +239,35 @@ def test_a_remote_step_sleeps_in_real_time_and_not_past_its_timeout():
 
 def _oversleeps(self: Routine) -> None:
     self.ctx.sleep(3600)
+
+
+# --- what a handler returns -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("returned", [{"n": 1}, [], 0, False, "", object(), (None,)])
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@MODES
+def test_a_handler_that_returns_a_value_fails_with_an_error_that_says_emit(
+    returned, is_async, workers
+):
+    def body(self, n=0):
+        return returned
+
+    async def async_body(self, n=0):
+        return returned
+
+    flow = chain(workers=workers, a=async_body if is_async else body)
+    flow.set_error_handler(retrying())
+    job = run(flow)
+    kind, message = error_of(job)
+    assert ("FlowDefinitionError", ["start", "failed"]) == (kind, kinds(job))
+    assert "the handler of slot 'trigger' returned " in message
+    assert "use emit to send it" in message
+
+
+def test_an_awaitable_that_a_handler_returns_is_refused():
+    class Later:
+        def __await__(self):
+            yield
+
+    assert "use emit" in error_of(run(chain(a=lambda self: Later())))[1]

@@ -73,23 +73,6 @@ def test_a_job_without_a_thread_raises_and_the_next_one_runs(nth, monkeypatch):
             assert JobStatus.COMPLETED is job.status
 
 
-def test_a_worker_that_gets_no_thread_gives_its_job_back_and_ends(monkeypatch):
-    store = MemoryStore()
-
-    def starts(self):
-        raise RuntimeError("can't start new thread")
-
-    with Runtime(store=store) as runtime:
-        job_id = runtime.submit(chain(a=rest), "a")
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", starts)
-            with pytest.raises(RuntimeError, match="can't start new thread"):
-                Worker(store, [chain(a=rest)], runtime=runtime).run()
-        assert 0 == store.free_in(["tale"])
-        Worker(store, [chain(a=rest)], runtime=runtime).run(until_idle=True)
-        assert JobStatus.COMPLETED is runtime.load(job_id).status
-
-
 LATER = 10**18  # nanoseconds
 
 

@@ -36,7 +36,7 @@ _PLACES = (
 )
 _STEPS = {"forward": 60.0, "back": -3600.0}
 JOBS = 40  # more than a worker runs at once
-AT_ONCE = 31  # 1 + 2 + 4 + 8 + 16: a worker takes twice as many until 16 run
+AT_ONCE = 32  # as many as a worker has threads
 
 
 class Rounds:

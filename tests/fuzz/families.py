@@ -79,7 +79,7 @@ class Story:
         )
 
     def resume(self, *, retry_failed: bool = False, **shape: Any) -> None:
-        detail = {"recoveries": 0, "retry_failed": retry_failed, "withdrawn": [], **shape}
+        detail = {"recoveries": 0, "retry_failed": retry_failed, **shape}
         self._fold(CommitKind.RESUMED, detail=detail)
 
 

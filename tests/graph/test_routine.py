@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from routilux import ErrorHandler, Event, Flow, Routine, Slot
+from routilux import ErrorHandler, Event, Flow, FlowDefinitionError, Routine, Slot
 from tests.routines import Works, chain
 
 
@@ -151,3 +151,46 @@ def test_the_name_of_a_deleted_class_can_be_used_again():
         routine_name = "routine/gone"
 
     assert "routine/gone" == Heir.saved_name()
+
+
+# --- names of the base class ----------------------------------------------------------------------
+
+NAMES = [
+    *("slots", "events", "error_handler", "arguments", "ctx", "emit", "define_slot"),
+    *("define_event", "set_error_handler", "saved_name"),
+    *("_slots", "_events", "_error_handler", "_arguments", "_check_new"),
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("value", [("output",), None, property(lambda self: 1), lambda self: 1])
+def test_a_class_attribute_that_hides_a_name_of_the_base_class_is_refused(name, value):
+    with pytest.raises(FlowDefinitionError, match=rf"^Hides\.{name} hides '{name}' of Routine"):
+        type("Hides", (Routine,), {name: value})
+    mixin = type("Mixin", (), {name: value})
+    with pytest.raises(FlowDefinitionError, match=rf"Mixin\.{name} hides .* which Hides needs"):
+        type("Hides", (mixin, Routine), {})
+    with pytest.raises(FlowDefinitionError, match=rf"Hides\.{name} hides"):
+        type("Hides", (Routine,), {"__slots__": (name,)})
+
+    class Sets(Routine):
+        def __init__(self):
+            setattr(self, name, value)
+
+    with pytest.raises(FlowDefinitionError, match=rf"Sets sets self\.{name}, which hides"):
+        Sets()
+
+
+def test_names_that_hide_nothing_are_accepted():
+    class Own(Routine):
+        max_concurrency = 2
+        routine_name = "own"
+        event = slot = context = ("a",)
+
+        def __init__(self):
+            super().__init__()
+            self.items = self.emitted = self.contexts = 1
+            self.items += 1
+            del self.items
+
+    assert {"emitted", "contexts"} <= vars(Own()).keys()

@@ -98,27 +98,41 @@ def test_slow_growth_at_a_huge_retry_equals_the_closed_form():
     assert round(math.exp(10**9 * 2e-16) * SECOND) == handler.delay_ns(10**9 + 1)
 
 
-@given(delay=delays, growth=growths, jitter=jitters, retry=st.integers(1, 60), draw=draws)
-def test_jitter_is_the_exact_share_of_the_delay_and_stays_within_its_bounds(
-    delay, growth, jitter, retry, draw
+@given(
+    delay=delays,
+    growth=growths,
+    jitter=jitters,
+    cap=st.none() | delays,
+    retry=st.integers(1, 60),
+    draw=draws,
+)
+def test_jitter_spreads_the_delay_exactly_and_at_the_cap_only_shortens(
+    delay, growth, jitter, cap, retry, draw
 ):
-    plain = retrying(retry_delay=delay, retry_backoff=growth).delay_ns(retry)
+    options = {"retry_delay": delay, "retry_backoff": growth, "max_delay": cap}
+    plain = retrying(**options).delay_ns(retry)
+    ceiling = MAX_DELAY_NS
+    if cap is not None:
+        ceiling = min(round(Fraction(repr(cap)) * SECOND), ceiling)
+    assert plain <= ceiling
     share = Fraction(repr(jitter))
-    factor = 1 + share * (Fraction(2 * draw, 2**53) - 1)
-    jittered = retrying(retry_delay=delay, retry_backoff=growth, jitter=jitter).delay_ns(
-        retry, draw if jitter else None
-    )
-    assert min(round(plain * factor), MAX_DELAY_NS) == jittered
-    assert math.floor(plain * (1 - share)) <= jittered <= math.ceil(plain * (1 + share))
+    shortest, longest = plain * (1 - share), min(plain * (1 + share), Fraction(ceiling))
+    expected = round(shortest + (longest - shortest) * Fraction(draw, 2**53))
+    jittered = retrying(**options, jitter=jitter).delay_ns(retry, draw if jitter else None)
+    assert expected == jittered
+    assert math.floor(shortest) <= jittered <= math.ceil(longest)
 
 
-@given(delay=delays, growth=growths, jitter=jitters, cap=delays, retry=st.integers(1), draw=draws)
-def test_max_delay_comes_after_jitter_and_caps(delay, growth, jitter, cap, retry, draw):
-    options = {"retry_delay": delay, "retry_backoff": growth, "jitter": jitter}
-    free = retrying(**options).delay_ns(retry, draw)
-    assert min(free, round(Fraction(repr(cap)) * SECOND)) == retrying(
-        **options, max_delay=cap
-    ).delay_ns(retry, draw)
+@given(
+    delay=st.floats(0.1, 1e6), growth=growths, jitter=st.floats(0.05, 1), retry=st.integers(1, 60)
+)
+def test_draws_that_differ_give_delays_that_differ_also_at_the_cap(delay, growth, jitter, retry):
+    for cap in (delay, 1.5 * delay, None):
+        options = {"retry_delay": delay, "retry_backoff": growth, "max_delay": cap}
+        handler = retrying(**options, jitter=jitter)
+        waits = [handler.delay_ns(retry, number * 2**46) for number in range(128)]
+        assert len(set(waits)) == len(waits), "tasks that fail together are retried together"
+        assert waits == sorted(waits)
 
 
 def test_a_draw_changes_nothing_without_jitter_and_no_draw_means_no_jitter():

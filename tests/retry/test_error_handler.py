@@ -48,7 +48,9 @@ handlers = st.one_of(
         retry_delay=delays,
         retry_backoff=growths,
         retryable_exceptions=classes,
-        non_retryable_exceptions=classes,
+        non_retryable_exceptions=st.lists(
+            st.sampled_from([KeyError, UnicodeError, TimeoutError]), max_size=3
+        ).map(tuple),
         max_delay=spans,
         jitter=jitters,
         timeout=spans,

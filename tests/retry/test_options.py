@@ -9,7 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from routilux.errors import CorruptStateError, FlowDefinitionError
+from routilux.codec.registry import class_name
+from routilux.errors import CorruptStateError, FlowDefinitionError, UnserializableError
 from routilux.retry.error_handler import MAX_DELAY_NS, ErrorHandler, ErrorStrategy, RetryAfter
 from routilux.retry.options import CHECKS, WITH_ANY_STRATEGY
 from tests.routines import refused_at, retrying
@@ -96,6 +97,42 @@ def test_a_bad_option_is_refused_by_name_value_and_cure(name, bad, cure):
         ErrorHandler(**{"strategy": "retry", name: bad})
     assert str(caught.value).startswith(f"ErrorHandler: {name}={bad!r} is refused; ")
     assert cure in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("retryable", "refused"),
+    [
+        (ConnectionError, OSError),
+        (OSError, OSError),
+        ((ConnectionError, KeyError), (OSError, LookupError)),
+        ((Exception,), (ValueError, Exception)),
+        (FlowDefinitionError, ()),
+        ((FlowDefinitionError, UnserializableError, ConnectionError), OSError),
+    ],
+)
+def test_retryable_types_that_all_fall_under_non_retryable_ones_are_refused(retryable, refused):
+    with pytest.raises(FlowDefinitionError, match=r"no error would be retried: .* falls under"):
+        retrying(retryable_exceptions=retryable, non_retryable_exceptions=refused)
+    saved = retrying().serialize()
+    for name, kinds in (("retryable_exceptions", retryable), ("non_retryable_exceptions", refused)):
+        saved[name] = [class_name(kind) for kind in (kinds if type(kinds) is tuple else (kinds,))]
+    with pytest.raises(CorruptStateError, match="no error would be retried"):
+        ErrorHandler.deserialize(saved)
+
+
+@pytest.mark.parametrize(
+    ("retryable", "refused"),
+    [
+        (OSError, ConnectionError),
+        ((ConnectionError, ValueError), OSError),
+        (RetryAfter, Exception),
+        ((), OSError),
+        (Exception, ()),
+    ],
+)
+def test_retryable_types_of_which_some_may_be_retried_are_accepted(retryable, refused):
+    handler = retrying(retryable_exceptions=retryable, non_retryable_exceptions=refused)
+    assert handler.is_retryable(RetryAfter)
 
 
 def test_an_int_too_long_to_print_is_refused_as_an_option_is():

@@ -171,8 +171,8 @@ def test_a_job_that_ends_its_worker_repeatedly_fails_and_names_the_task(runtime,
         caplog.messages[:4]
     )
     assert (
-        f"job {job_id} of flow tale failed for good: routilux.PoisonJobError: the"
-        in (caplog.messages[4])
+        f"job {job_id} of flow tale failed for good at a attempt 1: routilux.PoisonJobError: the"
+        in caplog.messages[4]
     )
 
 
@@ -359,7 +359,8 @@ def breaks_off_after(step: str, old: Flow, runtime: Any, job_id: str) -> None:
     assert ["start", "resumed", "done"] == story(runtime, job_id)
 
 
-def test_a_job_gets_the_flow_of_its_shape_among_those_of_its_id(runtime):
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_job_gets_the_flow_of_its_shape_among_those_of_its_id(allowed, runtime):
     ran: list[str] = []
 
     def named(name):
@@ -374,7 +375,7 @@ def test_a_job_gets_the_flow_of_its_shape_among_those_of_its_id(runtime):
     for flow, job_id in ((one, "under way"), (two, "new")):
         breaks_off_after("a", flow, runtime, job_id)
     runtime.submit(one, "a", job_id="queued")
-    worker(runtime, two, one).run(until_idle=True)
+    worker(runtime, two, one, allow_changed_flow=allowed).run(until_idle=True)
     assert {"completed"} == statuses(runtime, ["under way", "new", "queued"])
     assert sorted(ran) == sorted(
         ["a1 under way", "b1 under way", "a2 new", "b2 new", "c2 new", "a1 queued", "b1 queued"]

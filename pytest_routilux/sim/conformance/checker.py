@@ -21,10 +21,10 @@ from pytest_routilux.sim.conformance.retry_rules import (
     fail,
 )
 from pytest_routilux.sim.conformance.shadow_job import ShadowJob, ShadowTask
-from pytest_routilux.sim.conformance.spec import FlowSpec, width_of
+from pytest_routilux.sim.conformance.spec import FlowSpec, error_name, width_of
 from pytest_routilux.sim.conformance.start_rules import StartRules, same, too_early, wrong_attempt
 from pytest_routilux.text import seconds
-from routilux import ClockStalledError, CommitKind, JobStatus
+from routilux import ClockStalledError, CommitKind, JobStatus, PoisonJobError
 from routilux.codec.equality import first_difference
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 
     from pytest_routilux.sim.simulator.model import Case, Finding, Host, World
     from routilux import Commit
-    from routilux.graph.messages import Task
 
 _LONGEST_ID: Final = 64
+_POISONED: Final = error_name(PoisonJobError)
 _DONE = CommitKind.DONE
 _FAILED = CommitKind.FAILED
 _CONFLICT = CommitKind.CONFLICT
@@ -43,10 +43,11 @@ _RESUMED = CommitKind.RESUMED
 _RUNNING = JobStatus.RUNNING
 _COMPLETED = JobStatus.COMPLETED
 _CANCELLED = JobStatus.CANCELLED
+_STEP_ENDS: Final = (_DONE, CommitKind.RETRY, CommitKind.DROPPED, _CONFLICT)
 # The commits that may change the status of a job that stopped.
 _WAYS_OUT: Final = {
     JobStatus.FAILED: (_RESUMED, CommitKind.CANCELLED),
-    JobStatus.PAUSED: (_RESUMED, CommitKind.CANCELLED, _FAILED),
+    JobStatus.PAUSED: (_RESUMED, CommitKind.CANCELLED, _FAILED, *_STEP_ENDS),
 }
 _NO_STEP: Final[tuple[int, Any]] = (-1, None)
 
@@ -82,12 +83,13 @@ def _spec_of(case: Case) -> FlowSpec:
 
 
 class _Checker:
-    __slots__ = ("_exact", "_job", "_retry_rules", "_spec", "start_rules")
+    __slots__ = ("_exact", "_job", "_retry_rules", "_spec", "_starts_known", "start_rules")
 
     def __init__(self, spec: FlowSpec, hosts: Sequence[Host]) -> None:
         self._spec = spec
         widths = {width_of(host.flow) for host in hosts}
         self._exact = len(widths) == 1 and all(host.exact for host in hosts)
+        self._starts_known = False  # of the steps of the host that made the last commit of a step
         self._job = ShadowJob(max(widths), spec.limits)
         self._retry_rules = RetryRules(spec, self._job, hosts)
         self.start_rules = StartRules(self._job, exact=self._exact)
@@ -103,23 +105,38 @@ class _Checker:
         if kind is _DONE:
             shadow = self._end_attempt(commit)
             if commit.emissions or commit.tasks:
-                self._check_tasks(commit, shadow.task)
+                self._check_tasks(commit, shadow)
             self._check_timeout(commit, shadow)
             job.close(shadow, "was done")
+            reports = shadow.reports
             if commit.state is not None or commit.shared is not None:
                 job.write(shadow.task.routine_id, commit.state, commit.shared)
-            job.create(commit)
+            job.create(commit, reports=reports)
         elif kind is CommitKind.START:
             self._check_new(commit)
             job.start = at
             job.create(commit)
         elif kind is _RESUMED:
             job.resume(commit)
+        elif kind is CommitKind.INTERRUPTED:
+            self._check_interrupted(commit)
         elif commit.task_id is not None:
             self._check_unfinished(commit)
         self._check_status(commit)
         job.at = at
         job.status = commit.status
+
+    def _check_interrupted(self, commit: Commit) -> None:
+        """Check that the attempt that broke off the run is in flight, and stays the next one."""
+        job = self._job
+        job.interrupted = True
+        if commit.task_id is None:
+            return
+        shadow = job.tasks.get(commit.task_id)
+        if shadow is None or commit.task_id not in job.in_flight:
+            fail("unknown-task", f"{commit_text(commit)} breaks off no step in flight", commit)
+        if shadow.attempt != commit.attempt:
+            wrong_attempt(shadow, commit.attempt, "is broken off", commit.at_ns)
 
     def _end_attempt(self, commit: Commit) -> ShadowTask:
         """Record the attempt in `commit`, and return the attempt's task."""
@@ -130,22 +147,24 @@ class _Checker:
             fail("unknown-task", what, commit)
         if shadow.ended or shadow.failed or shadow.attempt != commit.attempt:
             wrong_attempt(shadow, commit.attempt, "is committed", commit.at_ns)
-        started = commit.started_ns or 0
+        started = commit.at_ns if commit.started_ns is None else commit.started_ns
         if started > commit.at_ns:
             fail("time-ran-back", f"{commit_text(commit)} ends before it starts", commit)
         if started < shadow.due:
             too_early(shadow, started)
         if commit.kind is not _EFFECT:
+            self._starts_known = shadow.task.task_id in job.in_flight
             job.end_step(shadow, commit.at_ns)
             if shadow.first is None:
                 shadow.first = started
-            if commit.kind is not _CONFLICT:
+            if commit.kind is not _CONFLICT and commit.started_ns is not None:
                 routine = shadow.task.routine_id
                 job.attempts[routine] = job.attempts.get(routine, 0) + 1
         return shadow
 
-    def _check_tasks(self, commit: Commit, task: Task) -> None:
+    def _check_tasks(self, commit: Commit, shadow: ShadowTask) -> None:
         """Check that `commit` creates exactly the tasks that the emissions require."""
+        task = shadow.task
         tasks = commit.tasks
         created = 0
         for index, emission in enumerate(commit.emissions):
@@ -165,7 +184,7 @@ class _Checker:
                         f" but no task is created for the connected slot {target}.{slot}"
                     )
                     fail("edge-missing", what, commit)
-                expected = _child_id(task.task_id, created)
+                expected = _child_id(task.task_id, shadow.children + created)
                 if new.task_id != expected:
                     what = (
                         f"task {created + 1} that {commit_text(commit)} creates has the id"
@@ -212,6 +231,8 @@ class _Checker:
     def _check_unfinished(self, commit: Commit) -> None:
         """Check a task's commit of any kind except `DONE`."""
         job, kind = self._job, commit.kind
+        if commit.error is not None and commit.error.type == _POISONED:
+            job.begin_host(commit.at_ns)  # which fails the task instead of resuming the job
         shadow = self._end_attempt(commit)
         if kind is _EFFECT:
             self._record_effect(commit, shadow)
@@ -224,15 +245,16 @@ class _Checker:
         if kind is CommitKind.RETRY:
             job.retry(shadow, commit)
             return
-        self._check_tasks(commit, shadow.task)
+        self._check_tasks(commit, shadow)
         if kind is _FAILED:
-            shadow.failed = True
+            shadow.failed = job.failing = True
+            shadow.children += len(commit.tasks)
             shadow.attempt += 1
             shadow.delay = 0
         else:
             job.close(shadow, "was dropped")
             job.dropped += 1
-        job.create(commit)
+        job.create(commit, reports=True)
 
     def _record_effect(self, commit: Commit, shadow: ShadowTask) -> None:
         name = str((commit.detail or {}).get("name"))
@@ -252,9 +274,8 @@ class _Checker:
         ):
             what = f"{commit_text(commit)} changes the job from {before.value} to {after.value}"
             fail("changed-after-end", what, commit)
-        if commit.kind is _FAILED and after is not JobStatus.FAILED and before is not _CANCELLED:
-            what = f"the job is {after.value} after {commit_text(commit)}"
-            fail("failure-ignored", what, commit)
+        if job.failing and before is not _CANCELLED and after is not _CANCELLED:
+            self._check_failing(commit)
         if after is _COMPLETED and job.open:
             shadow = next(iter(job.open.values()))
             waits = f"waits for its retry {shadow.retries}" if shadow.delay else "is pending"
@@ -263,6 +284,18 @@ class _Checker:
         if after is _RUNNING and not job.open:
             what = f"no task is left after {commit_text(commit)}, but the job is still running"
             fail("not-completed", what, commit)
+
+    def _check_failing(self, commit: Commit) -> None:
+        """Check that a job with a failed task is failed once its failures are reported."""
+        job, after = self._job, commit.status
+        left = [shadow for shadow in job.open.values() if shadow.reports and not shadow.failed]
+        if after is JobStatus.FAILED and (left or job.in_flight):
+            who = left[0] if left else next(iter(job.in_flight.values())).who
+            what = f"the job is failed after {commit_text(commit)}, but {who} has not ended"
+            fail("failed-too-early", what, commit)
+        if after is not JobStatus.FAILED and self._starts_known and not (left or job.in_flight):
+            what = f"the job is {after.value} after {commit_text(commit)}"
+            fail("failure-ignored", what, commit)
 
     def check_end(self, host: Host) -> None:
         """Compare the last host's job with the job that the commits describe."""
@@ -306,7 +339,11 @@ class _Checker:
 
     def _check_stalled(self) -> None:
         job = self._job
-        waiting = [shadow for shadow in job.open.values() if not shadow.failed]
+        waiting = [
+            shadow
+            for shadow in job.open.values()
+            if not shadow.failed and (shadow.reports or not job.failing)
+        ]
         if job.status is _RUNNING and waiting:
             shadow = min(waiting, key=lambda shadow: shadow.due)
             what = (

@@ -11,7 +11,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn, final
 
-from pytest_routilux.sim.conformance.spec import RAISED_BY_ENGINE, error_name
+from pytest_routilux.sim.conformance.spec import (
+    FAILED_BY_ENGINE,
+    RAISED_BY_ENGINE,
+    error_name,
+)
 from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.text import seconds
 from routilux import CommitKind, ErrorStrategy
@@ -60,6 +64,8 @@ class RetryRules:
                 keys = ", ".join(map(repr, [*writes.values, *writes.removed]))
                 fail("failed-attempt-wrote", f"{failed}, but its {where} {keys} is kept", commit)
         final = commit.kind in (_FAILED, _DROPPED)
+        if shadow.reports and commit.error is not None and commit.error.type in FAILED_BY_ENGINE:
+            final = False  # else failures could be reported without end
         events = [emission.event for emission in commit.emissions]
         expected = ["error"] if final and shadow.task.routine_id in self._spec.emits_error else []
         if expected and not events:
@@ -80,15 +86,16 @@ class RetryRules:
         policy = self._spec.policies[shadow.task.routine_id]
         key = (shadow.task.task_id, commit.attempt)
         name = "" if commit.error is None else commit.error.type
-        error = self._errors.get(key)
+        error = self._errors.get(key, ())
         retry_after = self._retry_after.get(key)
-        if error is not None and error_name(error) != name:
+        if error and error_name(error[0]) != name:
             # The engine raised it: a timeout, or an author's mistake.
-            error, retry_after = None, None
-        error = error or RAISED_BY_ENGINE.get(name)
+            error, retry_after = (), None
+        if not error and name in RAISED_BY_ENGINE:
+            error = (RAISED_BY_ENGINE[name],)
         if commit.kind is CommitKind.RETRY:
             self._check_retry(commit, shadow, policy, error)
-            if error is not None:  # else the handler may have asked for this delay
+            if error:  # else the handler may have asked for this delay
                 self._check_delay(commit, shadow, policy, retry_after)
         else:
             self._check_given_up(commit, shadow, policy, error, retry_after)
@@ -98,14 +105,14 @@ class RetryRules:
         commit: Commit,
         shadow: ShadowTask,
         policy: RetryPolicy,
-        error: type[BaseException] | None,
+        error: tuple[type[BaseException], ...],
     ) -> None:
         name = "" if commit.error is None else commit.error.type
         retried = f"{shadow} is retried after {name} at attempt {commit.attempt}"
         if not policy.retries:
             what = f"{retried}, but its handler's strategy is {policy.given_up.name}"
             fail("retried-unexpectedly", what, commit)
-        if error is not None and not policy.is_retryable(error):
+        if error and not policy.is_retryable(error):
             fail("non-retryable-retried", f"{retried}, but the error is not retryable", commit)
         most = policy.max_retries
         if most is not None and shadow.retries >= most:
@@ -157,9 +164,13 @@ class RetryRules:
         commit: Commit,
         shadow: ShadowTask,
         policy: RetryPolicy,
-        error: type[BaseException] | None,
+        error: tuple[type[BaseException], ...],
         retry_after: int | None,
     ) -> None:
+        if commit.error is not None and commit.error.type in FAILED_BY_ENGINE:
+            if commit.kind is not _FAILED:
+                fail("strategy-wrong", f"{shadow} is dropped after {commit.error.type}", commit)
+            return
         end = (
             "failed" if commit.kind is _FAILED else f"dropped as {(commit.detail or {}).get('as')}"
         )
@@ -170,7 +181,7 @@ class RetryRules:
         if end != expected:
             what = f"{shadow} is {end}, but its handler's strategy is {policy.given_up.name}"
             fail("strategy-wrong", what, commit)
-        if not policy.retries or error is None or not policy.is_retryable(error):
+        if not policy.retries or not error or not policy.is_retryable(error):
             return
         most = policy.max_retries
         if most is not None and shadow.retries >= most:
@@ -181,7 +192,7 @@ class RetryRules:
             if bounds is None or commit.at_ns + bounds[1] > (first or 0) + policy.deadline:
                 return
         what = (
-            f"{shadow} is given up after {error.__name__} at attempt {commit.attempt}, with"
+            f"{shadow} is given up after {error[0].__name__} at attempt {commit.attempt}, with"
             f" {shadow.retries} of {'endless' if most is None else most} retries spent"
         )
         routine = shadow.task.routine_id
@@ -189,7 +200,7 @@ class RetryRules:
         if most is not None and made >= most:
             what += f"; all tasks of {routine} together have spent {made}"
             fail("budget-shared", what, commit)
-        if error not in policy.handler.retryable_exceptions:
+        if not set(error) & set(policy.handler.retryable_exceptions):
             fail("subclass-not-retried", f"{what}; the error is of a retryable class", commit)
         fail("given-up-early", what, commit)
 

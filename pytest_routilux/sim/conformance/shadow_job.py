@@ -29,7 +29,8 @@ class ShadowTask:
     `attempt` is the next attempt, `retries` the number of retries so far, and `since_resume` those
     since the last resume, None before the first one. `due` is when the task may start, `delay` the
     wait before it, `ready` when it last became pending, `first` when its first attempt started.
-    `ended` says how the task ended.
+    `ended` says how the task ended. `children` counts the tasks that its failures created.
+    `reports`: an event `error` of the engine created the task or an ancestor.
     """
 
     task: Task
@@ -45,6 +46,8 @@ class ShadowTask:
     ended: str | None = None
     failed: bool = False
     effects: set[str] = field(default_factory=set)
+    children: int = 0
+    reports: bool = False
 
     def __str__(self) -> str:
         return f"{self.task.routine_id} (task {self.task.task_id})"
@@ -58,7 +61,9 @@ class ShadowJob:
     `width` bounds the steps in flight, `limits` those of each routine. `free_since` is when the
     last step ended that left room for another one, `idle_since` when the last of all ended, and
     `routine_free_since` when a routine last left its limit. `alone` counts the pending tasks that
-    run with no other step in flight, since they conflicted too often. `in_flight` is by task;
+    run with no other step in flight, since they conflicted too often. `interrupted` says that the
+    run was broken off, so nothing happens until a host resumes the job; `failing` that a task has
+    failed, so that only tasks which report a failure start. `in_flight` is by task;
     `attempts`, `retries` and `in_flight_of` count by routine.
     """
 
@@ -71,6 +76,8 @@ class ShadowJob:
     idle_since: int = _NEVER
     alone: int = 0
     dropped: int = 0
+    interrupted: bool = False
+    failing: bool = False
     shared: dict[str, object] = field(default_factory=dict)
     state: dict[str, dict[str, object]] = field(default_factory=dict)
     tasks: dict[str, ShadowTask] = field(default_factory=dict)
@@ -104,11 +111,11 @@ class ShadowJob:
 
     # --- commits --------------------------------------------------------------------------------
 
-    def create(self, commit: Commit) -> None:
+    def create(self, commit: Commit, *, reports: bool = False) -> None:
         """Add the new tasks of `commit` to this job."""
         for task in commit.tasks:
             self.tasks[task.task_id] = self.open[task.task_id] = ShadowTask(
-                task, commit.at_ns, commit.at_ns
+                task, commit.at_ns, commit.at_ns, reports=reports
             )
 
     def close(self, shadow: ShadowTask, ended: str) -> None:
@@ -139,18 +146,21 @@ class ShadowJob:
         if shared is not None:
             self.shared = _written(self.shared, shared)
 
-    def resume(self, commit: Commit) -> None:
-        """Apply a commit in which a new host resumes the job."""
-        at = commit.at_ns
-        detail = commit.detail or {}
+    def begin_host(self, at: int) -> None:
+        """Forget the steps in flight of the host before."""
+        self.interrupted = False
         self.in_flight.clear()
         self.in_flight_of.clear()
         self.routine_free_since.clear()
         self.free_since = self.idle_since = at
-        withdrawn = detail.get("withdrawn")
-        for task_id in withdrawn if isinstance(withdrawn, list) else ():
-            if task_id in self.open:
-                del self.open[task_id], self.tasks[task_id]
+
+    def resume(self, commit: Commit) -> None:
+        """Apply a commit in which a new host resumes the job."""
+        at = commit.at_ns
+        detail = commit.detail or {}
+        self.begin_host(at)
+        if detail.get("retry_failed"):
+            self.failing = False
         for shadow in self.open.values():
             shadow.resumed = at
             shadow.since_resume = 0

@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final, final
 
@@ -18,7 +19,9 @@ from routilux import (
     FlowDefinitionError,
     IllegalTransitionError,
     NoActiveStepError,
+    PoisonJobError,
     RetryAfter,
+    StepLimitError,
     StepTimeoutError,
     UnserializableError,
 )
@@ -48,6 +51,8 @@ def error_name(kind: type[BaseException]) -> str:
 
 RAISED_BY_ENGINE: Final = {error_name(kind): kind for kind in (StepTimeoutError, *_NEVER)}
 """The classes of errors that the engine raises, by their names in a commit."""
+FAILED_BY_ENGINE: Final = {error_name(kind) for kind in (PoisonJobError, StepLimitError)}
+"""The names of the errors by which the engine fails a task, whatever its strategy is."""
 
 
 def width_of(flow: Flow) -> int:
@@ -100,18 +105,25 @@ class RetryPolicy:
         if retry not in self._bounds:
             handler = self.handler
             growth = _decimal(handler.retry_backoff) ** (retry - 1)
-            delay = min(round(_decimal(handler.retry_delay) * growth * _SECOND), _CENTURY)
+            delay = min(round(_decimal(handler.retry_delay) * growth * _SECOND), self._ceiling)
             spread = delay * _decimal(handler.jitter)
             least, most = round(delay - spread), round(delay + spread)
-            self._bounds[retry] = min(least, self._ceiling), min(most, self._ceiling)
+            self._bounds[retry] = least, min(most, self._ceiling)
         return self._bounds[retry]
 
-    def is_retryable(self, kind: type[BaseException]) -> bool:
-        """Return whether the policy retries after an error of class `kind`."""
+    def is_retryable(self, kinds: tuple[type[BaseException], ...]) -> bool:
+        """Return whether the policy retries after an error.
+
+        `kinds` are its class, and the classes of the leaves of a group.
+        """
         refused = (*self.handler.non_retryable_exceptions, *_NEVER)
-        return issubclass(kind, RetryAfter) or (
-            issubclass(kind, self.handler.retryable_exceptions) and not issubclass(kind, refused)
-        )
+        if any(issubclass(k, refused) and not issubclass(k, RetryAfter) for k in kinds):
+            return False
+        accepted = (*self.handler.retryable_exceptions, RetryAfter)
+        if Exception in accepted:
+            accepted = (*accepted, CancelledError)
+        own, *leaves = (issubclass(kind, accepted) for kind in kinds)
+        return own or (leaves != [] and all(leaves))
 
 
 @final

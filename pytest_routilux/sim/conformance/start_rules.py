@@ -45,6 +45,11 @@ class StartRules:
             what = f"{step.who} starts although the job is {job.status.value}"
             failed = job.status is JobStatus.FAILED
             fail("ran-after-failure" if failed else "ran-while-stopped", what, task)
+        if job.failing and not shadow.reports:
+            what = f"{step.who} starts although a task has failed, and it does not report a failure"
+            fail("ran-after-failure", what, task)
+        if job.interrupted:
+            fail("ran-while-stopped", f"{step.who} starts although the run was broken off", task)
         if shadow.ended or shadow.failed or shadow.attempt != step.attempt:
             wrong_attempt(shadow, step.attempt, "starts", at)
         if task.task_id in job.in_flight:

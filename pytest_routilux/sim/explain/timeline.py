@@ -163,8 +163,7 @@ def _first_difference(
     for index, (_, _, what) in enumerate(entries):
         if index <= crash or not isinstance(what, Commit) or what.task_id is None:
             continue
-        ends = what.kind not in (CommitKind.EFFECT, CommitKind.CONFLICT)
-        if ends and _trace(what, trie) not in usual:
+        if what.kind.ends_attempt and _trace(what, trie) not in usual:
             return index
     return None
 

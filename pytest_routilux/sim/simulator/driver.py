@@ -139,6 +139,9 @@ class SimDriver:
     def poke(self) -> None:
         """Do nothing: `next` never waits."""
 
+    def block(self, change: int) -> None:
+        """Do nothing: there is one thread, and it never waits."""
+
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
         """Return the next step that ends; None if `until` comes first."""
         clock = self._clock
@@ -217,7 +220,7 @@ class SimDriver:
                 if isinstance(what, StepOutcome) and step.job_id == self._case.job_id:
                     attempt = step.task.task_id, step.attempt
                     if what.error_type is not None:
-                        self._host.errors[attempt] = what.error_type
+                        self._host.errors[attempt] = (what.error_type, *what.leaf_types)
                     if what.retry_after_ns is not None:
                         self._host.retry_after[attempt] = what.retry_after_ns
                 self._ended.append((flight.driven, flight.step, what))
@@ -236,9 +239,9 @@ class SimDriver:
         running.flight, running.clock = flight, clock
         outcome: StepOutcome | BaseException
         try:
-            outcome = run_step(
-                step, plan.routines[task.routine_id], slot, plan.handlers[task.routine_id], host
-            )
+            routine, handler = plan.routines[task.routine_id], plan.handlers[task.routine_id]
+            context = flight.driven.context.copy()
+            outcome = context.run(run_step, step, routine, slot, handler, host)
         except TEST_OUTCOMES:
             raise
         except BaseException as error:

@@ -35,16 +35,17 @@ from routilux import (
 from routilux.clocks.durations import SECOND
 from routilux.codec.equality import first_difference
 from routilux.core.machine import Machine
-from routilux.engine.drive import Drive
 from routilux.engine.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextvars import Context
     from threading import Thread
 
     from pytest_routilux.sim.simulator.model import Case
     from pytest_routilux.sim.simulator.scheduler import Scheduler
     from routilux import Flow, StepInput
+    from routilux.engine.drive import Drive
     from routilux.engine.driver import Driver
     from routilux.graph.plan import Plan
 
@@ -231,14 +232,14 @@ class _SimRuntime(Runtime):
         if held is not None and not held:
             self.report("always", what, commit)
 
-    def drive_of(self, plan: Plan, job: JobState) -> Drive:
+    def drive_of(self, plan: Plan, job: JobState, context: Context | None = None) -> Drive:
         if job.job_id == self.case.job_id:
             self.host.job = job
-        if self.scheduler is FIFO:
-            return Drive(self.environment, Machine(plan, job))
-        machine = _ChoosingMachine(plan, job)
-        machine.scheduler = self.scheduler
-        return Drive(self.environment, machine)
+        drive = super().drive_of(plan, job, context)
+        if self.scheduler is not FIFO:
+            drive.machine = machine = _ChoosingMachine(plan, job)
+            machine.scheduler = self.scheduler
+        return drive
 
 
 class _SimThreads(Threads):

@@ -258,9 +258,10 @@ class Host:
     `error` ended it from outside: an error of the store, an exit of the process, a stall.
     `findings` are rules that the engine broke, `store_finding` one that a real store broke.
     `steps` are the steps that began, each with the number of commits that were durable then.
-    By (task id, attempt), `errors` are the classes of what steps raised, and `retry_after` the
-    delays (ns) that they asked for. `leaked_threads` are threads that outlived a step, with its
-    routine. `exact`: durations and delays are exact, not lower bounds.
+    By (task id, attempt), `errors` are the classes of what steps raised, with the classes of a
+    group's leaves, and `retry_after` the delays (ns) that they asked for. `leaked_threads` are
+    threads that outlived a step, with its routine. `exact`: durations and delays are exact, not
+    lower bounds.
     """
 
     flow: Flow
@@ -268,7 +269,7 @@ class Host:
     error: BaseException | None = None
     findings: list[Finding] = field(default_factory=list)
     steps: list[tuple[int, StepInput]] = field(default_factory=list)
-    errors: dict[tuple[str, int], type[BaseException]] = field(default_factory=dict)
+    errors: dict[tuple[str, int], tuple[type[BaseException], ...]] = field(default_factory=dict)
     retry_after: dict[tuple[str, int], int] = field(default_factory=dict)
     leaked_threads: list[tuple[str, str]] = field(default_factory=list)
     exact: bool = True

@@ -285,7 +285,7 @@ def test_an_interrupted_handler_counts_what_was_committed(inner):
     result = run_forked(inner, code)
     assert pytest.ExitCode.INTERRUPTED == result.ret
     assert_golden(
-        "routilux: 1 job, 3 commits, 2 retries, 1.75 s of virtual time in ⏱ s", result.outlines
+        "routilux: 1 job, 4 commits, 2 retries, 1.75 s of virtual time in ⏱ s", result.outlines
     )
 
 

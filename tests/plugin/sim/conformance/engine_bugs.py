@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -24,6 +24,7 @@ from routilux import (
 )
 from routilux.codec import encoding
 from routilux.core import transitions
+from routilux.core.fold import FoldedJob
 from routilux.core.machine import Machine
 from routilux.core.schedule import Schedule
 from routilux.engine import step
@@ -49,6 +50,11 @@ class CardRefused(GatewayDown):
     pass
 
 
+class CardsRefused(ExceptionGroup[Exception]):
+    def __new__(cls, *_: object) -> Self:
+        return super().__new__(cls, "2 cards", [GatewayDown(), CardRefused()])
+
+
 class GatewayBusy(RetryAfter):
     pass
 
@@ -70,7 +76,10 @@ class Orders(Routine):
             self.emit("output", number=number, items={(7, "pen"): [number]})
 
 
-ERRORS = {kind.__name__: kind for kind in (GatewayDown, GatewaySlow, CardRefused, GatewayBusy)}
+ERRORS: dict[str, Any] = {
+    kind.__name__: kind
+    for kind in (GatewayDown, GatewaySlow, CardRefused, CardsRefused, GatewayBusy)
+}
 
 
 class Charge(Routine):
@@ -331,7 +340,17 @@ def the_tasks_of_a_routine_share_one_budget_where_all_delays_are_alike(patch: Pa
     build=shop(CardRefused, non_retryable_exceptions=CardRefused),
 )
 def an_error_that_is_not_retryable_is_retried(patch: Patch) -> None:
-    patch.setattr(ErrorHandler, "is_retryable", lambda self, kind: True)
+    patch.setattr(ErrorHandler, "is_retryable", lambda self, kind, leaves=(): True)
+
+
+@bug(
+    "non-retryable-retried",
+    "CardsRefused at attempt 1, but the error is not retryable",
+    build=shop(CardsRefused, retryable_exceptions=Exception, non_retryable_exceptions=CardRefused),
+)
+def an_exception_group_is_judged_by_its_own_class_only(patch: Patch) -> None:
+    original = ErrorHandler.is_retryable
+    patch.setattr(ErrorHandler, "is_retryable", lambda self, kind, leaves=(): original(self, kind))
 
 
 @bug(
@@ -340,7 +359,9 @@ def an_error_that_is_not_retryable_is_retried(patch: Patch) -> None:
     build=shop(GatewaySlow),
 )
 def a_subclass_of_a_retryable_error_is_not_retried(patch: Patch) -> None:
-    patch.setattr(ErrorHandler, "is_retryable", lambda self, k: k in self.retryable_exceptions)
+    patch.setattr(
+        ErrorHandler, "is_retryable", lambda self, k, leaves=(): k in self.retryable_exceptions
+    )
 
 
 @bug(
@@ -509,12 +530,12 @@ def what_a_failed_attempt_emitted_is_delivered(patch: Patch) -> None:
     def deliver(commit: Commit, plan: Any, job: Any, flown: Any, outcome: Any, *_: Any) -> Commit:
         if commit.kind is CommitKind.RETRY:
             commit.emissions = tuple(outcome.emissions)
-            commit.tasks = transitions._fan_out(plan, flown.task, commit.emissions)
+            commit.tasks = transitions._fan_out(plan, flown.task, commit.emissions, 0)
         return commit
 
     def create(ready: Any, self: JobState, commit: Commit, task_id: str) -> Any:
         if commit.kind is CommitKind.RETRY and commit.tasks:
-            return [*ready, *self._deliver(commit)]
+            return [*ready, *self._deliver(commit, False)]
         return ready
 
     after(patch, transitions, "_failure", deliver)
@@ -556,7 +577,22 @@ def the_state_of_a_failed_attempt_is_kept_in_memory_alone(patch: Patch) -> None:
     build=shop(fails=(9,)),
 )
 def a_task_that_fails_for_good_emits_no_error_event(patch: Patch) -> None:
-    patch.setattr(transitions, "_error_event", lambda plan, step, outcome: ())
+    def forget(_: None, plan: Any, commit: Commit, *__: Any) -> None:
+        commit.emissions = commit.tasks = ()
+
+    after(patch, transitions, "_report", forget)
+
+
+@bug(
+    "failed-too-early",
+    "the job is failed after commit 3 (failed of charge, task 0.0, attempt 1), but book",
+    build=shop(CardRefused, non_retryable_exceptions=CardRefused),
+)
+def a_job_rests_as_failed_before_its_error_event_is_told(patch: Patch) -> None:
+    def rest(_: None, self: Machine, commit: Commit) -> None:
+        commit.status = JobStatus.FAILED
+
+    after(patch, Machine, "_set_status", rest)
 
 
 @bug(
@@ -618,8 +654,7 @@ def a_commit_is_folded_in_twice(patch: Patch) -> None:
 
 @bug(
     "attempt-repeated",
-    "attempt 1 of orders (task 0) is committed after the task was done",
-    routine="orders",
+    "attempt 1 of charge (task 0.0) is committed again; attempt 2 is the next",
 )
 def an_outcome_that_comes_twice_is_committed_twice(patch: Patch) -> None:
     original = Machine.finish
@@ -665,25 +700,15 @@ def a_job_is_completed_while_a_retry_waits(patch: Patch) -> None:
 
 @bug(
     "ran-after-failure",
-    "audit (task 0.1, attempt 1) starts although the job is failed",
+    "audit (task 0.1, attempt 1) starts although a task has failed",
     build=shop(CardRefused, non_retryable_exceptions=CardRefused),
     routine="audit",
 )
 def a_step_starts_after_the_job_has_failed(patch: Patch) -> None:
-    original = Machine.next_task
+    def tasks_to_run(self: JobState) -> Any:
+        return [task for task in self.pending_tasks if not task.failed]
 
-    def next_task(self: Machine) -> Any:
-        status = self.job.status
-        if status is JobStatus.FAILED:
-            self.job.status = JobStatus.RUNNING
-        task = original(self)
-        self.job.status = status
-        return task
-
-    patch.setattr(Machine, "next_task", next_task)
-    patch.setattr(
-        Machine, "stopped", property(lambda self: not self._flights and not self._schedule.first())
-    )
+    patch.setattr(FoldedJob, "tasks_to_run", tasks_to_run)
 
 
 @bug(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import copy
 from collections.abc import Callable
 from random import Random
@@ -196,22 +195,26 @@ def test_a_mistake_of_the_author_is_a_finding_though_the_job_completes() -> None
     assert f"$.emissions[0].payload.number: {__name__}.Odd has no" in finding.what
 
 
-class Cancelled(Routine):
+class Ends(BaseException):
+    pass
+
+
+class Exits(Routine):
     def __init__(self) -> None:
         super().__init__()
-        self.define_slot("trigger", handler=self.cancel)
+        self.define_slot("trigger", handler=self.exits)
 
-    async def cancel(self) -> None:
-        raise asyncio.CancelledError
+    async def exits(self) -> None:
+        raise Ends
 
 
 def test_a_job_whose_handler_ends_each_host_is_stuck_and_one_whose_store_fails_is_not() -> None:
     def build() -> Flow:
         flow = Flow("odd")
-        flow.add_routine(Cancelled(), "cancel")
+        flow.add_routine(Exits(), "exits")
         return flow
 
-    finding = explore(Case(build, "cancel"), START, Checks()).reference.finding
+    finding = explore(Case(build, "exits"), START, Checks()).reference.finding
     assert finding is not None
     assert "stuck" == finding.kind
     down = tuple(FlowFaults().store_fails(write) for write in (2, 4, 6, 8))

@@ -288,4 +288,4 @@ def test_an_exit_of_the_process_ends_the_host():
 
     world, host = simulated(lambda: chain(a=body))
     assert isinstance(host.error, SystemExit)
-    assert 1 == len(world.commits)
+    assert ["start", "interrupted"] == [commit.kind for commit in world.commits]

@@ -216,6 +216,21 @@ def pytest_assertrepr_compare(
     return explain_comparison(op, left, right, whole=verbosity > 1)
 
 
+# --- debugger -------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_exception_interact(call: pytest.CallInfo[Any]) -> None:
+    """Let `--pdb` open in the handler that failed the job, not in `raise_for_status`."""
+    if call.excinfo is None or "routilux" not in sys.modules:
+        return
+    from routilux import JobFailedError
+
+    error = call.excinfo.value
+    if isinstance(error, JobFailedError) and error.__cause__ is not None:
+        call.excinfo = pytest.ExceptionInfo.from_exception(error.__cause__)
+
+
 # --- options ------------------------------------------------------------------------------------
 
 

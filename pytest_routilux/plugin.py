@@ -216,6 +216,21 @@ def pytest_assertrepr_compare(
     return explain_comparison(op, left, right, whole=verbosity > 1)
 
 
+# --- debugger -------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_exception_interact(call: pytest.CallInfo[Any]) -> None:
+    """Let `--pdb` open in the handler that failed the job, not in `raise_for_status`."""
+    if call.excinfo is None or "routilux" not in sys.modules:
+        return
+    from routilux import JobFailedError
+
+    error = call.excinfo.value
+    if isinstance(error, JobFailedError) and error.__cause__ is not None:
+        call.excinfo = pytest.ExceptionInfo.from_exception(error.__cause__)
+
+
 # --- options ------------------------------------------------------------------------------------
 
 
@@ -251,7 +266,9 @@ def _values_of(node: pytest.Item) -> list[dict[str, Any]]:
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_teardown() -> Generator[None, None, None]:
+def pytest_runtest_teardown(
+    item: pytest.Item, nextitem: pytest.Item | None
+) -> Generator[None, None, None]:
     """Put back what fixtures have restored after the end of virtual time."""
     try:
         return (yield)
@@ -259,7 +276,7 @@ def pytest_runtest_teardown() -> Generator[None, None, None]:
         if _FREEZE in sys.modules:
             from pytest_routilux.virtual_time.freeze import put_back
 
-            put_back()
+            put_back(scope_ended=nextitem is None or nextitem.parent is not item.parent)
         if _LOCAL_ZONE in sys.modules:
             from pytest_routilux.virtual_time.local_zone import put_back_zone
 

@@ -97,7 +97,7 @@ class SessionSummary:
             stale = f"{repro}: stale, no simulation of these tests ran it"
             for line in self.reproduced or [stale]:
                 terminal.write_line(line)
-        if self._kept and not quiet:
+        if self._kept and self._mode != "never":
             terminal.write_sep("=", "real time")
             for line in [*self._kept, _KEPT]:
                 terminal.write_line(line)

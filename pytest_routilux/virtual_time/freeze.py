@@ -299,10 +299,13 @@ def _owned_by(
             _block, _sleeping = outer
 
 
-def put_back() -> None:
-    """Undo what a patch of the ended test has restored after the end of the block."""
+def put_back(*, scope_ended: bool) -> None:
+    """Undo what a patch of the ended test has restored after the end of the block.
+
+    `scope_ended`: the test was the last one of its class or module.
+    """
     if _block is None:
-        _patches.put_back()
+        _patches.put_back(scope_ended=scope_ended)
 
 
 def take_stuck() -> list[str]:

@@ -10,7 +10,8 @@ Invariants:
 - A place that a test has patched keeps the patch. If the patch calls a real function, it calls the
   replacement instead until the end.
 - `put_back` finds the replacements that a patch has saved and restored after the end.
-- A module is searched once, and again when it is reloaded or when its names change.
+- A module is searched once, and again when it is reloaded, when the number of its names changes, or
+  when a patch that ends leaves a function in it.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from pytest_routilux.frames import is_users
 from pytest_routilux.virtual_time.places import Place, Search, item, names_in
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 _tell_modified: Final = ctypes.pythonapi.PyType_Modified
 _tell_modified.argtypes, _tell_modified.restype = [ctypes.py_object], None
 # The most objects one inside another that are searched: in a module of a user, in a module of a
 # library or a patch, and in a value that a test gets.
 _DEEP, _FLAT, _NEAR = 10, 4, 2
-_KINDS: Final = {BuiltinFunctionType, FunctionType, MethodType, staticmethod, tuple}
+_KINDS: Final = (BuiltinFunctionType, FunctionType, MethodType, staticmethod, tuple)
 
 
 class Replacements:
@@ -82,7 +83,7 @@ class Replacements:
 
     def is_known(self, value: Any) -> bool:
         """Return whether `value` is a real function, a replacement or a tuple of them."""
-        if type(value) not in _KINDS:
+        if not issubclass(type(value), _KINDS):
             return False
         return self.fake_of(value) is not None or self.real_of(value) is not None
 
@@ -122,9 +123,13 @@ class Patches:
         self._watched: dict[str, _Module] = {}  # of these, those of users or with places
         self._loaded: dict[str, Any] = {}
         self._dicts: list[dict[str, Any]] = []  # of the known modules
+        self._users: list[dict[str, Any]] = []  # of these, those of users
         self._shapes: list[object] = []
-        self._unsure: set[str] = set()  # searched while a patch may have hidden a function
-        self._of_test: list[Place] = []
+        # Modules that were searched while a patch of the present test, or of the present class or
+        # module of tests, may have hidden a function.
+        self._of_test: set[str] = set()
+        self._of_scope: set[str] = set()
+        self._installed: list[Place] = []
         self._named: set[str] = set()
         self._counts = self._count()
 
@@ -140,9 +145,9 @@ class Patches:
                 of_test.append(place._replace(found=value))
             elif value is not None:
                 of_test += self._places_in("", [value], None, _FLAT)
-        self._of_test = of_test
+        self._installed = [*self._places(), *of_test]
         self._all.patch_classes()
-        for place in self._places():
+        for place in self._installed:
             if place.get() is place.found:
                 place.put(self._all.fake_of(place.found))
 
@@ -152,24 +157,31 @@ class Patches:
         try:
             self._search_modules()
         finally:
-            self._undo()
-            self._of_test = []
+            # A module may be gone or hidden by now, so the installed places count too.
+            self._undo([*self._installed, *self._places()])
+            self._installed = []
 
-    def put_back(self) -> None:
-        """Put back what patches have restored since `uninstall`."""
-        for name in self._unsure.copy():
-            module = self._known.get(name)
-            if module is not None and (module.users or self._has_new(module)):
-                self._search_module(name, module.names)
-        self._unsure.clear()
+    def put_back(self, *, scope_ended: bool) -> None:
+        """Put back what patches have restored since `uninstall`.
+
+        `scope_ended`: patches of a class or module of tests may have ended too.
+        """
+        unsure = self._of_scope if scope_ended else self._of_test
+        again = {n for n, m in self._watched.items() if n in unsure and m.users}
+        names = self._watched if scope_ended else unsure
+        again |= {n for n in names if n in self._known and self._has_new(self._known[n])}
+        for name in again:
+            self._search_module(name, self._known[name].names)
+        self._of_test.clear()
+        if scope_ended:
+            self._of_scope.clear()
         if self._count() == self._counts:
             return  # nobody has kept a replacement
-        self._undo()
+        self._undo(self._places())
         if self._count() > self._counts:
             for name, module in list(self._known.items()):
                 self._search_module(name, module.names)
-            self._unsure.clear()
-            self._undo()
+            self._undo(self._places())
         self._counts = self._count()
 
     def take_stuck(self) -> list[str]:
@@ -184,10 +196,9 @@ class Patches:
         yield from self._time
         for module in self._watched.values():
             yield from module.places
-        yield from self._of_test
 
-    def _undo(self) -> None:
-        for place in self._places():
+    def _undo(self, places: Iterable[Place]) -> None:
+        for place in places:
             real = self._all.real_of(place.get())
             if real is not None:
                 place.put(place.found if _same(real, place.found) else real)
@@ -198,7 +209,7 @@ class Patches:
     def _search_modules(self) -> None:
         """Search the modules that are new or changed."""
         loaded = sys.modules.copy()
-        if loaded != self._loaded or _shapes(self._dicts) != self._shapes:
+        if loaded != self._loaded or self._shapes_now() != self._shapes:
             before, self._known = self._known, {}
             for name, module in loaded.items():
                 names = names_in(module)
@@ -217,10 +228,13 @@ class Patches:
             self._watched = {n: m for n, m in self._known.items() if m.users or m.places}
             self._loaded = loaded
             self._dicts = [known.names for known in self._known.values()]
-            self._shapes = _shapes(self._dicts)
-        for name, known in list(self._watched.items()):
-            if known.users and self._has_new(known):
-                self._search_module(name, known.names)
+            self._users = [known.names for known in self._watched.values() if known.users]
+            self._shapes = self._shapes_now()
+
+    def _shapes_now(self) -> list[object]:
+        # One pass over the modules for each part, since this runs in every test. A library is
+        # hardly ever reloaded, and a look at its spec costs as much as all the rest.
+        return [*map(len, self._dicts), *map(dict.get, self._users, repeat("__spec__"))]
 
     def _has_new(self, module: _Module) -> bool:
         """Return whether names of the module were bound to functions since it was searched."""
@@ -239,7 +253,8 @@ class Patches:
             places = self._places_in(name, names, name, _DEEP if users else _FLAT)
         module = _Module(names, len(names), names.get("__spec__"), users, places)
         self._known[name] = self._watched[name] = module
-        self._unsure.add(name)
+        self._of_test.add(name)
+        self._of_scope.add(name)
 
     def _restore_names(self, name: str, names: dict[str, Any]) -> None:
         # A module that was imported since `install` holds replacements.
@@ -251,7 +266,7 @@ class Patches:
     def _may_keep(self, names: dict[str, Any]) -> bool:
         values = list(names.values())
         return not self._marks.isdisjoint(map(id, values)) or any(
-            type(value) in (BuiltinFunctionType, MethodType) and self._all.is_known(value)
+            issubclass(type(value), (BuiltinFunctionType, MethodType)) and self._all.is_known(value)
             for value in values
         )
 
@@ -269,11 +284,6 @@ def _names_of(kind: type) -> dict[str, Any]:
     return names  # type: ignore[no-any-return]
 
 
-def _shapes(dicts: list[dict[str, Any]]) -> list[object]:
-    # One pass over all modules for each part: this runs in every test.
-    return [*map(len, dicts), *map(dict.get, dicts, repeat("__spec__"))]
-
-
 def _name_of(method: Any) -> str:
     return f"{method.__self__.__name__}.{method.__name__}()"
 
@@ -289,9 +299,12 @@ def _rebuilt(value: Any, convert: Callable[[Any], Any]) -> Any:
     if type(value) is staticmethod:
         found = convert(value.__func__)
         return None if found is None else staticmethod(found)
-    if type(value) is not tuple:
+    kind = type(value)
+    if not issubclass(kind, tuple) or kind.__dictoffset__:
         return None
-    found = [None if type(part) is tuple else convert(part) for part in value]
+    parts = tuple(tuple.__iter__(value))
+    found = [None if issubclass(type(part), tuple) else convert(part) for part in parts]
     if all(new is None for new in found):
         return None
-    return tuple(old if new is None else new for old, new in zip(value, found, strict=True))
+    rebuilt = (old if new is None else new for old, new in zip(parts, found, strict=True))
+    return tuple.__new__(kind, rebuilt)  # also of a class made by NamedTuple

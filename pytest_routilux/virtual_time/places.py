@@ -94,7 +94,7 @@ class Search:
         self._wanted = wanted
         self._closed = (sys.stdlib_module_names | real_callers) - _DEFINITIONS
         self._library = sys.stdlib_module_names - real_callers - _DEFINITIONS
-        self._kinds: dict[type, tuple[Any, list[Any]]] = {}
+        self._kinds: dict[int, tuple[Any, list[Any]]] = {}
 
     def places(self, path: str, root: Any, module: str | None, deepest: int) -> Iterator[Place]:
         """Yield the places below `root`, a part of `module`, at most `deepest` steps away.
@@ -117,9 +117,9 @@ class Search:
                 ):
                     seen.add(id(value))
                     if self._enters(value, module):
-                        queue.append((f"{path}.{key}", value, depth + 1))
+                        queue.append((_step(path, key), value, depth + 1))
                     elif _package(type(value)) in self._library:
-                        self._look_inside(f"{path}.{key}", value)
+                        self._look_inside(_step(path, key), value)
             if hidden:
                 self._look_inside(path, outer)
         self._kinds.clear()
@@ -136,9 +136,8 @@ class Search:
         return _package(kind) not in self._closed
 
     def _look_inside(self, path: str, holder: Any) -> None:
-        attributes = _dict_of(type(holder))
-        named = {} if attributes is None else attributes.__get__(holder)
-        for value in [*gc.get_referents(holder), *named.values()]:
+        names = _attributes_of(holder, _dict_of(type(holder)))
+        for value in [*gc.get_referents(holder), *names.values()]:
             if type(value) is BuiltinFunctionType and self._wanted(value):
                 steps = path.split(".")
                 while steps[-1].startswith("__"):
@@ -153,7 +152,7 @@ class Search:
             access = None if holder.__flags__ & _IMMUTABLE else _CLASS
             for name, value in list(vars(holder).items()):
                 yield holder, access, name, value
-        elif kind in (staticmethod, classmethod, MethodType):
+        elif kind is staticmethod or kind is classmethod or kind is MethodType:
             yield holder, None, "__func__", holder.__func__
         elif kind is property:
             for name in ("fget", "fset", "fdel"):
@@ -174,13 +173,18 @@ class Search:
             yield from self._attributes(holder, kind)
 
     def _attributes(self, holder: Any, kind: type) -> Iterator[Part]:
-        if kind not in self._kinds:
-            self._kinds[kind] = _dict_of(kind), _slots_of(kind)
-        names, slots = self._kinds[kind]
-        if names is not None:
-            yield from _items(names.__get__(holder))
+        if id(kind) not in self._kinds:  # a metaclass may forbid to hash or compare the class
+            self._kinds[id(kind)] = _dict_of(kind), _slots_of(kind)
+        attributes, slots = self._kinds[id(kind)]
+        yield from _items(_attributes_of(holder, attributes))
         for slot in slots:
             yield holder, _SLOT, slot, _get_slot(holder, slot)
+
+
+def _step(path: str, key: object) -> str:
+    if isinstance(key, MemberDescriptorType):
+        key = key.__name__
+    return f"{path}.{key}" if type(key) is str else f"{path}[…]"
 
 
 def _package(kind: type) -> str:
@@ -193,6 +197,16 @@ def _dict_of(kind: type) -> Any:
         (vars(base)["__dict__"] for base in kind.__mro__ if "__dict__" in vars(base)), None
     )
     return found if type(found) in (GetSetDescriptorType, MemberDescriptorType) else None
+
+
+def _attributes_of(holder: Any, attributes: Any) -> dict[str, Any]:
+    if attributes is None:
+        return {}
+    try:
+        names = attributes.__get__(holder)
+    except AttributeError:  # the object is not complete
+        return {}
+    return names if type(names) is dict else {}
 
 
 def _slots_of(kind: type) -> list[Any]:

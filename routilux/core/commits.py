@@ -321,7 +321,7 @@ _CREATED: Final = ("worker", "emissions", "tasks")
 _FORMS: Final[Mapping[str, tuple[codec.Fields, codec.Fields]]] = {
     "start": _form("tasks", "detail"),
     "done": _form(*_STEP, optional=(*_CREATED, "state", "shared")),
-    "retry": _form(*_STEP, "error", "delay_ns", "due_ns", optional=("worker",)),
+    "retry": _form(*_STEP, "error", "delay_ns", "due_ns", optional=("worker", "detail")),
     "failed": _form(*_STEP[:3], "error", optional=("started_ns", *_CREATED)),
     "dropped": _form(*_STEP, "error", "detail", optional=_CREATED),
     "conflict": _form(*_STEP, optional=("worker",)),
@@ -337,6 +337,7 @@ _SHAPE: codec.Fields = {"shape": list, "routines": list}
 _DETAILS: Final[Mapping[CommitKind, tuple[codec.Fields, codec.Fields]]] = {
     CommitKind.START: ({"flow_id": str, **_SHAPE}, {}),
     CommitKind.DROPPED: ({"as": str}, {}),
+    CommitKind.RETRY: ({"spends": bool}, {}),
     CommitKind.EFFECT: ({"name": str}, {}),
     CommitKind.RESUMED: ({"recoveries": int, "retry_failed": bool}, _SHAPE),
     CommitKind.PAUSED: ({"reason": object}, {}),

@@ -215,7 +215,8 @@ class FoldedJob:
             pending.delay_ns = commit.delay_ns
             self._waiting.add(task_id)
             pending.attempt += 1
-            pending.retries = spent = pending.retries + 1
+            spends = commit.detail is None or bool(commit.detail["spends"])
+            pending.retries = spent = pending.retries + spends
             if spent > routine.retry_count:
                 routine.retry_count = spent
             if pending.first_started_ns is None:

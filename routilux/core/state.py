@@ -69,7 +69,10 @@ class JobState(FoldedJob):
         return earlier
 
     def raise_for_status(self) -> None:
-        """Raise `JobFailedError` if the job failed."""
+        """Raise `JobFailedError` if the job failed.
+
+        Its cause is the exception of the handler, if it was raised in this process.
+        """
         if self.status is not JobStatus.FAILED:
             return
         failed = [task for task in self.pending_tasks if task.failed]
@@ -77,8 +80,10 @@ class JobState(FoldedJob):
             f"; task {task.task_id} of {task.routine_id} failed at attempt {task.attempt - 1}"
             for task in failed
         )
-        trace = f"\n{self.error.traceback}" if self.error and self.error.traceback else ""
-        raise JobFailedError(f"job {self.job_id} failed: {self.error}{who}{trace}")
+        error = self.error
+        cause = None if error is None else error.exception
+        trace = f"\n{error.traceback}" if error and error.traceback and cause is None else ""
+        raise JobFailedError(f"job {self.job_id} failed: {error}{who}{trace}") from cause
 
     def copy(self) -> JobState:
         """Return a copy that later commits of this job do not change."""

@@ -146,13 +146,16 @@ def _failure(
     handler = plan.handlers[task.routine_id]
     strategy = handler.strategy
     if strategy is _RETRIES:
-        if not step.final and handler.is_retryable(error_type, outcome.leaf_types):
+        left = not (step.final and outcome.spends)
+        if left and handler.is_retryable(error_type, outcome.leaf_types):
             delay = _retry_delay(job._pending[task.task_id], handler, step, outcome, now)
         else:
             delay = None
         if delay is not None:
             commit = step_commit(_RETRY, job, step, now)
             commit.error, commit.delay_ns, commit.due_ns = outcome.error, delay, now + delay
+            if not outcome.spends:
+                commit.detail = {"spends": False}
             return commit
         strategy = handler.on_exhausted
     stops = strategy is ErrorStrategy.STOP

@@ -4,7 +4,8 @@ Invariants:
 - What a handler raises becomes an outcome, unless it is an interrupt, which propagates.
 - Every attempt gets its own copy of a payload that is not flat.
 - When a step has returned, its context is closed: a thread that the handler left adds nothing.
-- No frame keeps an exception: only the collector would free such a cycle.
+- No frame keeps an exception, since only the collector would free such a cycle; but a job keeps
+  the exception that failed it.
 """
 
 from __future__ import annotations
@@ -70,6 +71,9 @@ def run_step(
         if step.final or not handler.is_retryable(type(error), outcome.leaf_types):
             info = cast("ErrorInfo", outcome.error)
             info.traceback = traceback_of(error, skip=1)
+            if handler.fails_jobs and error.__traceback__ is not None:
+                # Without the frame of the engine. Only the collector frees the job then.
+                info.exception = error.with_traceback(error.__traceback__.tb_next)
         if context.touched:
             outcome.shared_reads = context.shared_reads()
         return outcome
@@ -95,8 +99,9 @@ def failure(number: int, error: BaseException) -> StepOutcome:
         leaves = list(leaves_of(error))
         outcome.leaf_types = tuple(dict.fromkeys(map(type, leaves)))
         outcome.retry_after_ns = requested_delay_ns(leaves)
+        outcome.spends = any(not isinstance(x, RetryAfter) or x.spends for x in leaves)
     elif isinstance(error, RetryAfter):
-        outcome.retry_after_ns = error.delay_ns
+        outcome.retry_after_ns, outcome.spends = error.delay_ns, error.spends
     return outcome
 
 

@@ -8,7 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -49,6 +49,8 @@ class ErrorInfo:
 
     `notes` are those of `add_note`. `leaves` are the first 20 leaves of an exception group. Only
     the error of a failed or dropped task has a traceback, with the traceback of each leaf.
+    `exception` is the exception that failed a job, in the process where it was raised; it is not
+    saved.
 
     >>> ErrorInfo.of(ValueError("no stock")).type
     'ValueError'
@@ -62,6 +64,12 @@ class ErrorInfo:
     traceback: str | None = None
     notes: tuple[str, ...] = ()
     leaves: tuple[ErrorInfo, ...] = ()
+    exception: BaseException | None = field(default=None, compare=False, repr=False)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # An exception may hold frames, which can't be copied or sent to another process.
+        parts = (self.type, self.message, self.where, self.traceback, self.notes, self.leaves)
+        return ErrorInfo, parts
 
     @classmethod
     def of(cls, error: BaseException) -> ErrorInfo:
@@ -273,7 +281,7 @@ class StepOutcome:
 
     `shared_reads` are the shared keys that it read; None means all keys. `effects` are effects that
     were not recorded at once, because the step ran in another process. `leaf_types` are the types
-    of an exception group's leaves.
+    of an exception group's leaves. `spends`: a retry after this error spends one of the budget.
     """
 
     number: int
@@ -286,3 +294,4 @@ class StepOutcome:
     retry_after_ns: int | None = None
     effects: dict[str, RecordedEffect] | None = None
     leaf_types: tuple[type[BaseException], ...] = ()
+    spends: bool = True

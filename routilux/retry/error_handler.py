@@ -214,6 +214,16 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
         """
         return timedelta(microseconds=half_even(self.delay_ns(retry), 1000))
 
+    @property
+    def fails_jobs(self) -> bool:
+        """Whether an error that is not retried any more fails the job.
+
+        >>> ErrorHandler("retry").fails_jobs, ErrorHandler("skip").fails_jobs
+        (True, False)
+        """
+        retries = self.strategy is ErrorStrategy.RETRY
+        return (self.on_exhausted if retries else self.strategy) is ErrorStrategy.STOP
+
     def is_retryable(
         self,
         exception_type: type[BaseException],

@@ -21,25 +21,30 @@ if TYPE_CHECKING:
 class RetryAfter(Exception):  # noqa: N818 - it is a request, as StopIteration is
     """Exception by which a handler requests a retry after `seconds`.
 
-    It is retryable under every RETRY handler and spends one retry; backoff, jitter and `max_delay`
-    do not apply. In an exception group the longest one counts, if all other leaves may be retried.
-    Raises `ValueError` if `seconds` is negative, not finite or not a number.
+    It is retryable under every RETRY handler; backoff, jitter and `max_delay` do not apply. It
+    spends one retry, unless `spends` is False: then it is also retried when no retry is left, and
+    only `deadline` ends it. In an exception group the longest one counts, if all other leaves may
+    be retried; the group spends a retry, unless no leaf does. Raises `ValueError` if `seconds` is
+    negative, not finite or not a number, or `spends` is no bool.
 
-    >>> RetryAfter(1.5, "429 from the gateway").delay_ns
+    >>> RetryAfter(1.5, "429 from the gateway", spends=False).delay_ns
     1500000000
     """
 
     __module__ = "routilux"  # its name in saved jobs
 
-    def __init__(self, seconds: float, message: str = "") -> None:
+    def __init__(self, seconds: float, message: str = "", *, spends: bool = True) -> None:
         number = plain_number(seconds)
         if number is None or number < 0:
             raise ValueError(
                 "RetryAfter: seconds must be a finite number of 0 or more,"
                 f" not {short_repr(seconds)}"
             )
+        if not isinstance(spends, bool):
+            raise ValueError(f"RetryAfter: spends must be True or False, not {short_repr(spends)}")
         super().__init__(number, message)
         self.seconds: float = number
+        self.spends: bool = spends
 
     @property
     def delay_ns(self) -> int:

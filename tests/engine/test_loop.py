@@ -22,6 +22,7 @@ from routilux.engine.driver import Ended, InlineDriver
 from routilux.graph.context import Context
 from tests.routines import (
     MODES,
+    Body,
     Works,
     chain,
     ended_at,
@@ -88,12 +89,19 @@ def test_a_handler_that_is_a_generator_fails_its_attempt(workers):
     assert "is a generator, so its code has not run" in error_of(job)[1]
 
 
+def waits_for(gate: threading.Event) -> Body:
+    def waits(self) -> None:
+        gate.wait(30)
+
+    return waits
+
+
 def test_timers_keep_no_finished_job_in_memory():
     gate = threading.Event()
     quick = chain(a=rest)
     quick.set_error_handler(ErrorHandler(timeout=3600))
     with Runtime() as runtime:
-        busy = chain(a=lambda self: gate.wait(30) and None).start("a", runtime=runtime)
+        busy = chain(a=waits_for(gate)).start("a", runtime=runtime)
         before = len(alive(Drive))
         for _ in range(50):
             quick.start("a", runtime=runtime).wait(30)
@@ -121,12 +129,10 @@ def test_a_step_that_used_state_and_shared_data_leaves_no_cycle():
 def test_awaited_jobs_do_not_block_each_other():
     gate = threading.Event()
 
-    def waits(self):
-        gate.wait(30)
-
     async def story():
         slow = [
-            asyncio.create_task(chain(a=waits).aexecute("a", runtime=runtime)) for _ in range(20)
+            asyncio.create_task(chain(a=waits_for(gate)).aexecute("a", runtime=runtime))
+            for _ in range(20)
         ]
         quick = await chain(a=rest).aexecute("a", runtime=runtime)
         seen = [quick.status.value, str(any(task.done() for task in slow))]

@@ -15,6 +15,7 @@ from routilux import (
     JobState,
     JobStatus,
     NoActiveStepError,
+    RetryAfter,
     Routine,
     Runtime,
     StepTimeoutError,
@@ -86,6 +87,44 @@ def test_jitter_repeats_and_differs_between_tasks_retries_and_jobs():
     assert x == again
     assert 24 == len(set(x + y))
     assert 5 <= min(x + y) <= max(x + y) <= 10, "a maximum holds for jitter too"
+
+
+@MODES
+@pytest.mark.parametrize("most", [0, 1, 2])
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_retry_after_that_spends_nothing_leaves_the_budget_to_real_errors(workers, most, grouped):
+    def body(self, n=0):
+        if self.ctx.attempt % 3:  # two answers of 429 before each real error
+            asked = RetryAfter(60, "429", spends=False)
+            raise ExceptionGroup("2 calls", [asked, asked]) if grouped else asked
+        raise OSError("down")
+
+    job = run(chain(workers=workers, a=Works(body, retrying(max_retries=most, retry_delay=1))))
+    real = [1, 2][:most]
+    assert [*(d for wait in real for d in (60, 60, wait)), 60, 60] == delays(job)
+    assert 3 * (most + 1) == job.routine_states["a"].attempts
+    assert (most, "OSError") == (job.retry_count("a"), error_of(job)[0])
+    assert [60, 60] == delays(job)[-2:]
+    assert JobState.deserialize(job.serialize()) == job
+
+
+def test_a_group_spends_a_retry_if_any_leaf_does():
+    asked = RetryAfter(60, spends=False)
+    for other in (OSError(), RetryAfter(1)):
+
+        def body(self, n=0, other=other):
+            raise ExceptionGroup("2", [asked, other])
+
+        job = run(chain(a=Works(body, retrying(max_retries=2))))
+        assert ([60, 60], 2) == (delays(job), job.retry_count("a"))
+
+
+def test_a_retry_after_that_spends_nothing_ends_with_the_deadline():
+    def body(self, n=0):
+        raise RetryAfter(60, spends=False)
+
+    job = run(chain(a=Works(body, retrying(max_retries=0, deadline=200))))
+    assert ("failed", [60, 60, 60], 0) == (job.status, delays(job), job.retry_count())
 
 
 # --- which errors ---------------------------------------------------------------------------------

@@ -145,6 +145,11 @@ def test_retry_after_keeps_its_seconds_its_message_and_its_exact_delay():
     asked = pickle.loads(pickle.dumps(RetryAfter(0.3, "429")))
     assert (0.3, 300 * MS, "429") == (asked.seconds, asked.delay_ns, str(asked))
     assert "try again after 2 s" == str(RetryAfter(2))
+    assert [True, False] == [
+        pickle.loads(pickle.dumps(RetryAfter(2, spends=spends))).spends for spends in (True, False)
+    ]
+    with pytest.raises(ValueError, match="spends must be True or False, not 0"):
+        RetryAfter(2, spends=0)
     assert MAX_DELAY_NS == RetryAfter(1e300).delay_ns
 
 

@@ -80,7 +80,7 @@ class Fetch(Routine):
         ctx.sleep(timedelta(seconds=1))
         assert_type(ctx.once("charge", charge, 5, key=ctx.key("charge")), UUID)
         self.emit("output", data={"id": request_id}, at=ctx.now())
-        raise RetryAfter(1.5, "429")
+        raise RetryAfter(1.5, "429", spends=False)
 
     async def fetch_later(self, request_id: str = "none") -> None:
         self.emit("output", data=request_id)

@@ -18,7 +18,7 @@ from pytest_routilux.sim.conformance.spec import (
 )
 from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.text import seconds
-from routilux import CommitKind, ErrorStrategy
+from routilux import CommitKind, ErrorStrategy, RetryAfter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -115,7 +115,11 @@ class RetryRules:
         if error and not policy.is_retryable(error):
             fail("non-retryable-retried", f"{retried}, but the error is not retryable", commit)
         most = policy.max_retries
-        if most is not None and shadow.retries >= most:
+        spends = commit.detail is None
+        leaves = error[1:] or error
+        if not spends and leaves and not all(issubclass(kind, RetryAfter) for kind in leaves):
+            fail("retry-not-spent", f"{retried}, but spends none of its retries", commit)
+        if spends and most is not None and shadow.retries >= most:
             what = f"{retried}, but its {most} retries are spent"
             if shadow.since_resume is not None and shadow.since_resume < most:
                 what += f"; {shadow.since_resume} of them since another host resumed the job"

@@ -126,13 +126,14 @@ class ShadowJob:
 
     def retry(self, shadow: ShadowTask, commit: Commit) -> None:
         shadow.attempt += 1
-        shadow.retries += 1
+        spends = commit.detail is None
+        shadow.retries += spends
         if shadow.since_resume is not None:
-            shadow.since_resume += 1
+            shadow.since_resume += spends
         shadow.delay = commit.delay_ns or 0
         shadow.due = commit.due_ns or 0
         routine = shadow.task.routine_id
-        self.retries[routine] = self.retries.get(routine, 0) + 1
+        self.retries[routine] = self.retries.get(routine, 0) + spends
 
     def conflict(self, shadow: ShadowTask, at: int) -> None:
         """Count a conflict of a task."""

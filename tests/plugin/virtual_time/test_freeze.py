@@ -556,12 +556,12 @@ def events_of_a_test() -> int:
 
     with frozen_clock():  # searches the new modules
         pass
-    freeze.put_back()
+    freeze.put_back(scope_ended=False)
     sys.setprofile(count)
     try:
         with frozen_clock():
             pass
-        freeze.put_back()
+        freeze.put_back(scope_ended=False)
     finally:
         sys.setprofile(None)
     return found

@@ -19,6 +19,7 @@ SHOP = """
 
     class Shelf:
         clock = None
+        timer = time.monotonic
 """
 LATER = """
     import time
@@ -124,6 +125,27 @@ PATCHES = {
         assert all(map(is_real, shop.NEW)) and is_real(shop.now)
         assert shop.seconds is time.monotonic
         shop.seconds = time.time
+    """,
+    "by another import": """
+    import sys
+
+    def test_patches(monkeypatch, flow_clock):
+        monkeypatch.delitem(sys.modules, "shop")
+        import shop as new
+        assert new is not shop and not is_real(new.sleep)
+    """,
+    "by mock.patch.dict": """
+    from unittest import mock
+
+    @pytest.fixture
+    def patched(request):
+        patch = mock.patch.dict(vars(shop), sleep=len)
+        yield patch
+        patch.stop()
+
+    def test_patches(patched, request):
+        request.getfixturevalue("flow_runtime")
+        patched.start()
     """,
     "by a reload": """
     import importlib
@@ -245,28 +267,35 @@ def test_a_patch_that_calls_the_real_function_lets_virtual_time_pass(shop):
     )
 
 
-def test_a_name_that_was_patched_at_the_first_clock_is_replaced_later(shop):
-    passes(
-        shop,
-        """
+@pytest.mark.parametrize("scope", ["function", "class", "module"])
+def test_what_was_patched_at_the_first_clock_is_replaced_later(shop, scope):
+    first = f"""{LATER}
     from unittest import mock
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture(scope={scope!r})
     def patched():
-        with mock.patch("shop.sleep"):
+        with mock.patch("shop.sleep"), mock.patch.object(shop.Shelf, "timer"):
             yield
 
     class TestPatched:
         def test_first(self, patched, flow_clock):
             assert isinstance(shop.sleep, mock.Mock)
 
-    def test_second(flow_clock):
-        assert not is_real(shop.sleep)
+        def test_again(self, patched, flow_clock):
+            assert isinstance(shop.Shelf.timer, mock.Mock)
+    """
+    shop.makepyfile(test_first=first)
+    passes(
+        shop,
+        """
+    def test_later(flow_clock):
+        assert not is_real(shop.sleep) and not is_real(shop.Shelf.timer)
+        assert 0.0 == shop.Shelf.timer()
 
-    def test_third():
-        assert shop.sleep is time.sleep
+    def test_after():
+        assert shop.sleep is time.sleep and is_real(shop.Shelf.timer)
     """,
-        3,
+        4,
     )
 
 
@@ -277,7 +306,8 @@ KEPT = """
     import time
     from dataclasses import dataclass, field
     from datetime import UTC, date, datetime
-    from functools import cached_property, partial, wraps
+    from functools import partial
+    from typing import NamedTuple
 
     class Moment(datetime):
         pass
@@ -304,6 +334,9 @@ KEPT = """
         class Inner:
             clock = time.time
 
+    class Named(NamedTuple):
+        clock: object = time.time
+
     class Slots:
         __slots__ = ("clock",)
 
@@ -323,6 +356,7 @@ KEPT = """
 
     closure = closed()
     slots = Slots()
+    named = Named()
     shop = Shop()
     timer = partial(read, now=datetime.now)
     moment = Moment.now
@@ -339,7 +373,7 @@ KEPT = """
         ]
         seconds = [
             Shop.clock(), shop.wall(), Shop().wall(), Shop.clocks["wall"][0](), slots.clock(),
-            Shop.Inner.clock(), nested[0]["timer"](),
+            Shop.Inner.clock(), named.clock(), Named().clock(), nested[0]["timer"](),
         ]
         return moments, seconds, [Shop().timer(), shop.timer()]
 
@@ -383,6 +417,44 @@ def test_a_function_that_a_definition_keeps_is_virtual_whatever_ran_before(shop,
     passes(shop, tests, 4)
 
 
+def test_the_search_runs_no_code_of_the_user(shop):
+    shop.makepyfile(
+        evil="""
+        from datetime import datetime
+
+        def fail(*args):
+            raise RuntimeError("code of the user was run")
+
+        class Meta(type):
+            __setattr__ = __eq__ = __instancecheck__ = __subclasscheck__ = fail
+            __hash__ = type.__hash__
+
+        class Evil(metaclass=Meta):
+            __getattr__ = __eq__ = __str__ = __repr__ = __len__ = __iter__ = __bool__ = fail
+            __class__ = __dict__ = property(fail)
+            now = datetime.now
+
+        class Key:
+            __str__ = __repr__ = __format__ = __bool__ = fail
+
+        class Slots:
+            __slots__ = ("empty", "__dict__")
+
+        evil = [Evil(), {Key(): {Key(): [Slots(), Slots.__new__(Slots)]}}]
+        """
+    )
+    passes(
+        shop,
+        """
+    import evil
+
+    def test_it(flow_clock):
+        assert NEW_YEAR == evil.Evil.now()
+    """,
+        1,
+    )
+
+
 def test_a_definition_that_cannot_be_changed_is_named_once(shop):
     shop.makepyfile(
         models="""
@@ -412,7 +484,9 @@ def test_a_definition_that_cannot_be_changed_is_named_once(shop):
             "models.scheduler keeps time.sleep()",
             "models.scheduler keeps time.time()",
         ] == sorted(line for line in result.outlines if line.startswith("models."))
-    assert "models.Order" not in passes(shop, tests, 2, "-q").stdout.str()
+    assert "models.Order" in passes(shop, tests, 2, "-q").stdout.str()
+    never = passes(shop, tests, 2, "--routilux-report=never")
+    assert "models.Order" not in never.stdout.str()
 
 
 # --- functions that are handed on -----------------------------------------------------------------

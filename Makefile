@@ -15,7 +15,7 @@ showcase: $(STAMP)
 # A sample of every grid and a few examples of every property. The doctests come first, so that
 # the output ends with the tests that were skipped and the reasons.
 test: $(STAMP)
-	$(PYTEST) --doctest-modules routilux
+	$(PYTEST) --doctest-modules routilux pytest_routilux
 	$(PYTEST) tests --ignore tests/benchmarks -m "not soak" -n 2
 
 # Every grid whole, many examples of every property, and many hosts that are killed or lose their

@@ -117,7 +117,7 @@ def summary_lines(facts: Mapping[str, int], width: int) -> list[str]:
     ['routilux: 1 job, 7 commits, 4 retries, 5.7375 s of virtual time in 0.01 s']
     >>> summary_lines({"planned": 72, "executed": 71, "real_ns": 110_000_000}, 80)
     ['routilux: 71 of 72 crash points in 0.11 s']
-    >>> summary_lines({**facts, "failed": 1, "real_ns": 10_000_000}, 80)
+    >>> summary_lines({**facts, "failed": 1, "real_ns": 10_000_000}, 90)
     ['routilux: 1 job (1 failed), 7 commits, 4 retries, 5.7375 s of virtual time in 0.01 s']
     """
     parts: list[str] = []

@@ -228,6 +228,8 @@ class Runtime:
         with self.environment.lock:
             commit = self._resumption(drive, retry_failed=retry_failed, clean=clean)
             self._commit_first(drive, commit, claims=True)
+            if self.store is None:
+                self.environment.job_ids.add(job.job_id)
         return drive
 
     def resume_acquired(
@@ -361,6 +363,7 @@ class Runtime:
     ) -> Drive:
         plan = flow.plan()
         payload = checked_params(plan, entry, slot, params)
+        chosen = job_id is not None
         if job_id is None:
             job_id = token_hex(16)
         else:
@@ -384,6 +387,8 @@ class Runtime:
                 drive.commit(commit, after_ns=after_ns)
             else:
                 self._commit_first(drive, commit)
+            if chosen and self.store is None:
+                self.environment.job_ids.add(job_id)
         return drive
 
     def _commit_first(self, drive: Drive, commit: Commit, *, claims: bool = False) -> None:
@@ -395,8 +400,6 @@ class Runtime:
         except BaseException:
             self.environment.forget(machine)
             raise
-        if self.store is None:
-            self.environment.job_ids.add(machine.job.job_id)
 
     def _was_given_back(self, job_id: str) -> bool:
         hold = None if self.store is None else self.store.holders(job_id).get(job_id)

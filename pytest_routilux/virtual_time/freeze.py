@@ -1,8 +1,8 @@
 """Makes `time` and `datetime` follow a virtual clock.
 
 Invariants:
-- Every reading asks the clock. In a handler of a simulation this is the clock of its host,
-  elsewhere the clock of the block.
+- Every reading asks the clock. In a handler of a simulation this is the clock of its host, in a
+  handler of a runtime with another fake clock that one, elsewhere the clock of the block.
 - `time()`, `localtime()`, `ctime()`, `datetime.now()` and the like return the clock's wall time.
   `monotonic()` and `perf_counter()` return its progress, which setting the wall clock never moves.
   `process_time()` and `thread_time()`, which count work, and `clock_gettime()` stay real.
@@ -41,6 +41,7 @@ from pytest_routilux.virtual_time.patches import Patches, Replacements
 from pytest_routilux.virtual_time.simulated_step import SimClock, running
 from routilux import FakeClock
 from routilux.clocks.durations import SECOND, from_ns
+from routilux.engine.drive import Drive
 from routilux.graph.context import active
 
 if TYPE_CHECKING:
@@ -77,7 +78,14 @@ _UUID_TIMES: Final = ("_last_timestamp", "_last_timestamp_v6", "_last_timestamp_
 
 
 def _clock() -> FakeClock | SimClock | None:
-    return running.clock or _block
+    if running.clock is not None:
+        return running.clock
+    context = active.get()
+    if context is not None and isinstance(context._host, Drive):
+        clock = context._host.environment.clock
+        if isinstance(clock, FakeClock):
+            return clock
+    return _block
 
 
 def _reads_real(name: str) -> bool:

@@ -316,7 +316,7 @@ def _poison(recoveries: int, ready: Sequence[PendingTask], stops: Sequence[str])
     why = "; ".join(stop if times == 1 else f"{times} times: {stop}" for stop, times in counted)
     return ErrorInfo(
         "routilux.PoisonJobError",
-        f"the job was recovered {recoveries} times without progress; each time its run ended while"
-        f" one of these tasks was ready to run: {', '.join(names)}{more}; what ended the runs:"
-        f" {why}",
+        f"the job was recovered {recoveries} time{'s' * (recoveries != 1)} without progress; each"
+        f" time its run ended while one of these tasks was ready to run: {', '.join(names)}{more};"
+        f" what ended the runs: {why}",
     )

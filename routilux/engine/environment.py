@@ -2,7 +2,8 @@
 
 Invariants:
 - A runtime drives a job at most once: `driven` holds the machine of each job by the job's id.
-- Without a store the runtime itself knows which ids are in use: `job_ids`.
+- Without a store the runtime itself knows which ids its callers have chosen: `job_ids`. It keeps no
+  random id, so that a runtime that runs for months needs no more memory.
 - A job changes only under `lock`; no handler runs under it.
 - A forked child is another host: it has another owner name, a new lock and no jobs.
 """

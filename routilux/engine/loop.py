@@ -149,8 +149,8 @@ class Loop:
         if made + drive.machine.in_flight < limit:
             return False
         error = StepLimitError(
-            f"job {job.job_id} made {made} attempts, the runtime's max_steps; check that each"
-            " cycle of its flow ends, or raise max_steps"
+            f"job {job.job_id} made {made} attempt{'s' * (made != 1)}, the runtime's max_steps;"
+            " check that each cycle of its flow ends, or raise max_steps"
         )
         now = max(drive.now_ns(), job.updated_ns)
         drive.commit(drive.machine.fail(task, ErrorInfo.of(error), now))

@@ -70,7 +70,10 @@ def test_the_first_lines_say_how_a_job_stands_and_a_failed_task_is_not_pending(s
             "failed at charge attempt 2",
             "ConnectionError: the gateway does not answer (shop.py:2)",
         ),
-        "limited": ("failed at charge attempt 2", "routilux.StepLimitError: job limited made 1 "),
+        "limited": (
+            "failed at charge attempt 2",
+            "routilux.StepLimitError: job limited made 1 attempt, the",
+        ),
         "done": ("completed, 1 task dropped", "2 retries · 7 commits"),
         "waits": ("running at charge attempt 2, due in 11 s", "1 retry · 2 commits"),
         "paused": ("paused at charge attempt 2", "1 retry · 3 commits"),

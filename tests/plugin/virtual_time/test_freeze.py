@@ -396,6 +396,27 @@ def test_timers_of_threads_and_processes_stay_real_in_a_handler(flow_clock, stra
     assert 0.0 == time.monotonic()
 
 
+@pytest.mark.parametrize("fixture", ["flow_clock", "flow_sim"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_handler_reads_the_fake_clock_of_its_own_runtime(fixture, strategy, request):
+    request.getfixturevalue(fixture)
+    own = FakeClock("2030-06-01T12:00:00+00:00")
+
+    def reads(self: Routine) -> None:
+        before = monotonic()
+        sleep(90)
+        assert 90 == monotonic() - before
+        assert self.ctx.now() == datetime.now(UTC) == datetime.fromtimestamp(time.time(), UTC)
+        self.emit("out", n=datetime.now(UTC).isoformat())
+
+    flow = chain(workers=None if strategy == "sequential" else 2, a=reads)
+    for run in (flow.execute, lambda *args, **kwargs: flow.start(*args, **kwargs).wait()):
+        job = run("a", runtime=Runtime(clock=own))
+        job.raise_for_status()
+    assert "2030-06-01T12:03:00+00:00" == job.outputs[0].data["n"]
+    assert START == datetime.now(UTC), "the test itself reads the clock of the fixture"
+
+
 def test_a_runtime_without_the_clock_runs_in_real_time(flow_clock):
     job = flow_of(lambda ctx: ctx.now()).execute("do", runtime=Runtime())
     assert abs(result_of(job) - START) > timedelta(days=1)

@@ -8,6 +8,7 @@ import contextvars
 import copy
 import ctypes
 import datetime as dt
+import gc
 import json
 import logging
 import multiprocessing
@@ -578,6 +579,7 @@ def events_of_a_test() -> int:
     with frozen_clock():  # searches the new modules
         pass
     freeze.put_back(scope_ended=False)
+    gc.disable()  # a collection calls the callbacks of Hypothesis
     sys.setprofile(count)
     try:
         with frozen_clock():
@@ -585,6 +587,7 @@ def events_of_a_test() -> int:
         freeze.put_back(scope_ended=False)
     finally:
         sys.setprofile(None)
+        gc.enable()
     return found
 
 

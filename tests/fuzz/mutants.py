@@ -244,7 +244,7 @@ def changed(draw: st.DrawFn, text: bytes, most: int = 3) -> str:
             for step in path[:-1]:
                 holder = holder[step]
             _change(draw, op, data, holder, path[-1], paths)
-        except (KeyError, IndexError, TypeError):
+        except (AttributeError, IndexError, KeyError, TypeError):
             continue  # an earlier change has removed it
     return _written(data)
 

@@ -42,10 +42,6 @@ MISTAKES: Final = {
         'shop().execute("pay", {"order": threading.Lock()})',
         "UnserializableError: params for pay.trigger.order:*",
     ),
-    "status": (
-        'shop().execute("pay", {"order": -1}).raise_for_status()',
-        "JobFailedError: job * failed: ValueError: no such order; *",
-    ),
     "timeout": ('shop().start("pay", {"order": 7}).wait(0.5)', "TimeoutError: job *"),
     "saving": ("serialize_roundtrip([open])", "UnserializableError: $[[]0[]]: *"),
     "order": ("flow_monitor.assert_not_run('pay')", "AssertionError: *recorded no job*"),
@@ -93,6 +89,27 @@ def test_an_error_that_names_its_culprit_is_shown_at_the_line_of_the_test_alone(
         assert fnmatch(rest[0], f"E  *{message}")
         assert [] == [line for line in rest if not line.startswith("E  ")]
         assert place.startswith("test_shop.py:")
+
+
+def test_a_failed_job_is_shown_at_the_line_of_the_handler_and_at_that_of_the_test(inner):
+    inner.makepyfile(
+        test_shop=SHOP
+        + """
+    def test_status(flow_runtime):
+        shop().execute("pay", {"order": -1}).raise_for_status()
+"""
+    )
+    result = inner.runpytest_inprocess(*QUIET)
+    result.assert_outcomes(failed=1)
+    [lines] = failures(result)
+    code = [line.strip("> ") for line in lines if line[0] == ">"]
+    assert [
+        'raise ValueError("no such order")',
+        'shop().execute("pay", {"order": -1}).raise_for_status()',
+    ] == code
+    assert "The above exception was the direct cause of the following exception:" in lines
+    assert fnmatch(lines[-2], "E  *JobFailedError: job * failed: ValueError: no such order; *")
+    assert not any("routilux/" in line for line in lines)
 
 
 def test_user_code_between_frames_of_ours_stays(inner):

@@ -6,6 +6,8 @@ Invariants:
 - An executor of processes gets and returns pickled values; effects travel with the outcome, and
   time is real. Such a step can't ask the store for the owner of the job, so the store is asked
   before the step is sent. If this host loses the job afterwards, the effects of the step still run.
+- The first step waits until the executor has run a call of ours. So an executor that can't start
+  its processes is never taken for a step that ended its process.
 - A process that a handler forks ends when it returns from the handler: it has no other thread.
 - A thread that was given up keeps its place until it returns: no code can stop it.
 - Our threads are daemons, so a handler that hangs can't keep the interpreter from ending. Jobs
@@ -103,7 +105,7 @@ class PoolDriver:
     """
 
     __slots__ = (
-        *("_blocked", "_clock", "_ended", "_flying", "_signal", "_threads"),
+        *("_blocked", "_clock", "_ended", "_first_call", "_flying", "_signal", "_threads"),
         *("_width", "executor", "size"),
     )
 
@@ -113,6 +115,7 @@ class PoolDriver:
         own = size if executor is None else getattr(executor, "_max_workers", None)
         self.size = own if own is not None else sys.maxsize
         self.executor = executor
+        self._first_call: Future[None] | None = None  # of the executor's processes
         self._width = size
         self._threads = _DaemonThreads(size)
         self._flying = 0
@@ -127,7 +130,6 @@ class PoolDriver:
 
     def start(self, driven: Driven, step: StepInput) -> None:
         """Hand a step to a thread, or to the user's executor."""
-        task = step.task
         executor = self.executor
         if self._flying >= self.size and isinstance(executor, ThreadPoolExecutor):
             executor = None  # its threads wait for other jobs
@@ -145,16 +147,10 @@ class PoolDriver:
             self._flying += 1
             return
         driven.check(step)
-        plan = driven.plan
-        future = executor.submit(
-            run_remote,
-            step,
-            plan.routines[task.routine_id],
-            task.slot,
-            plan.handlers[task.routine_id],
-        )
+        if self._first_call is None:
+            self._first_call = executor.submit(_do_nothing)
+        self._first_call.add_done_callback(partial(self._send, executor, driven, step))
         self._flying += 1
-        future.add_done_callback(lambda done: self._end(driven, step, _outcome(done)))
 
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
         if not self._ended:
@@ -190,6 +186,27 @@ class PoolDriver:
         """Let the pool's own threads end."""
         self._threads.close()
 
+    def _send(
+        self, executor: Executor, driven: Driven, step: StepInput, first_call: Future[None]
+    ) -> None:
+        task, plan = step.task, driven.plan
+        error = _refusal(first_call)
+        if error is None:
+            try:
+                future = executor.submit(
+                    run_remote,
+                    step,
+                    plan.routines[task.routine_id],
+                    task.slot,
+                    plan.handlers[task.routine_id],
+                )
+            except Exception as refused:
+                error = refused
+            else:
+                future.add_done_callback(lambda done: self._end(driven, step, _outcome(done)))
+        if error is not None:
+            self._end(driven, step, StepNotRunError(error))
+
     def _work(self, party: Party, driven: Driven, step: StepInput) -> None:
         party.start()
         process = os.getpid()
@@ -221,6 +238,10 @@ def _end_child(step: StepInput, outcome: StepOutcome | BaseException) -> None:
         "without an error" if error is None else error,
     )
     os._exit(1)  # else the child's copy of this thread waits for steps for ever
+
+
+def _do_nothing() -> None:
+    """Show that a process of the executor has begun."""
 
 
 def _outcome(done: Future[Any]) -> StepOutcome | BaseException:

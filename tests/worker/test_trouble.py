@@ -80,10 +80,15 @@ def broken() -> Executor:
     return executor
 
 
+def processes_that_cannot_begin() -> Executor:
+    return ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), initializer=_no_database)
+
+
 TROUBLES: dict[str, tuple[Callable[[], Executor], str]] = {
     "a thread pool that is shut down": (shut_down, "after shutdown"),
     "a process pool that is shut down": (shut_down_processes, "after shutdown"),
     "a broken process pool": (broken, "not usable anymore"),
+    "processes that cannot begin": (processes_that_cannot_begin, "terminated abruptly"),
     "threads that can't begin": (
         lambda: ThreadPoolExecutor(1, initializer=_no_database),
         "initial",
@@ -91,6 +96,11 @@ TROUBLES: dict[str, tuple[Callable[[], Executor], str]] = {
     "a refused submit": (lambda: Refuses(1), "the queue is full"),
     "a routine that can't be pickled": (processes, "pickle|local object"),
 }
+
+
+def flow_in(trouble: str, workers: int | None = None) -> Any:
+    can_be_sent = trouble != "a routine that can't be pickled"
+    return chain(workers=workers, a=Remote(rest) if can_be_sent else lambda self: None)
 
 
 @pytest.fixture
@@ -121,7 +131,7 @@ def test_a_worker_raises_the_trouble_of_its_host_and_counts_it_against_no_job(
     trouble, store, store_clock, caplog
 ):
     make, reason = TROUBLES[trouble]
-    flow = chain(a=lambda self: None)
+    flow = flow_in(trouble)
     job_id = Runtime(store=store).submit(flow, "a")
     for _ in range(2):
         store_clock.advance(10)
@@ -147,7 +157,7 @@ def test_a_worker_raises_the_trouble_of_its_host_and_counts_it_against_no_job(
 @pytest.mark.parametrize("workers", [None, 2])
 def test_the_trouble_of_a_host_is_not_counted_without_a_store_either(trouble, how, workers):
     make, reason = TROUBLES[trouble]
-    flow, watcher = chain(workers=workers, a=lambda self: None), Watcher()
+    flow, watcher = flow_in(trouble, workers), Watcher()
     runs: list[Callable[[Runtime], object]] = [
         lambda runtime: run_by(how, flow, "a", runtime),
         lambda runtime: flow.resume(watcher.jobs[-1], runtime=runtime),

@@ -4,7 +4,8 @@ Invariants:
 - The commit is a pure function of the plan, the job, the step, its outcome and the time.
 - The commit of a step creates one numbered task for each emission and connection.
 - A failed attempt is retried, or its task fails or is dropped. Its emissions are not delivered; the
-  engine's own event `error` is delivered if the routine declares it.
+  engine's own event `error` is delivered if the routine declares it. A task that reports a failure
+  emits no `error` itself: a cycle of such events would have no end.
 - The step that leaves no task to do completes the job.
 """
 
@@ -194,10 +195,7 @@ def _retry_delay(
 def failed_task(
     plan: Plan, job: JobState, pending: PendingTask, error: ErrorInfo, now: int
 ) -> Commit:
-    """Return the commit that fails a task which the engine does not run again.
-
-    A task that reports a failure emits no `error` then: that could repeat without end.
-    """
+    """Return the commit that fails a task which the engine does not run again."""
     task = pending.task
     commit = Commit(
         job.seq + 1,
@@ -208,10 +206,7 @@ def failed_task(
         task.routine_id,
         pending.attempt,
     )
-    if pending.reports:
-        commit.error = error
-    else:
-        _report(plan, commit, pending, error)
+    _report(plan, commit, pending, error)
     return commit
 
 
@@ -220,7 +215,7 @@ def _report(plan: Plan, commit: Commit, pending: PendingTask, error: ErrorInfo) 
     task = pending.task
     commit.error = error
     declared = plan.routines[task.routine_id].events.get("error")
-    if declared is None:
+    if declared is None or pending.reports:
         return
     known = {
         "error_type": error.type,

@@ -206,7 +206,8 @@ class Routine:
         """Add an event whose payload may have `fields`.
 
         The engine emits the event `error` for each task of this routine that is dropped or fails;
-        its fields are among `ERROR_EVENT_FIELDS`.
+        its fields are among `ERROR_EVENT_FIELDS`. A task that reports a failure,
+        or descends from one that does, emits none: a cycle of such events would have no end.
         """
         self._check_new("event", name, self._events)
         where = f"event {name!r} of {type(self).__qualname__}"

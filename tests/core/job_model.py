@@ -33,6 +33,7 @@ from tests.routines import SECOND, retrying
 MOST_TASKS: Final = 40
 MOST_RECOVERIES: Final = 3
 RESTORED_BY: Final = {"document": by_document, "text": by_text, "folding": by_folding}
+TELL: Final = ("shy", "loud", "herald")  # they declare `error`
 FINAL: Final = (JobStatus.COMPLETED, JobStatus.CANCELLED)
 
 HANDLERS: Final[dict[str, ErrorHandler]] = {
@@ -59,7 +60,7 @@ def every_shape(width: int) -> Flow:
         "hasty": Stage("out", handler=HANDLERS["hasty"]),
         "late": Stage("out", handler=HANDLERS["late"]),
         "loud": Stage("out", "error", handler=HANDLERS["loud"]),
-        "herald": Collect("out", handler=HANDLERS["herald"]),
+        "herald": Collect("out", "error", handler=HANDLERS["herald"]),
         "round": Stage("out", "extra", handler=HANDLERS["round"]),
         "join": Collect("extra", handler=HANDLERS["join"]),
     }
@@ -68,6 +69,7 @@ def every_shape(width: int) -> Flow:
         "source.out -> wide", "source.out -> shy", "source.out -> hasty", "source.out -> round",
         "wide.out -> join", "shy.out -> join", "shy.error -> join", "hasty.out -> late",
         "source.out -> loud", "loud.out -> join", "loud.error -> herald", "herald.out -> join",
+        "herald.error -> herald",
         "late.out -> join", "round.out -> round", "round.out -> wide",
         width=width,
     )  # fmt: skip
@@ -243,7 +245,7 @@ class JobModel(RuleBasedStateMachine):
             outcome.error_type, handler.non_retryable_exceptions
         )
         (error_event,) = commit.emissions or (None,)
-        tells = known.routine in ("shy", "loud")
+        tells = known.routine in TELL and not known.reports
         assert error_event is None or (tells and error_event.event == "error")
         assert (commit.state, commit.shared) == (None, None)
         assert (self.job.shared_data, len(self.job.outputs)) == (
@@ -319,7 +321,7 @@ class JobModel(RuleBasedStateMachine):
                 assert (commit.kind, commit.task_id) == (CommitKind.FAILED, killers[0].task_id)
                 assert commit.error is not None
                 assert commit.error.type == "routilux.PoisonJobError"
-                assert bool(commit.emissions) is (killer.routine in ("shy", "loud"))
+                assert bool(commit.emissions) is (killer.routine in TELL and not killer.reports)
                 killer.failed = True
                 killer.attempts += 1
                 killer.poisoned += 1

@@ -110,6 +110,29 @@ def test_a_failed_hearer_leaves_both_tasks_failed_and_both_get_a_fresh_budget():
     assert [("0", 1), ("0.0", 1), ("0", 2), ("0.0", 2)] == ran
 
 
+@pytest.mark.parametrize("strategy", ["stop", "continue", "skip", "retry"])
+@DRIVERS
+@MODES
+def test_a_task_that_reports_a_failure_reports_none_of_its_own(strategy, how, workers):
+    ran: list[str] = []
+
+    def hears(self: Routine, message: str) -> None:
+        ran.append(self.ctx.task_id)
+        raise OSError("the dead-letter store is down")
+
+    handler = retrying(max_retries=1) if strategy == "retry" else ErrorHandler(strategy)
+    flow = chain(workers=workers, first=Works(fails(9), handler, error=["message"]))
+    flow.add_routine(Works(hears, handler, error=["message"]), "hears")
+    flow.connect("first", "error", "hears", "trigger")
+    flow.connect("hears", "error", "hears", "trigger")
+    clock = FakeClock()
+    with Runtime(clock=clock, store=MemoryStore(clock), max_steps=30) as runtime:
+        job = drive(how, flow, runtime)
+    assert ["0.0"] * (1 + (strategy == "retry")) == ran
+    assert "StepLimitError" not in {commit.error.type for commit in job.commits if commit.error}
+    assert ("completed" if strategy in ("continue", "skip") else "failed") == job.status
+
+
 def test_the_task_of_an_error_event_that_kills_its_host_is_poisoned_under_the_same_limit():
     heard: list[str] = []
 

@@ -63,9 +63,8 @@ class RetryRules:
             if writes is not None:
                 keys = ", ".join(map(repr, [*writes.values, *writes.removed]))
                 fail("failed-attempt-wrote", f"{failed}, but its {where} {keys} is kept", commit)
-        final = commit.kind in (_FAILED, _DROPPED)
-        if shadow.reports and commit.error is not None and commit.error.type in FAILED_BY_ENGINE:
-            final = False  # else failures could be reported without end
+        # A task that reports a failure emits no `error`: failures could be reported without end.
+        final = commit.kind in (_FAILED, _DROPPED) and not shadow.reports
         events = [emission.event for emission in commit.emissions]
         expected = ["error"] if final and shadow.task.routine_id in self._spec.emits_error else []
         if expected and not events:

@@ -79,6 +79,7 @@ class Drive:
         "_journal",
         "_open",
         "_snapshot_at",
+        "_waits",
         "context",
         "environment",
         "error",
@@ -126,6 +127,7 @@ class Drive:
         self.timer_key: Key = ()  # of that task, to order it among others that are due then
         self.limit: int | None = None  # when the first of its steps reaches its timeout
         self._open: dict[int, Context] = {}
+        self._waits: dict[int, int] = {}  # for other jobs, by the number of the step
         self._journal = environment.journal
         self._snapshot_at = sys.maxsize
         if environment.store is not None:  # a loaded job has the commits since its snapshot
@@ -378,20 +380,26 @@ def waiting_step() -> Iterator[Drive | None]:
 
     Yields the job of that step.
     """
-    drive = running_drive()
-    if drive is None:
+    context, drive = active.get(), running_drive()
+    if drive is None or context is None or context.step is None:
         yield None
         return
+    number, waits = context.step.number, drive._waits
     with drive.environment.lock:
         loop = drive.loop
         if loop is not None:
-            loop.block(1)
+            waits[number] = waits.get(number, 0) + 1
+            if waits[number] == 1:  # an async handler may wait for many jobs at once
+                loop.block(1)
     try:
         yield drive
     finally:
         if loop is not None:
             with drive.environment.lock:
-                loop.block(-1)
+                waits[number] -= 1
+                if not waits[number]:
+                    del waits[number]
+                    loop.block(-1)
 
 
 def _given_up(step: StepInput) -> NoActiveStepError:

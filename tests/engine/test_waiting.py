@@ -139,6 +139,44 @@ def test_handlers_that_await_in_a_thread_do_not_starve_the_runtime():
     within_patience(runs)
 
 
+@pytest.mark.parametrize("way", ["aexecute", "wait in threads"])
+@pytest.mark.parametrize("own_pool", [True, False])
+def test_a_step_that_waits_for_many_jobs_makes_room_for_one_step(way, own_pool):
+    lock, peak, flying = threading.Lock(), 0, 0
+    barrier = threading.Barrier(2)
+
+    def child(self: Routine) -> None:
+        nonlocal peak, flying
+        with lock:
+            flying += 1
+            peak = max(peak, flying)
+        barrier.wait(PATIENCE)  # so that two run at once
+        with lock:
+            flying -= 1
+
+    def runs() -> None:
+        with ExitStack() as stack:
+            runtime = runtime_on(stack, 2, real=True)
+            if own_pool:
+                runtime = stack.enter_context(Runtime())
+                runtime.threads._size = 2
+
+            async def body(self: Routine) -> None:
+                flow = chain(a=child)
+                if way == "aexecute":
+                    waits = [flow.aexecute("a", runtime=runtime) for _ in range(20)]
+                else:
+                    started = [flow.start("a", runtime=runtime) for _ in range(20)]
+                    waits = [asyncio.to_thread(run.wait) for run in started]
+                await asyncio.gather(*waits)
+
+            job = chain(a=body).start("a", runtime=runtime).wait()
+            assert "completed" == job.status, job.error
+
+    within_patience(runs)
+    assert 2 == peak
+
+
 @pytest.mark.parametrize("workers", [None, 3])
 def test_the_jobs_of_a_worker_may_wait_for_jobs_of_its_runtime(workers):
     def runs() -> None:

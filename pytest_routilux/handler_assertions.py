@@ -1,7 +1,8 @@
 """Finds handlers whose `assert` failed, so that no retry or strategy hides it.
 
 Invariants:
-- An error counts if its class is AssertionError or a subclass.
+- An error counts if its class is AssertionError or that of `pytest.fail`, or a subclass; so does a
+  group that has such a leaf.
 - An error that a fault of `flow_faults` raises is the test's own and does not count.
 """
 
@@ -9,6 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+import pytest
 
 from pytest_routilux.frames import seen_from_here
 from routilux.graph.messages import error_class
@@ -36,7 +39,8 @@ def failed_assertion(commits: Iterable[Commit]) -> tuple[Commit, str] | None:
 
 
 def _assertion_in(error: ErrorInfo) -> ErrorInfo | None:
-    kind = error_class(error.type)
-    if kind is None or not issubclass(kind, AssertionError):
-        return None
-    return None if (error.where or "").startswith(_FAULTS) else error
+    for part in (error, *error.leaves):
+        kind = error_class(part.type)
+        if kind is not None and issubclass(kind, AssertionError | pytest.fail.Exception):
+            return None if (part.where or "").startswith(_FAULTS) else part
+    return None

@@ -39,6 +39,7 @@ from routilux.errors import (
     RoutiluxError,
 )
 from routilux.flow import set_default_runner
+from routilux.graph.context import active
 from routilux.persist.store import damaged
 from routilux.run import Run
 from routilux.saved_state import SavedState
@@ -431,9 +432,10 @@ class Runtime:
 
         Its handlers see the context variables of `context`, by default of the caller.
         """
-        return Drive(
-            self.environment, Machine(plan, job), copy_context() if context is None else context
-        )
+        if context is None:
+            context = copy_context()
+            context.run(active.set, None)  # or a job would keep the one whose handler started it
+        return Drive(self.environment, Machine(plan, job), context)
 
 
 def _hand_over(run: Run, done: Future[JobState]) -> None:

@@ -235,6 +235,8 @@ class FlowSim:
             raise FlowDefinitionError(
                 f"faults={faults!r} is not a list of faults; give a list of faults from flow_faults"
             )
+        if fresh is not None:
+            fresh()  # the flow may look at what it resets
         flow = build()
         if not isinstance(flow, Flow):
             raise FlowDefinitionError(
@@ -325,6 +327,10 @@ def _refuse_uncallable(**functions: object) -> None:
     for name, function in functions.items():
         if function is not None and not callable(function):
             raise FlowDefinitionError(f"{name}={function!r} can't be called; give a function")
+        if inspect.iscoroutinefunction(function):
+            raise FlowDefinitionError(
+                f"{name}={function!r} is async, and nothing awaits it; give a plain function"
+            )
 
 
 def _refuse_running_loop(flow: Flow) -> None:

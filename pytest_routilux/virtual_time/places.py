@@ -13,7 +13,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections import deque
-from functools import partial
+from functools import lru_cache, partial
 from types import (
     BuiltinFunctionType,
     CellType,
@@ -36,6 +36,7 @@ _DEFINITIONS: Final = frozenset(
     {"builtins", "collections", "dataclasses", "enum", "functools", "hypothesis", "types"}
     | {"unittest"}  # its mocks
 )
+_CACHE: Final = type(lru_cache(lambda: None))
 _IMMUTABLE: Final = 1 << 8  # a flag of classes that are made in C
 _MODULE: Final = vars(type)["__module__"]  # reads it without the code of a metaclass
 _NO_HOLDERS: Final = (
@@ -102,15 +103,20 @@ class Search:
         Without a module `root` is a patch of a test, which may be of any package.
         """
         seen, queue = {id(root)}, deque([(path, root, 0)])
+        rebuilt = set()  # tuples and static methods that are replaced with their functions
         while queue:
             path, outer, depth = queue.popleft()
-            hidden = True
+            replaced = set()
             for holder, access, key, value in self._parts(outer):
-                hidden = False
                 if self._wanted(value):
                     if access is not None:
                         yield Place(holder, key, access, value)
-                elif (
+                        replaced.add(id(value))
+                    if not issubclass(type(value), (tuple, staticmethod)):
+                        continue  # nothing else is in it
+                    if access is not None:
+                        rebuilt.add(id(value))
+                if (
                     depth < deepest
                     and not issubclass(type(value), _NO_HOLDERS)
                     and id(value) not in seen
@@ -119,9 +125,11 @@ class Search:
                     if self._enters(value, module):
                         queue.append((_step(path, key), value, depth + 1))
                     elif _package(type(value)) in self._library:
-                        self._look_inside(_step(path, key), value)
-            if hidden:
-                self._look_inside(path, outer)
+                        names = _attributes_of(value, _dict_of(type(value)))
+                        hidden = [*gc.get_referents(value), *names.values()]
+                        self._add_stuck(_step(path, key), hidden)
+            if id(outer) not in rebuilt:
+                self._add_stuck(path, [v for v in gc.get_referents(outer) if id(v) not in replaced])
         self._kinds.clear()
 
     def _enters(self, value: Any, module: str | None) -> bool:
@@ -135,9 +143,8 @@ class Search:
             return origin.partition(".")[0] not in self._closed
         return _package(kind) not in self._closed
 
-    def _look_inside(self, path: str, holder: Any) -> None:
-        names = _attributes_of(holder, _dict_of(type(holder)))
-        for value in [*gc.get_referents(holder), *names.values()]:
+    def _add_stuck(self, path: str, values: list[Any]) -> None:
+        for value in values:
             if type(value) is BuiltinFunctionType and self._wanted(value):
                 steps = path.split(".")
                 while steps[-1].startswith("__"):
@@ -152,8 +159,14 @@ class Search:
             access = None if holder.__flags__ & _IMMUTABLE else _CLASS
             for name, value in list(vars(holder).items()):
                 yield holder, access, name, value
-        elif kind is staticmethod or kind is classmethod or kind is MethodType:
+        elif kind is staticmethod or kind is classmethod:
             yield holder, None, "__func__", holder.__func__
+        elif kind is MethodType:
+            yield holder, None, "__func__", holder.__func__
+            yield holder, None, "__self__", holder.__self__
+        elif kind is _CACHE:
+            for value in gc.get_referents(holder):  # `__wrapped__` is only a copy
+                yield holder, None, "__wrapped__", value
         elif kind is property:
             for name in ("fget", "fset", "fdel"):
                 yield holder, None, name, getattr(holder, name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import decimal
+import gc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from routilux import Clock, FakeClock, MemoryStore, Runtime, SystemClock, Worker
+from routilux.engine.drive import Drive
 from tests.routines import MODES, PATIENCE, Works, chain, fan, rest, retrying, run_by, send
 
 TENANT: contextvars.ContextVar[str] = contextvars.ContextVar("tenant", default="nobody")
@@ -142,3 +144,23 @@ def test_the_decimal_precision_of_the_starter_holds_in_its_handlers():
                 else chain(a=body).execute("a", runtime=runtime)
             )
             assert ["0.33333"] == [output.data["n"] for output in job.outputs]
+
+
+def test_a_job_that_starts_the_next_one_is_freed():
+    last, ended = 60, []
+
+    def starts_the_next(self, n=0):
+        ended.append(n)
+        if n < last:
+            runs.append(flow.start("a", {"n": n + 1}, runtime=runtime))
+
+    flow = chain(a=starts_the_next)
+    with Runtime(clock=FakeClock()) as runtime:
+        runs = [flow.start("a", runtime=runtime)]
+        for n in range(last + 1):
+            runs[n].wait(PATIENCE)
+            runs[n] = None
+    gc.collect()
+    assert last == ended[-1]
+    alive = sum(type(found) is Drive for found in gc.get_objects())
+    assert alive < 10, f"{alive} of {last} jobs are still in memory"

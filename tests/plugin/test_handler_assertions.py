@@ -26,8 +26,8 @@ HANDLERS = """
         await asyncio.sleep(0)
         raise WrongTotal("12 of 13")
 
-    def after_a_crash(self, n=0):
-        assert self.ctx.shared.get("hosts", 0) < 1
+    def groups(self, n=0):
+        raise ExceptionGroup("2 calls", [OSError("lost"), ExceptionGroup("1", [WrongTotal("7")])])
 
     def down(self, n=0):
         raise OSError("no line")
@@ -54,6 +54,10 @@ JOBS = f"""
     def test_starts(flow_runtime):
         chain(a=raises).start("a").wait()
 
+    @pytest.mark.parametrize("strategy", {STRATEGIES})
+    def test_groups(strategy, flow_runtime):
+        chain(a=Works(groups, ErrorHandler(strategy))).execute("a")
+
     async def executes():
         await chain(a=raises).aexecute("a")
 
@@ -75,7 +79,7 @@ JOBS = f"""
 
 
 def test_every_driver_and_strategy_fails_the_test(pytester):
-    result = check(pytester, JOBS, passed=26, errors=26, failed=11)
+    result = check(pytester, JOBS, passed=30, errors=30, failed=11)
     result.stdout.fnmatch_lines(
         [
             "an assertion failed in a: AssertionError: assert 0 == 7 (test_it.py:*)",
@@ -89,7 +93,7 @@ def test_every_driver_and_strategy_fails_the_test(pytester):
 
 def test_the_setting_leaves_assertions_to_the_flow(pytester):
     pytester.makeini("[pytest]\nroutilux_handler_assertions = ignore")
-    result = check(pytester, JOBS, passed=36, failed=1)
+    result = check(pytester, JOBS, passed=40, failed=1)
     result.stdout.fnmatch_lines(["UNEXPECTED END: the undisturbed job failed: WrongTotal: *"])
 
 
@@ -134,6 +138,19 @@ def test_other_errors_and_those_of_the_test_itself_do_not_count(pytester):
         chain(a=raises).execute("a").raise_for_status()
 """
     check(pytester, tests, passed=2, failed=1)
+
+
+def test_a_failure_that_no_test_waits_for_is_found(pytester):
+    tests = """
+    def gives_up(self, n=0):
+        pytest.fail("12 of 13")
+
+    def test_starts(flow_runtime, flow_clock):
+        chain(a=gives_up).start("a")
+        flow_clock.advance(1)
+"""
+    result = check(pytester, tests, passed=1, errors=1)
+    result.stdout.fnmatch_lines(["an assertion failed in a: Failed: 12 of 13 *"])
 
 
 def test_the_summary_counts_failed_jobs(pytester):

@@ -125,9 +125,16 @@ def test_an_error_of_fresh_reaches_the_test(flow_sim):
         flow_sim.crash_everywhere(partial(chain, a=send), "a", fresh=fresh)
 
 
-def test_fresh_is_a_function(flow_sim):
+def test_fresh_is_a_plain_function(flow_sim):
+    async def resets() -> None:
+        """Never awaited."""
+
+    crashes = partial(flow_sim.crash_everywhere, partial(chain, a=send), "a")
     with pytest.raises(FlowDefinitionError, match=r"fresh=\[\] can't be called; give a function"):
-        flow_sim.crash_everywhere(partial(chain, a=send), "a", fresh=[])
+        crashes(fresh=[])
+    for name in ("fresh", "invariant", "always", "view"):
+        with pytest.raises(FlowDefinitionError, match=f"{name}=.* is async, and nothing awaits it"):
+            crashes(**{name: resets})
 
 
 def test_each_crash_repeats_the_handlers_that_had_started(tmp_path):

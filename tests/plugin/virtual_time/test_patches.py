@@ -343,6 +343,14 @@ KEPT = """
         def __init__(self):
             self.clock = time.time
 
+    class Bound:
+        def __init__(self, source=time.time, sources={"clock": time.time}):
+            self.source, self.sources = source, sources
+
+        def read(self):
+            assert abs(self.source() - self.sources["clock"]()) < 60
+            return self.source()
+
     def read(now=datetime.now):
         return now()
 
@@ -362,6 +370,9 @@ KEPT = """
     moment = Moment.now
     utc = partial(datetime.now, UTC)
     nested = [{"timer": partial(time.time)}]
+    bound = Bound().read
+    handlers = {"dict": Bound().read, "list": [Bound().read], "partial": partial(Bound().read)}
+    pair = (time.time, {"clock": time.time}, Bound())
 
     def readings():
         order = Order()
@@ -374,6 +385,8 @@ KEPT = """
         seconds = [
             Shop.clock(), shop.wall(), Shop().wall(), Shop.clocks["wall"][0](), slots.clock(),
             Shop.Inner.clock(), named.clock(), Named().clock(), nested[0]["timer"](),
+            bound(), handlers["dict"](), handlers["list"][0](), handlers["partial"](),
+            pair[0](), pair[1]["clock"](), pair[2].read(),
         ]
         return moments, seconds, [Shop().timer(), shop.timer()]
 
@@ -382,6 +395,7 @@ KEPT = """
             Order.__dataclass_fields__["at"].default_factory, Slotted.__dataclass_fields__["at"],
             *vars(Shop).values(), *read.__defaults__, *Shop.__init__.__kwdefaults__.values(),
             closure.__closure__[0].cell_contents, slots.clock, timer.keywords, utc.func, moment,
+            bound.__self__.source, bound.__self__.sources, pair,
         ]
 """
 
@@ -458,7 +472,7 @@ def test_the_search_runs_no_code_of_the_user(shop):
 def test_a_definition_that_cannot_be_changed_is_named_once(shop):
     shop.makepyfile(
         models="""
-        import collections, sched, time
+        import collections, functools, sched, time
         from datetime import datetime
         from itertools import repeat
 
@@ -466,7 +480,20 @@ def test_a_definition_that_cannot_be_changed_is_named_once(shop):
             ticks = repeat(datetime.now)
             last = collections.deque([time.time])
 
+        class Bag(set):
+            pass
+
+        class Pair(tuple):
+            pass
+
         scheduler = sched.scheduler(time.time, time.sleep)
+        nested = (1, (2, time.time))
+        both = (time.time, (2, time.monotonic))
+        cached = functools.lru_cache(None)(time.time)
+        bag = Bag([time.time])
+        bag.other = time.sleep
+        pair = Pair([time.time])
+        keys = {time.time: "s"}
         """
     )
     tests = """
@@ -481,6 +508,12 @@ def test_a_definition_that_cannot_be_changed_is_named_once(shop):
         assert [
             "models.Order.last keeps time.time()",
             "models.Order.ticks keeps datetime.now()",
+            "models.bag keeps time.time()",
+            "models.both[…] keeps time.monotonic()",
+            "models.cached keeps time.time()",
+            "models.keys keeps time.time()",
+            "models.nested[…] keeps time.time()",
+            "models.pair keeps time.time()",
             "models.scheduler keeps time.sleep()",
             "models.scheduler keeps time.time()",
         ] == sorted(line for line in result.outlines if line.startswith("models."))

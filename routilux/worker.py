@@ -36,6 +36,7 @@ from routilux.engine.drive import Drive
 from routilux.engine.stop_signals import StopSignals
 from routilux.errors import FlowDefinitionError, LeaseLostError, RoutiluxError
 from routilux.graph.messages import ErrorInfo
+from routilux.persist.store import POLL
 from routilux.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
     from routilux.persist.store import Acquired, JobStore
 
 _log = logging.getLogger("routilux")
-POLL: Final = 0.1
-"""The longest time, in seconds, until a worker sees a change by another process."""
 _MOST: Final = 32  # jobs that one claim takes
 _RENEWALS: Final = 3  # in a lease, so that one late renewal does no harm
 _FIRST_WAIT: Final = SECOND // 20

@@ -10,6 +10,7 @@ import threading
 import traceback
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from routilux import (
     ErrorHandler,
     FakeClock,
     JobStatus,
+    LeaseLostError,
     MemoryStore,
     NotResumableError,
     Routine,
@@ -28,9 +30,11 @@ from routilux import (
     SavedState,
     Worker,
     cancel_job,
+    retry_job,
     use_runtime,
 )
 from tests.engine.concurrency import Gate, at_once, no_thread_remains
+from tests.persist.stores import STORES
 from tests.routines import (
     MODES,
     PATIENCE,
@@ -149,6 +153,45 @@ def test_a_handler_of_an_awaited_job_can_ask_whether_it_was_cancelled(workers, a
     with Runtime(clock=FakeClock()) as runtime:
         asyncio.run(cancels())
         assert ended.wait(PATIENCE)
+
+
+@pytest.mark.parametrize("how", ["execute", "start", "aexecute", "resume"])
+@pytest.mark.parametrize("taken", [True, False], ids=["taken over", "cancelled"])
+@pytest.mark.parametrize("kind", STORES)
+def test_a_handler_of_a_job_without_a_lease_learns_that_its_host_has_lost_it(
+    kind, taken, how, tmp_path, monkeypatch
+):
+    looks, asked = 0, 0
+
+    def body(self, n=0):
+        nonlocal looks
+        while looks < 100 and not self.ctx.cancelled:
+            looks += 1
+            if looks == 40:
+                if taken:
+                    retry_job(store, "j", take_over=True, clock=clock)
+                else:
+                    cancel_job(store, "j", clock=clock)
+            self.ctx.sleep(0.01)
+
+    def counted(*args):
+        nonlocal asked
+        asked += 1
+        return holders(*args)
+
+    clock, flow = FakeClock(), chain(a=body)
+    with STORES[kind](tmp_path, clock) as store, Runtime(clock=clock, store=store) as runtime:
+        if how == "resume":
+            runtime.submit(flow, "a", job_id="j")
+            flow_runs = partial(flow.resume, runtime.load("j"), runtime=runtime)
+        else:
+            flow_runs = partial(run_by, how, flow, "a", runtime)
+        holders = store.holders
+        monkeypatch.setattr(type(store), "holders", lambda _, *args: counted(*args))
+        with pytest.raises(LeaseLostError):
+            flow_runs()
+    assert 40 <= looks <= 51, "the handler did not learn of it within 0.1 s"
+    assert asked <= 8, "the store is asked more often than every 0.1 s"
 
 
 def test_no_other_end_of_a_job_looks_like_a_cancellation():

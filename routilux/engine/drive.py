@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
+from routilux.clocks.durations import SECOND
 from routilux.core.commits import CommitKind, JobStatus
 from routilux.core.requests import request
 from routilux.engine.step import failure
@@ -32,7 +33,7 @@ from routilux.errors import (
 from routilux.graph.context import active
 from routilux.graph.messages import ErrorInfo
 from routilux.persist.journal import SNAPSHOT_EVERY
-from routilux.persist.store import lost
+from routilux.persist.store import POLL, lost
 
 if TYPE_CHECKING:
     import contextvars
@@ -53,6 +54,7 @@ _log = logging.getLogger("routilux")
 _ordinals = count(1)
 _RESUMED = CommitKind.RESUMED
 _CANCELLED = JobStatus.CANCELLED
+_RUNNING = JobStatus.RUNNING
 
 
 class DrivingLoop(Protocol):
@@ -77,6 +79,7 @@ class Drive:
 
     __slots__ = (
         "_journal",
+        "_look_at",
         "_open",
         "_snapshot_at",
         "_waits",
@@ -128,6 +131,7 @@ class Drive:
         self.limit: int | None = None  # when the first of its steps reaches its timeout
         self._open: dict[int, Context] = {}
         self._waits: dict[int, int] = {}  # for other jobs, by the number of the step
+        self._look_at = 0  # when to ask the store next whether the job is lost
         self._journal = environment.journal
         self._snapshot_at = sys.maxsize
         if environment.store is not None:  # a loaded job has the commits since its snapshot
@@ -139,7 +143,26 @@ class Drive:
     @property
     def cancelled(self) -> bool:
         """Whether the job was cancelled, or this host runs the job no longer."""
+        if self.environment.store is not None and self.lease_ns is None:
+            self._look_for_loss(self.environment.store)
         return self.machine.job.status is _CANCELLED or self.error is not None
+
+    def _look_for_loss(self, store: JobStore) -> None:
+        """End the run if this host has lost the job; a renewal of a lease would tell."""
+        now = self.environment.clock.monotonic_ns()
+        if now < self._look_at or self.error is not None or self.machine.job.status is not _RUNNING:
+            return
+        self._look_at = now + int(POLL * SECOND)
+        try:
+            self._check_owner(store)
+        except LeaseLostError as error:
+            with self.environment.lock:
+                if self.loop is not None:
+                    self.loop.fail(self, error)
+        except Exception as error:  # the next commit meets it again
+            _log.warning(
+                "job %s: can't ask the store for its owner: %s", self.machine.job.job_id, error
+            )
 
     def now_ns(self) -> int:
         """Return the job's current time in UTC nanoseconds."""

@@ -43,6 +43,8 @@ _NO_OWNER: Final = (FREE, ABANDONED)
 LIVE: Final = [status.value for status in JobStatus if status.is_live]
 """The statuses of a job that a host runs, or that a worker may take."""
 STOPPED: Final = [status.value for status in JobStatus if not status.is_live]
+POLL: Final = 0.1
+"""The longest time, in seconds, until a host sees a change by another process."""
 BACKUP: Final = "restore the store from a backup"
 """The cure of a damaged job."""
 

@@ -26,6 +26,7 @@ from routilux.engine.entry_checks import (
     check_job_id,
     check_same_flow,
     checked_delay,
+    checked_flag,
     checked_params,
     fitting_plan,
 )
@@ -220,6 +221,8 @@ class Runtime:
 
         If the runtime has a store, this host then owns the job without a lease.
         """
+        checked_flag("allow_changed_flow", allow_changed_flow)
+        checked_flag("retry_failed", retry_failed)
         clean = self._was_given_back(job.job_id)
         plan = flow.plan(execution_strategy)
         check_same_flow(plan, job, allow_changed=allow_changed_flow)

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING, Final
 
@@ -33,18 +34,19 @@ from routilux.clocks.clock import SystemClock
 from routilux.clocks.durations import SECOND, seconds_text, to_ns
 from routilux.core.commits import JobStatus
 from routilux.engine.drive import Drive
+from routilux.engine.entry_checks import checked_flag
 from routilux.engine.stop_signals import StopSignals
-from routilux.errors import FlowDefinitionError, LeaseLostError, RoutiluxError
+from routilux.errors import FlowDefinitionError, LeaseLostError, RoutiluxError, short_repr
+from routilux.flow import Flow
 from routilux.graph.messages import ErrorInfo
 from routilux.persist.store import POLL
 from routilux.runtime import Runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from datetime import timedelta
 
     from routilux.core.state import JobState
-    from routilux.flow import Flow
     from routilux.persist.store import Acquired, JobStore
 
 _log = logging.getLogger("routilux")
@@ -99,7 +101,7 @@ class Worker:
     ) -> None:
         self._store = store
         self._flows = _by_id(flows)
-        self._allow_changed_flow = allow_changed_flow
+        self._allow_changed_flow = checked_flag("allow_changed_flow", allow_changed_flow)
         self._lease_ns = _checked_lease(lease)
         self._runtime = Runtime(store=store) if runtime is None else runtime
         if self._runtime.store is not store:
@@ -523,8 +525,16 @@ def _log_stop(job: JobState) -> None:
 
 
 def _by_id(flows: Iterable[Flow]) -> dict[str, list[Flow]]:
+    if not isinstance(flows, Iterable):
+        raise FlowDefinitionError(
+            f"flows must be a list of flows, not {short_repr(flows)}; pass Worker(store, [flow])"
+        )
     found: dict[str, list[Flow]] = {}
     for flow in flows:
+        if not isinstance(flow, Flow):
+            raise FlowDefinitionError(
+                f"flows holds {short_repr(flow)}, which is no Flow; pass Worker(store, [flow])"
+            )
         others = found.setdefault(flow.flow_id, [])
         if any(other is not flow and other.fingerprint == flow.fingerprint for other in others):
             raise FlowDefinitionError(

@@ -57,6 +57,13 @@ def checked_delay(delay: float | timedelta) -> int:
     return length
 
 
+def checked_flag(name: str, flag: object) -> bool:
+    """Return `flag` if it is a bool, or raise `FlowDefinitionError`."""
+    if not isinstance(flag, bool):
+        raise FlowDefinitionError(f"{name} must be True or False, not {short_repr(flag)}")
+    return flag
+
+
 def checked_params(
     plan: Plan, entry: str, slot: str, params: Mapping[str, object] | None
 ) -> dict[str, object]:

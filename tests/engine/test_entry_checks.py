@@ -123,6 +123,17 @@ def test_submitting_without_a_store_is_refused_with_the_cure():
         Runtime().submit(shop(), "source")
 
 
+@pytest.mark.parametrize("option", ["allow_changed_flow", "retry_failed"])
+@pytest.mark.parametrize("given", ["yes", 1, None])
+def test_an_option_of_resume_that_is_no_bool_is_refused_and_the_job_is_unchanged(option, given):
+    flow = chain(a=lambda self: 1 / 0 and None)
+    job = run(flow)
+    before = job.serialize()
+    with pytest.raises(FlowDefinitionError, match=f"{option} must be True or False, not {given!r}"):
+        flow.resume(job, runtime=Runtime(clock=FakeClock()), **{option: given})
+    assert before == job.serialize()
+
+
 def test_an_unknown_strategy_is_refused_on_resume_and_the_job_is_unchanged():
     flow = chain(runs=lambda routine: 1 / 0)
     job = flow.execute("runs")

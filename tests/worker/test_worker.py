@@ -253,6 +253,17 @@ def test_invalid_arguments_of_a_worker_are_refused(store):
     flow = chain(a=rest)
     for arguments, message in (
         ({"flows": []}, "needs at least one flow"),
+        ({"flows": flow}, r"flows must be a list of flows, not .*; pass Worker\(store, \[flow\]\)"),
+        ({"flows": None}, "flows must be a list of flows, not None; pass"),
+        ({"flows": [flow, "tale"]}, "flows holds 'tale', which is no Flow; pass"),
+        ({"flows": "tale"}, "flows holds 't', which is no Flow; pass"),
+        *(
+            (
+                {"flows": [flow], "allow_changed_flow": given},
+                f"allow_changed_flow must be True or False, not {given!r}",
+            )
+            for given in ("yes", 1, None)
+        ),
         ({"flows": [flow, chain(a=rest)]}, "two flows have the id 'tale' and the same shape"),
         *(
             ({"flows": [flow], "concurrency": given}, "concurrency must be an int of 1 or more")

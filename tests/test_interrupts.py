@@ -36,7 +36,7 @@ from tests.engine.concurrency import engine_threads
 from tests.interrupts import Interrupter, in_a_thread
 from tests.persist.stores import STORES
 from tests.routines import PATIENCE, SECOND, Works, chain, fan, retrying
-from tests.soak import also
+from tests.soak import also, sampled
 from tests.worker.jobs import worker
 
 
@@ -127,7 +127,7 @@ ACTS: dict[str, tuple[Callable[[World], None], str, str, Callable[[], Flow]]] = 
 _SOME = 15  # places of each
 
 
-@pytest.mark.parametrize("act", ACTS)
+@pytest.mark.parametrize("act", sampled(ACTS, [*ACTS][::2]))
 @pytest.mark.parametrize("every", also("some", "all"))
 def test_an_interrupt_at_any_place_leaves_everything_usable(act, every, tmp_path):
     does, kind, time, flow = ACTS[act]
@@ -286,7 +286,7 @@ CALLS: dict[str, Callable[[JobStore], object]] = {
 }
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", sampled(CALLS, [*CALLS][::3]))
 @pytest.mark.parametrize("kind", STORES)
 @pytest.mark.parametrize("every", also("some", "all"))
 def test_a_call_of_a_store_that_was_interrupted_can_be_repeated(call, kind, every, tmp_path):

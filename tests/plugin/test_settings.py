@@ -131,6 +131,7 @@ def test_a_failing_subtest_shows_the_report_of_that_moment(inner, verbose):
 # --- configuration files --------------------------------------------------------------------------
 
 
+WORKER: Final = ("-p", "xdist.plugin", "-n", "1")
 # pytest reads all other forms as it reads these two.
 FORMS: Final = [
     ("pytest.ini", "[pytest]\nroutilux_report = {}\n"),
@@ -138,7 +139,7 @@ FORMS: Final = [
 ]
 
 
-@pytest.mark.parametrize("workers", [(), ("-p", "xdist.plugin", "-n", "1")])
+@pytest.mark.parametrize("workers", [(), pytest.param(WORKER, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(("name", "text"), FORMS)
 def test_the_configuration_gives_the_mode_and_the_command_line_overrules_it(
     inner, name, text, workers

@@ -12,6 +12,7 @@ from pytest_routilux.sim.results import Checks
 from pytest_routilux.sim.simulator.model import Case
 from routilux import FakeClock, Flow, FlowDefinitionError
 from tests.routines import Works, chain, retrying, send
+from tests.soak import also
 
 START = FakeClock().now_ns()
 
@@ -65,8 +66,8 @@ class Shop:
         return self.sql("SELECT * FROM orders") + self.sql("SELECT * FROM payments")
 
 
-@pytest.mark.parametrize("tries", [0, 1])
-@pytest.mark.parametrize("workers", [None, 2])
+@pytest.mark.parametrize("tries", also(1, 0))
+@pytest.mark.parametrize("workers", also(None, 2))
 @pytest.mark.parametrize("isolated", [True, False])
 def test_each_run_finds_the_database_as_the_crash_left_it(
     isolated, workers, tries, tmp_path, flow_sim

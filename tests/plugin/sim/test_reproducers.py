@@ -18,6 +18,7 @@ from tests.plugin.sim.shop_project import (
     reproducer,
     shop,
 )
+from tests.soak import also
 
 TWO = ("-p", "xdist", "-n", "2")
 WORKERS = pytest.mark.parametrize("workers", [(), TWO], ids=["alone", "two workers"])
@@ -41,7 +42,7 @@ def test_a_reproducer_fails_again_in_another_process(workers, pytester):
 
 
 @WORKERS
-@pytest.mark.parametrize("folder", [".", "checks", "docs/guide"])
+@pytest.mark.parametrize("folder", also("docs/guide", ".", "checks"))
 def test_the_command_repeats_the_failure_where_pytest_was_started(
     folder, workers, pytester, monkeypatch
 ):

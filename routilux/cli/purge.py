@@ -19,6 +19,7 @@ from routilux.cli.terminal import cells, shortened
 from routilux.clocks.durations import SECOND
 from routilux.core.commits import JobStatus
 from routilux.persist.admin import Purge, purge
+from routilux.persist.store import STOPPED
 from routilux.timeline import plain
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 _LEAST_FLOW: Final = 8  # columns
 _UNITS: Final = {"s": 1, "min": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
-_STOPPED: Final = [status.value for status in JobStatus if not status.is_live]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,9 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--status",
         metavar="STATUS",
-        choices=_STOPPED,
+        choices=STOPPED,
         action="append",
-        help=f"only jobs of this status, may be repeated: {', '.join(_STOPPED)} (completed)",
+        help=f"only jobs of this status, may be repeated: {', '.join(STOPPED)} (completed)",
     )
     parser.add_argument("--flow", metavar="FLOW", help="only the jobs of this flow")
     parser.add_argument(

@@ -86,9 +86,8 @@ def cancel_job(
     """Cancel a stored job for good, and return the job.
 
     A host that runs the job can commit no more. Its `ctx.cancelled` becomes true at the next
-    commit, effect or renewal of the lease. `clock` gives the time of the
-    commit, by default the system's. Raises `NotResumableError` if the job is final, `KeyError` if
-    there is no such job.
+    commit, effect or renewal of the lease. `clock` gives the time of the commit, by default the
+    system's. Raises `NotResumableError` if the job is final, `KeyError` if there is no such job.
 
     >>> from routilux import Flow, MemoryStore, Routine, Runtime
     >>> class Charge(Routine):

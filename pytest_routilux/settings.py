@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import pytest
@@ -37,6 +37,9 @@ class FlowTime(NamedTuple):
     zone: str = "UTC"
 
 
+# Local time needs a datetime one day earlier, in a zone that is up to one day away from UTC.
+_FIRST: Final = datetime(1, 1, 3, tzinfo=UTC)
+_LAST: Final = datetime(9999, 12, 30, tzinfo=UTC)
 _LOOK: Final = pytest.StashKey[tuple[int, bool]]()
 _MODES: Final = "it must be auto, always or never"
 _NUMBER: Final = "float" if pytest.version_tuple >= (8, 4) else "string"  # older ones have no float
@@ -136,6 +139,12 @@ def _start(value: object) -> str:
         raise ValueError(
             f"start={value!r} is no instant; give a datetime or an ISO text such as"
             " '2024-02-29T23:30:00+01:00'"
+        )
+    aware = moment if moment.utcoffset() is not None else moment.replace(tzinfo=UTC)
+    if not _FIRST <= aware <= _LAST:
+        raise ValueError(
+            f"start={value!r} is too near to the first or the last datetime for local time in"
+            f" each zone; give an instant from {_FIRST.isoformat()} to {_LAST.isoformat()}"
         )
     return moment.isoformat()
 

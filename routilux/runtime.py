@@ -193,7 +193,7 @@ class Runtime:
         >>> _ = flow.add_routine(Remind(), "remind")
         >>> job_id = Runtime(store=store).submit(flow, "remind", delay=timedelta(days=1))
         >>> print(store.holders()[job_id])
-        held by nobody, and free to be taken in 86...
+        held by nobody, and free to be taken in 24 h
         """
         if self.store is None:
             raise FlowDefinitionError(

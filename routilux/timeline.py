@@ -248,7 +248,8 @@ class JobTimeline:
         if not self._thorough:
             yield self._line("💥", commit, *parts, ": ", (error, "red"), cut=True)
         else:
-            yield self._line("💥", commit, *parts, ": ", (one_line(error, _LONGEST_ERROR), "red"))
+            parts += [": ", (one_line(error, _LONGEST_ERROR), "red")]
+            yield self._line("💥", commit, *parts, cut=True)
             where = commit.error.where if commit.error is not None else None
             facts = [*([f"at {where}"] if where else []), *self._spent(commit)]
             yield Line("", "", ((f"  {' · '.join(facts)}", "dim"),))
@@ -298,7 +299,7 @@ class JobTimeline:
         parts: list[Part] = ["job ", (kind, STATUS_STYLES[kind])]
         if self._thorough and commit.detail is not None:
             parts.append(f": {' '.join(str(commit.detail['reason']).split())}")
-        return self._line("🛑", commit, *parts)
+        return self._line("🛑", commit, *parts, cut=True)
 
     def _change(self, commit: Commit, change: StateChange) -> Line:
         after = change.after.value

@@ -287,7 +287,10 @@ class FlowHosts:
         save_at: At | Sequence[At],
         kill_at: At | None,
     ) -> HostResult:
-        points = [save_at] if isinstance(save_at, At) else list(save_at)
+        points = list(save_at) if isinstance(save_at, Iterable) else [save_at]
+        for name, point in [*(("save_at", p) for p in points), ("kill_at", kill_at)]:
+            if not isinstance(point, At) and (name, point) != ("kill_at", None):
+                raise HostError(f"{name}={point!r} selects no commit; give {name}=At(seq=2), say")
         request["sleeping"] = self._sleeping
         request["zone"] = self._time.zone
         request["save_at"] = [point.fields() for point in points]

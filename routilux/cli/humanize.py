@@ -2,22 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
-
-from routilux.clocks.durations import SECOND, from_ns
-
-_UNITS: Final = ((2 * 86_400, 86_400, "d"), (2 * 3_600, 3_600, "h"), (120, 60, "min"), (0, 1, "s"))
-
-
-def length(ns: int) -> str:
-    """Format `ns` nanoseconds as days, hours, minutes or seconds, and round down.
-
-    >>> length(90 * SECOND), length(150 * SECOND), length(0)
-    ('90 s', '2 min', '0 s')
-    """
-    seconds = max(ns, 0) // SECOND
-    size, unit = next((size, unit) for least, size, unit in _UNITS if seconds >= least)
-    return f"{seconds // size} {unit}"
+from routilux.clocks.durations import SECOND, from_ns, length_text, wait_text
 
 
 def at(instant: int, now: int) -> str:
@@ -37,7 +22,7 @@ def ago(instant: int, now: int) -> str:
     >>> ago(0, 3 * SECOND)
     '3 s ago'
     """
-    return f"{length(now - instant)} ago"
+    return f"{length_text(now - instant)} ago"
 
 
 def due(instant: int, now: int) -> str:
@@ -48,5 +33,4 @@ def due(instant: int, now: int) -> str:
     """
     if abs(instant - now) < SECOND:
         return "now"
-    # A wait is rounded up, so that it never seems to be over too early.
-    return f"in {length(instant - now + SECOND - 1)}" if instant > now else ago(instant, now)
+    return f"in {wait_text(instant - now)}" if instant > now else ago(instant, now)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from routilux.cli import humanize
 from routilux.cli.terminal import cells
+from routilux.clocks.durations import length_text
 from routilux.core.commits import JobStatus
 from routilux.errors import SavedStateError
 from routilux.persist.journal import Journal
@@ -230,7 +231,7 @@ def _texts(job: Row, now: int) -> tuple[str, ...]:
         plain(job["job_id"]),
         plain(job["flow_id"]),
         job["status"],
-        humanize.length(now - job["started_ns"]),
+        length_text(now - job["started_ns"]),
         f"{job['commits']:,}",
         str(job["retries"]),
         "–" if due_ns is None else humanize.due(due_ns, now),
@@ -263,4 +264,4 @@ def _holder(hold: Hold | None) -> str:
         return f"{where}, no lease"
     if not hold.free_in_ns:
         return f"{where}, lease over"
-    return f"{where}, lease for {humanize.length(hold.free_in_ns)}"
+    return f"{where}, lease for {length_text(hold.free_in_ns)}"

@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING, Final
 from routilux.cli import humanize
 from routilux.cli.jobs import job_count
 from routilux.cli.open_store import change_store, read_store
+from routilux.cli.terminal import cells, shortened
 from routilux.clocks.durations import SECOND
 from routilux.core.commits import JobStatus
 from routilux.persist.admin import Purge, purge
+from routilux.persist.store import STOPPED
+from routilux.timeline import plain
 
 if TYPE_CHECKING:
     from routilux.cli.terminal import Page
     from routilux.persist.store import JobStore
 
+_LEAST_FLOW: Final = 8  # columns
 _UNITS: Final = {"s": 1, "min": 60, "h": 3_600, "d": 86_400, "w": 7 * 86_400}
-_STOPPED: Final = [status.value for status in JobStatus if not status.is_live]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,9 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--status",
         metavar="STATUS",
-        choices=_STOPPED,
+        choices=STOPPED,
         action="append",
-        help=f"only jobs of this status, may be repeated: {', '.join(_STOPPED)} (completed)",
+        help=f"only jobs of this status, may be repeated: {', '.join(STOPPED)} (completed)",
     )
     parser.add_argument("--flow", metavar="FLOW", help="only the jobs of this flow")
     parser.add_argument(
@@ -86,8 +89,12 @@ def purge_data(options: argparse.Namespace, found: Purge) -> dict[str, object]:
 def show_purge(page: Page, options: argparse.Namespace, found: Purge, now: int) -> None:
     """Write the number of deleted jobs, or the jobs that would be deleted."""
     for entry, at_ns in found.jobs if options.dry_run else ():
-        ago = humanize.ago(at_ns, now)
-        page.line(f"{entry.job_id}  flow {entry.flow_id}, {entry.status}, last commit {ago}")
+        head = f"{entry.job_id}  flow "
+        tail = f", {entry.status}, last commit {humanize.ago(at_ns, now)}"
+        flow = entry.flow_id
+        if page.width is not None:
+            flow = shortened(flow, max(page.width - cells(plain(head + tail)), _LEAST_FLOW))
+        page.line(head, flow, tail)
     done = "would delete" if options.dry_run else "deleted"
     counts = Counter(entry.status for entry, _ in found.jobs)
     each = ", ".join(f"{count:,} {status}" for status, count in sorted(counts.items()))

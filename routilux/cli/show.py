@@ -77,7 +77,7 @@ def show_job(
     )
     _section(
         page,
-        "pending",
+        "never run" if job.status.is_final else "pending",
         [task for task in tasks if not task.failed],
         lambda task: _pending(job, task, due_ns(job, task, hold, now), now, payload(task)),
         lambda task: f"{task.routine_id}.{task.slot} attempt {task.attempt}",
@@ -120,7 +120,7 @@ def _verdict(page: Page, job: JobState, retries: int, hold: Hold | None, now: in
         *where,
     )
     if why:
-        page.line(*why)
+        page.prose(*why)
     length = seconds_text(job.updated_ns - job.started_ns, 4)
     page.line(
         f"{retries:,} {'retry' if retries == 1 else 'retries'}"
@@ -135,7 +135,7 @@ def _verdict(page: Page, job: JobState, retries: int, hold: Hold | None, now: in
 
 def _status_of(
     job: JobState, hold: Hold | None, now: int
-) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+) -> tuple[tuple[Part, ...], tuple[str, ...]]:
     """Return where the job has stopped or which task is next, and why it has stopped."""
     failed = [task for task in job.pending_tasks if task.failed]
     waiting = [task for task in job.pending_tasks if not task.failed]
@@ -143,7 +143,7 @@ def _status_of(
         where = [f" at {task.routine_id} attempt {task.attempt - 1}" for task in failed]
         error = " ".join(str(job.error).split())
         place = f" ({job.error.where})" if job.error is not None and job.error.where else ""
-        return tuple(where[:1]), ((error, "red"), place)
+        return tuple(where[:1]), (error + place, "red")
     if job.status is JobStatus.CANCELLED:
         reason = (job.commits[-1].detail or {}).get("reason") if job.commits else None
         return (), () if reason is None else (" ".join(str(reason).split()),)

@@ -14,7 +14,6 @@ import shutil
 import unicodedata
 from itertools import groupby
 from operator import itemgetter
-from textwrap import wrap
 from typing import TYPE_CHECKING, Final, TextIO
 
 from routilux.timeline import plain
@@ -54,10 +53,17 @@ class Page:
         row = [_styled(part) for part in parts]
         self.text(self._coloured(_cut(row, self.width) if cut and self.width else row))
 
-    def prose(self, text: str) -> None:
+    def prose(self, text: str, style: str = "") -> None:
         """Write `text`, wrapped to the page's width."""
-        for line in wrap(text, self.width) if self.width else [text]:
-            self.line(line)
+        rest = plain(text)
+        while self.width is not None:
+            end = _fitting([(char, "") for char in rest[: 2 * self.width]], self.width)
+            if end == len(rest):
+                break
+            end = rest.rfind(" ", 1, end + 1) if " " in rest[1 : end + 1] else end
+            self.line((rest[:end], style))
+            rest = rest[end:].lstrip()
+        self.line((rest, style))
 
     def lines(self, lines: Sequence[Line]) -> None:
         """Write the lines of a timeline, and align their texts in one column."""
@@ -89,6 +95,15 @@ def cells(text: str) -> int:
     5
     """
     return len(text) if text.isascii() else sum(map(_cell, text))
+
+
+def shortened(text: str, width: int) -> str:
+    """Return printable `text`, cut to at most `width` columns.
+
+    >>> shortened("payments", 6)
+    'payme…'
+    """
+    return "".join(char for char, _ in _cut([_styled(text)], width))
 
 
 def _cell(char: str) -> int:

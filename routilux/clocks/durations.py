@@ -13,6 +13,7 @@ from decimal import Context, Decimal
 from typing import Final
 
 SECOND: Final = 1_000_000_000
+_UNITS: Final = ((2 * 86_400, 86_400, "d"), (2 * 3_600, 3_600, "h"), (120, 60, "min"), (0, 1, "s"))
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _exactly: Final = Context(prec=60).multiply  # a float has 17 digits; a quarter of Fraction's time
 
@@ -78,3 +79,23 @@ def seconds_text(length: int, places: int = 3) -> str:
     whole, part = divmod((abs(length) + unit // 2) // unit, 10**places)
     sign = "-" if length < 0 and (whole or part) else ""
     return f"{sign}{whole}.{part:0{places}d}"
+
+
+def length_text(ns: int) -> str:
+    """Format `ns` nanoseconds as days, hours, minutes or seconds, and round down.
+
+    >>> length_text(90 * SECOND), length_text(150 * SECOND), length_text(0)
+    ('90 s', '2 min', '0 s')
+    """
+    seconds = max(ns, 0) // SECOND
+    size, unit = next((size, unit) for least, size, unit in _UNITS if seconds >= least)
+    return f"{seconds // size} {unit}"
+
+
+def wait_text(ns: int) -> str:
+    """Format a wait like `length_text`, but round up to seconds first.
+
+    >>> wait_text(1), wait_text(90 * SECOND)
+    ('1 s', '90 s')
+    """
+    return length_text(ns + SECOND - 1)

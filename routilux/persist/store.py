@@ -22,7 +22,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
 
-from routilux.clocks.durations import seconds_text
+from routilux.clocks.durations import wait_text
 from routilux.core.commits import JobStatus
 from routilux.errors import (
     CorruptStateError,
@@ -68,9 +68,9 @@ class Hold:
     a lease. `clean` says whether the last owner gave the job back.
 
     >>> print(Hold.of("web-1:4711:9f86d081", 5_000_000_000, now=0))
-    held by web-1:4711:9f86d081, whose lease ends in 5.0 s
+    held by web-1:4711:9f86d081, whose lease ends in 5 s
     >>> print(Hold.of("", 5_000_000_000, now=0))
-    held by nobody, and free to be taken in 5.0 s
+    held by nobody, and free to be taken in 5 s
     """
 
     owner: str | None
@@ -93,7 +93,7 @@ class Hold:
         return self.is_leased and self.owner != owner
 
     def __str__(self) -> str:
-        soon = f"in {seconds_text(self.free_in_ns or 0, 1)} s"
+        soon = f"in {wait_text(self.free_in_ns or 0)}"
         if self.owner is None:
             return f"held by nobody, and free to be taken {soon if self.free_in_ns else 'now'}"
         if self.free_in_ns is None:

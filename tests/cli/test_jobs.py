@@ -33,8 +33,18 @@ def test_a_job_that_was_submitted_with_a_delay_is_due_when_it_has_passed(store, 
     assert "  in 90 s   charge" in line
     page = output("show", store, job_id)
     assert f"job {job_id} of flow payment: pending at charge attempt 1, due in 90 s\n" in page
-    assert "held by nobody, and free to be taken in 90.0 s\n" in page
+    assert "held by nobody, and free to be taken in 90 s\n" in page
     assert "charge.trigger attempt 1, due in 90 s (13:01:30 UTC)" in page
+
+
+def test_a_wait_of_years_has_one_length_wherever_it_is_shown(store, output, refused):
+    with SqliteStore(store, clock=NOW) as jobs:
+        runtime = Runtime(clock=NOW, store=jobs)
+        runtime.submit(payment(), "charge", {"order": "A6"}, job_id="late", delay=90 * 365 * 86400)
+    page = output("show", store, "late")
+    assert "pending at charge attempt 1, due in 32850 d\n" in page
+    assert "held by nobody, and free to be taken in 32850 d\n" in page
+    assert "held by nobody, and free to be taken in 32850 d; " in refused("retry", store, "late")
 
 
 def test_an_empty_store_has_0_jobs(tmp_path, output, refused):

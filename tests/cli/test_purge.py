@@ -6,9 +6,11 @@ import json
 
 import pytest
 
-from routilux import SqliteStore
+from routilux import Flow, Runtime, SqliteStore
 from routilux.cli import main
-from tests.cli.payments import NOW
+from routilux.cli.terminal import cells
+from tests.cli.payments import NOW, after
+from tests.routines import Works, rest
 
 
 def job_ids(store):
@@ -24,6 +26,21 @@ def test_a_dry_run_lists_the_jobs_and_deletes_none(store, output):
     )
     assert before == store.read_bytes()
     assert "would delete 0 jobs\n" == output("purge", store, "--older-than", "60min", "--dry-run")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+@pytest.mark.parametrize("job_id", ["A7", "😀" * 20, "J" * 255])
+def test_a_dry_run_cuts_the_flow_and_never_the_job(store, output, monkeypatch, columns, job_id):
+    flow = Flow("flow-" + "ü😀" * 80)
+    flow.add_routine(Works(rest), "rest")
+    with SqliteStore(store, clock=NOW) as jobs:
+        Runtime(clock=after(0), store=jobs).execute(flow, "rest", job_id=job_id)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = output("purge", store, "--older-than", "1min", "--dry-run").splitlines()
+    [line] = [line for line in lines if line.startswith(f"{job_id}  flow flow-ü")]
+    assert line.endswith("…, completed, last commit 60 min ago")
+    least = cells(f"{job_id}  flow flow-ü…, completed, last commit 60 min ago")
+    assert cells(line) <= max(columns, least + 1)
 
 
 def test_old_jobs_are_deleted_and_the_others_stay(store, output):

@@ -48,7 +48,7 @@ def test_a_retried_job_has_a_fresh_budget_and_a_worker_resumes_it(store, output)
         (
             25,
             "  web-2:7, lease for 25 s  ",
-            "held by web-2:7:cafe, whose lease ends in 25.0 s",
+            "held by web-2:7:cafe, whose lease ends in 25 s",
             (
                 "a worker resumes the job when that lease ends;"
                 " take_over=True (--take-over) makes it free now"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from routilux import Flow, MemoryStore, Routine, Runtime, SqliteStore, cancel_job
+from routilux.cli.terminal import cells
 from tests.cli.pages import DONE
 from tests.cli.payments import NOW, after, payment, replace_in_rows
 from tests.routines import Works, chain, rest, retrying, send, sends
@@ -35,6 +36,35 @@ def test_resumptions_recoveries_pauses_and_reasons_are_shown(store, output):
         "⏩ [70.000s] resumed, job running · after 30.000 s · recovery 1 without progress",
         "🛑 [80.000s] job cancelled: the customer has called",
     ] == [line for line in lines if line[:1] in ("🛑", "⏩")]
+
+
+def test_the_tasks_of_a_cancelled_job_are_never_run(store, output):
+    with SqliteStore(store, clock=NOW) as jobs:
+        cancel_job(jobs, "waits", clock=NOW)
+    lines = output("show", store, "waits").splitlines()
+    assert ["never run", "  charge.trigger attempt 2 · task 0"] == lines[-2:]
+
+
+@pytest.mark.parametrize("columns", [72, 80, 100])
+def test_errors_and_reasons_fit_the_terminal_and_the_verdict_has_them_whole(
+    store, output, monkeypatch, columns
+):
+    text = "bäd 😀" * 30 + "\x1b[31m" + "x" * 120 + "\nsecond line"
+
+    def fails(self):
+        raise ValueError(text)
+
+    with SqliteStore(store, clock=NOW) as jobs:
+        Runtime(clock=NOW, store=jobs).execute(chain(a=fails), "a", job_id="long")
+        cancel_job(jobs, "queued", text, clock=NOW)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for job_id in ("long", "queued"):
+        head, timeline = output("show", store, job_id).split("\n\n")[:2]
+        lines = [line for line in f"{head}\n{timeline}".splitlines() if " · ran " not in line]
+        assert [] == [line for line in lines if cells(line) > columns]
+        shown = "".join(head.split())
+        assert "".join(text.replace("\x1b", r"\x1b").split()) in shown
+        assert "…" in timeline
 
 
 def test_stored_text_never_controls_the_terminal(store, output):

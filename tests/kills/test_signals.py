@@ -35,7 +35,7 @@ def test_workers_that_get_signals_at_any_instant_end_and_give_back_every_job(tmp
         (Sent([TERM], 0, 1.5), ["after SIGTERM a worker took 1.50 s after its last step"]),
         (
             Sent([TERM, TERM], 0, 0, {"j": Hold("web-1", 10**9, clean=False)}),
-            ["after SIGTERM and SIGTERM job j is held by web-1, whose lease ends in 1.0 s"],
+            ["after SIGTERM and SIGTERM job j is held by web-1, whose lease ends in 1 s"],
         ),
         (
             Sent([TERM], 0, 0, {"j": Hold(None, 0, clean=False)}),

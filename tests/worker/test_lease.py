@@ -255,7 +255,7 @@ def test_a_job_of_a_worker_can_not_be_resumed(same, runtime, store, clock):
     other = runtime if same else Runtime(clock=clock, store=store)
     assert host._take(False)
     clock.advance(10)
-    with pytest.raises(LeaseLostError, match=f"held by {runtime.owner}, whose lease ends in 20.0"):
+    with pytest.raises(LeaseLostError, match=f"held by {runtime.owner}, whose lease ends in 20 s"):
         flow.resume(runtime.load(job_id), runtime=other)
     host.run(until_idle=True)
     assert ["start", "resumed", "done"] == story(runtime, job_id)

@@ -268,6 +268,13 @@ def test_a_save_point_that_is_never_reached_is_an_error(flow_hosts):
         start(flow_hosts, save_at=[At(seq=2), At(seq=4)])
 
 
+@pytest.mark.parametrize("point", ["save_at", "kill_at"])
+@pytest.mark.parametrize("value", [2, "retry", [2], [At(seq=2), None]])
+def test_a_point_that_is_no_at_is_refused(flow_hosts, point, value):
+    with pytest.raises(HostError, match=rf"{point}=.* selects no commit; give {point}=At\(seq=2\)"):
+        start(flow_hosts, **{point: value})
+
+
 def test_a_kind_that_does_not_exist_is_refused_at_once():
     with pytest.raises(ValueError, match="kind='rety' is not a kind of commit; known: ") as refused:
         At(kind="rety")

@@ -263,6 +263,10 @@ REFUSED = {
     "start='yesterday'": "start='yesterday' is no instant; give a datetime or an ISO text",
     "start=0": "start=0 is no instant",
     "start=None": "start=None is no instant",
+    "start='0001-01-01', zone='America/New_York'": "start='0001-01-01' is too near to the first",
+    "start='0001-01-02T23:59:59.999999'": "start='0001-01-02T23:59:59.999999' is too near to the",
+    "start='9999-12-30T00:00:00.000001'": "start='9999-12-30T00:00:00.000001' is too near to the",
+    "start=datetime.max": "start=datetime.datetime(9999, 12, 31, 23, 59, 59, 999999) is too near",
     "zone='Berlin'": "zone='Berlin' is no time zone of this system; give a name of",
     "zone='Europe'": "zone='Europe' is no time zone",
     "zone='../etc/passwd'": "zone='../etc/passwd' is no time zone",
@@ -271,6 +275,14 @@ REFUSED = {
     "'2024-02-29'": "'2024-02-29' is neither start=… nor zone=…",
     "tz='UTC'": "tz is neither start=… nor zone=…",
 }
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Asia/Manila", "Pacific/Kiritimati", "America/Juneau"])
+@pytest.mark.parametrize("start", ["0001-01-03", "9999-12-30"])
+def test_the_first_and_the_last_start_have_a_local_time_in_each_zone(start, zone):
+    with frozen_clock(start=start, zone=zone):
+        assert datetime.now(UTC) == datetime.fromisoformat(start).replace(tzinfo=UTC)
+        assert abs(datetime.now() - datetime.fromisoformat(start)) < timedelta(hours=16)
 
 
 @pytest.mark.parametrize("arguments", sampled(REFUSED, [*REFUSED][::3]))
@@ -297,6 +309,7 @@ def test_a_marker_that_can_not_be_meant_is_refused_with_its_place(pytester, argu
     ("ini", "message"),
     [
         ("routilux_start = soon", "routilux_start: start='soon' is no instant"),
+        ("routilux_start = 0001-01-01", "routilux_start: start='0001-01-01' is too near to the"),
         ("routilux_zone = Mars/Base", "routilux_zone: zone='Mars/Base' is no time zone"),
     ],
 )

@@ -59,19 +59,16 @@ class Tally:
 def judge(mutant: Document | Rows, tally: Tally) -> None:
     """Read a mutant; raises `AssertionError` where an invariant is broken."""
     before = _peak(reset=True)
-    begun = time.thread_time()
-    try:
-        found = _read(mutant)
-        refusal = None
-    except SavedStateError as error:
-        found, refusal = None, error.with_traceback(None)
-    seconds = time.thread_time() - begun
+    found, refusal, seconds = _timed(mutant)
     memory = max(_peak() - before, 0)
     kind = "row" if isinstance(mutant, Rows) else mutant.seal
     tally.counts[kind] += 1
     if refusal is None:
         tally.counts[f"{kind}: {'accepted' if mutant.is_changed else 'unchanged'}"] += 1
     cost = (1, mutant.size, mutant.values)
+    for _ in range(2):  # other programs may have slowed the first reading down
+        if seconds > _sum(SECONDS, cost):
+            seconds = min(seconds, _timed(mutant)[2])
     assert seconds <= _sum(SECONDS, cost), f"it took {seconds:.2f} s for {mutant.size:,} bytes"
     assert memory <= _sum(MEMORY, cost), f"it took {memory / MB:.0f} MB for {mutant.size:,} bytes"
     if refusal is not None:
@@ -95,6 +92,18 @@ def judge(mutant: Document | Rows, tally: Tally) -> None:
         assert isinstance(mutant, Rows)
         assert not mutant.is_damaged, "damage was accepted"
         assert found == _load(rows_of(found), found.job_id)
+
+
+def _timed(
+    mutant: Document | Rows,
+) -> tuple[SavedState | JobState | None, SavedStateError | None, float]:
+    """Return what a mutant is read as, or its refusal, and the processor time of this thread."""
+    begun = time.thread_time()
+    try:
+        found, refusal = _read(mutant), None
+    except SavedStateError as error:
+        found, refusal = None, error.with_traceback(None)
+    return found, refusal, time.thread_time() - begun
 
 
 def _sum(prices: tuple[float, ...], amounts: tuple[int, ...]) -> float:

@@ -3,7 +3,8 @@
 Invariants:
 - An error counts if its class is AssertionError or that of `pytest.fail`, or a subclass; so does a
   group that has such a leaf.
-- An error that a fault of `flow_faults` raises is the test's own and does not count.
+- An error that the plugin itself raises does not count: a fault of `flow_faults` is the test's own,
+  and others fail the test anyway.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ADVICE: Final = (
     "mend the handler or the test; where jobs may fail by AssertionError, set"
     " routilux_handler_assertions = ignore"
 )
-_FAULTS: Final = str(Path(__file__).parent / "faults")
+_OURS: Final = str(Path(__file__).parent)
 
 
 def failed_assertion(commits: Iterable[Commit]) -> tuple[Commit, str] | None:
@@ -42,5 +43,5 @@ def _assertion_in(error: ErrorInfo) -> ErrorInfo | None:
     for part in (error, *error.leaves):
         kind = error_class(part.type)
         if kind is not None and issubclass(kind, AssertionError | pytest.fail.Exception):
-            return None if (part.where or "").startswith(_FAULTS) else part
+            return None if (part.where or "").startswith(_OURS) else part
     return None

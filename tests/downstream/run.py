@@ -111,8 +111,8 @@ def check(version: str, path: str, wheel: Path, folder: Path) -> list[str]:
     for pattern in BUGS:
         if not re.search(pattern, bugs, re.MULTILINE):
             raise Missed(f"{version}: the bugs' output has no {pattern}:\n{bugs}")
-    [repro] = re.findall(r"^repro  (pytest .*)$", bugs.replace("\\\n", ""), re.MULTILINE)
-    again = run(*pytest, *shlex.split(repro)[1:], cwd=folder / "orderdesk", expect=1)
+    [repro] = re.findall(r"^repro  python -m pytest (.*)$", bugs, re.MULTILINE)
+    again = run(*pytest, *shlex.split(repro), cwd=folder / "orderdesk", expect=1)
     if "fails" not in again.partition("reproducer")[2]:
         raise Missed(f"{version}: {repro} does not say that it fails:\n{again}")
     return [*done, "3 bugs are reported, and one is reproduced"]

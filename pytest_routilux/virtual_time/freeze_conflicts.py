@@ -67,7 +67,7 @@ def _refuse_start(undo: ExitStack, fixture: str, kind: type, text: Callable[[Any
         _refuse(fixture, f"{text(other)} {_origin()}")
 
     undo.callback(setattr, kind, "start", vars(kind)["start"])
-    kind.start = start  # type: ignore[attr-defined]
+    kind.start = start  # type: ignore[attr-defined]  # of both libraries' classes
 
 
 def _freeze_text(freeze: Any) -> str:

@@ -281,7 +281,7 @@ class Patches:
 def _names_of(kind: type) -> dict[str, Any]:
     # `vars` of a class is a view of this dict, which alone can change a class that is made in C.
     [names] = gc.get_referents(vars(kind))
-    return names  # type: ignore[no-any-return]
+    return names  # type: ignore[no-any-return]  # the dict of a class
 
 
 def _name_of(method: Any) -> str:

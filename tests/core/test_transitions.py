@@ -163,7 +163,7 @@ def test_jitter_is_drawn_from_the_task_and_the_same_on_every_host():
     assert all(SECOND * 9 // 10 <= delay <= SECOND * 11 // 10 for delay in here)
 
 
-def test_after_a_failure_steps_in_flight_commit_and_the_error_event_is_told_before_the_job_rests():
+def test_steps_in_flight_commit_and_the_error_event_is_handled_before_a_job_is_failed():
     story = reporting(ErrorHandler())
     failing, other = story.begin("0.0"), story.begin("0.1")
     assert story.end(failing, broken(failing)).status is JobStatus.RUNNING
@@ -235,22 +235,22 @@ def test_a_dropped_task_has_its_outcome(strategy, outcome):
 
 
 @pytest.mark.parametrize("limit", [None, 1, 3])
-@pytest.mark.parametrize("told", [True, False])
-def test_a_fresh_budget_uses_no_id_of_a_task_that_told_of_a_failure(limit, told):
+@pytest.mark.parametrize("reported", [True, False])
+def test_a_fresh_budget_uses_no_id_of_a_task_that_reported_a_failure(limit, reported):
     story = reporting(ErrorHandler(), limit)
     failing, other = story.begin("0.0"), story.begin("0.1")
     story.end(failing, broken(failing))
     story.end(other, done(other))
-    if told:
+    if reported:
         story.run()
     else:
         story.request("pause")
     story.crash()
     story.resume(retry_failed=True)
-    assert story.pending() == (["0.0"] if told else ["0.0", "0.0.0"])
+    assert story.pending() == (["0.0"] if reported else ["0.0", "0.0.0"])
     assert [t.task_id for t in story.fail(task_id="0.0").tasks] == ["0.0.1"]
     story.run(task_id="0.0.1")
-    if not told:
+    if not reported:
         story.run(task_id="0.0.0")
     story.resume(retry_failed=True)
     assert [(t.task_id, t.routine_id) for t in story.run("out", task_id="0.0").tasks] == [

@@ -1,4 +1,4 @@
-"""The event `error`: its tasks run before the job rests as failed, whatever fails the task."""
+"""The event `error`: its tasks run before the job is failed, whatever fails the task."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ WAYS: dict[str, tuple[Any, ErrorHandler | None, dict[str, int], str]] = {
 }
 
 
-def telling(body: Any, handler: ErrorHandler | None, workers: int | None, heard: list[Any]) -> Flow:
-    """A routine that fails, one that hears of it and tells another one, and one that never runs."""
+def reporting(
+    body: Any, handler: ErrorHandler | None, workers: int | None, heard: list[Any]
+) -> Flow:
+    """A routine that fails, one that reports it to another one, and one that never runs."""
 
-    def hears(self: Routine, **told: object) -> None:
-        heard.append(("hears", told))
-        self.emit("out", n=told["error_type"])
+    def listens(self: Routine, **reported: object) -> None:
+        heard.append(("listens", reported))
+        self.emit("out", n=reported["error_type"])
 
     def files(self: Routine, n: object) -> None:
         heard.append(("files", n))
@@ -44,10 +46,10 @@ def telling(body: Any, handler: ErrorHandler | None, workers: int | None, heard:
     fields = ["error_type", "message", "task_id"]
     first = Works(lambda self: (self.emit("out", n=1), self.emit("out", n=2), None)[-1])
     flow = chain(workers=workers, first=first, a=Works(body, handler, error=fields), b=never)
-    for name, hearer in (("hears", hears), ("files", files)):
-        flow.add_routine(Works(hearer), name)
-    flow.connect("a", "error", "hears", "trigger")
-    flow.connect("hears", "out", "files", "trigger")
+    for name, listener in (("listens", listens), ("files", files)):
+        flow.add_routine(Works(listener), name)
+    flow.connect("a", "error", "listens", "trigger")
+    flow.connect("listens", "out", "files", "trigger")
     return flow
 
 
@@ -72,26 +74,28 @@ def drive(how: str, flow: Flow, runtime: Runtime) -> JobState:
 def test_the_error_event_is_heard_before_the_job_rests_as_failed(way, how, workers):
     body, handler, limits, error = WAYS[way]
     heard: list[Any] = []
-    flow = telling(body, handler, workers, heard)
+    flow = reporting(body, handler, workers, heard)
     clock = FakeClock()
     with Runtime(clock=clock, store=MemoryStore(clock), **limits) as runtime:
         job = drive(how, flow, runtime)
     assert error == error_of(job)[0]
     assert job.updated_ns == job.commits[-1].at_ns
-    told = [what for who, what in heard if who == "hears"]
+    reported = [what for who, what in heard if who == "listens"]
     failed = [task for task in job.pending_tasks if task.failed]
-    assert {task.task_id for task in failed} == {what["task_id"] for what in told}
-    assert 1 <= len(told) == len(failed)
-    assert {error} == {what["error_type"].removeprefix("routilux.") for what in told}
-    assert len(told) == sum(who == "files" for who, _ in heard), "what the hearer sent is lost"
+    assert {task.task_id for task in failed} == {what["task_id"] for what in reported}
+    assert 1 <= len(reported) == len(failed)
+    assert {error} == {what["error_type"].removeprefix("routilux.") for what in reported}
+    assert len(reported) == sum(who == "files" for who, _ in heard), (
+        "what the listener sent is lost"
+    )
     assert "never" not in [who for who, _ in heard]
     assert JobState.deserialize(job.serialize()) == job
     statuses = [commit.status.value for commit in job.commits if commit.seq > 1]
     assert ["failed"] == statuses[-1:]
-    assert "failed" not in statuses[:-1], "the job rested before the failure was told"
+    assert "failed" not in statuses[:-1], "the job was failed before its failure was reported"
 
 
-def test_a_failed_hearer_leaves_both_tasks_failed_and_both_get_a_fresh_budget():
+def test_a_failed_listener_leaves_both_tasks_failed_and_both_get_a_fresh_budget():
     ran: list[tuple[str, int]] = []
 
     def body(self: Routine, **_: object) -> None:
@@ -100,8 +104,8 @@ def test_a_failed_hearer_leaves_both_tasks_failed_and_both_get_a_fresh_budget():
             raise ValueError
 
     flow = chain(a=Works(body, error=["message"]), b=rest)
-    flow.add_routine(Works(body), "hears")
-    flow.connect("a", "error", "hears", "trigger")
+    flow.add_routine(Works(body), "listens")
+    flow.connect("a", "error", "listens", "trigger")
     job = run(flow)
     assert ["start", "failed", "failed"] == kinds(job)
     assert [("0", True), ("0.0", True)] == [(t.task_id, t.failed) for t in job.pending_tasks]
@@ -116,15 +120,15 @@ def test_a_failed_hearer_leaves_both_tasks_failed_and_both_get_a_fresh_budget():
 def test_a_task_that_reports_a_failure_reports_none_of_its_own(strategy, how, workers):
     ran: list[str] = []
 
-    def hears(self: Routine, message: str) -> None:
+    def listens(self: Routine, message: str) -> None:
         ran.append(self.ctx.task_id)
         raise OSError("the dead-letter store is down")
 
     handler = retrying(max_retries=1) if strategy == "retry" else ErrorHandler(strategy)
     flow = chain(workers=workers, first=Works(fails(9), handler, error=["message"]))
-    flow.add_routine(Works(hears, handler, error=["message"]), "hears")
-    flow.connect("first", "error", "hears", "trigger")
-    flow.connect("hears", "error", "hears", "trigger")
+    flow.add_routine(Works(listens, handler, error=["message"]), "listens")
+    flow.connect("first", "error", "listens", "trigger")
+    flow.connect("listens", "error", "listens", "trigger")
     clock = FakeClock()
     with Runtime(clock=clock, store=MemoryStore(clock), max_steps=30) as runtime:
         job = drive(how, flow, runtime)
@@ -136,13 +140,13 @@ def test_a_task_that_reports_a_failure_reports_none_of_its_own(strategy, how, wo
 def test_the_task_of_an_error_event_that_kills_its_host_is_poisoned_under_the_same_limit():
     heard: list[str] = []
 
-    def hears(self: Routine, message: str) -> None:
+    def listens(self: Routine, message: str) -> None:
         heard.append(message)
         raise SystemExit
 
     flow = chain(a=Works(exits, error=["message"]))
-    flow.add_routine(Works(hears), "hears")
-    flow.connect("a", "error", "hears", "trigger")
+    flow.add_routine(Works(listens), "listens")
+    flow.connect("a", "error", "listens", "trigger")
     clock = FakeClock()
     with Runtime(clock=clock, store=MemoryStore(clock), max_recoveries=1) as runtime:
         runtime.submit(flow, "a", job_id="j")
@@ -150,14 +154,14 @@ def test_the_task_of_an_error_event_that_kills_its_host_is_poisoned_under_the_sa
         job = runtime.load("j")
     assert 2 == len(heard)
     assert "2 times: SystemExit: killed" in heard[0]
-    assert [("a", True), ("hears", True)] == [(t.routine_id, t.failed) for t in job.pending_tasks]
+    assert [("a", True), ("listens", True)] == [(t.routine_id, t.failed) for t in job.pending_tasks]
     assert "a (task 0, attempt 1)" in error_of(job)[1]
 
 
 @pytest.mark.parametrize("paused", [True, False])
 def test_the_error_event_survives_a_pause_and_a_dead_host(paused):
     heard: list[Any] = []
-    flow, clock = telling(fails(9), None, None, heard), FakeClock()
+    flow, clock = reporting(fails(9), None, None, heard), FakeClock()
     store = MemoryStore(clock)
 
     class Interferes:
@@ -183,10 +187,10 @@ def test_the_error_event_survives_a_pause_and_a_dead_host(paused):
         assert ("paused" if paused else "running") == before.status
         job = flow.resume(before, runtime=runtime)
     assert "failed" == job.status
-    assert ["hears", "files"] == [who for who, _ in heard]
+    assert ["listens", "files"] == [who for who, _ in heard]
 
 
-def test_a_cycle_of_failing_hearers_ends_at_max_steps():
+def test_a_cycle_of_failing_listeners_ends_at_max_steps():
     flow = chain(a=Works(lambda self, **_: 1 / 0 and None, error=["message"]))
     flow.connect("a", "error", "a", "trigger")
     with Runtime(clock=FakeClock(), max_steps=10) as runtime:

@@ -143,13 +143,13 @@ def test_the_error_event_reports_each_task_that_is_given_up(workers, last):
     }
     reports: list[dict[str, object]] = []
 
-    def hears(self, **reported):
+    def listens(self, **reported):
         reports.append(reported)
 
     lossy = Works(fails(9), retrying(max_retries=1, on_exhausted=last), error=list(facts))
     flow = chain(workers=workers, a=lossy)
-    flow.add_routine(Works(hears), "hears")
-    flow.connect("a", "error", "hears", "trigger")
+    flow.add_routine(Works(listens), "listens")
+    flow.connect("a", "error", "listens", "trigger")
     job = run(flow, n=[1])
     assert ("failed" if last == "stop" else "completed") == job.status
     assert [facts] == (reports or [task.payload for task in job.pending_tasks[1:]])

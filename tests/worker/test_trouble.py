@@ -308,8 +308,8 @@ def test_a_process_of_an_executor_tells_what_its_handler_raised():
         pytest.raises(SystemExit),
     ):
         flow.execute("a", runtime=runtime)
-    told = str(watcher.jobs[-1].interruption)
-    assert re.search(r"no licence\nraised in another process at .*concurrency\.py:\d+$", told)
+    text = str(watcher.jobs[-1].interruption)
+    assert re.search(r"no licence\nraised in another process at .*concurrency\.py:\d+$", text)
 
 
 def test_the_runs_of_a_poisoned_job_that_ended_in_different_ways_are_listed():

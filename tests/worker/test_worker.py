@@ -447,16 +447,16 @@ def test_taken_and_stopped_jobs_are_logged_and_what_failed_for_good_is_a_warning
         self.emit("out", n=1)
 
     caplog.set_level("INFO", "routilux")
-    flow = chain(stops=stops, rests=rest, raises=raises, cancels=cancels)
-    for name in ("rests", "raises", "cancels", "stops"):
+    flow = chain(stops=stops, ends=rest, raises=raises, cancels=cancels)
+    for name in ("ends", "raises", "cancels", "stops"):
         runtime.submit(flow, name, job_id=name)
     host = worker(runtime, flow, concurrency=1)
     host.run()
     place = f"{__file__}:{raises.__code__.co_firstlineno + 1}"
     failed = f"at raises attempt 1: ValueError: no stock at all ({place})"
     assert [
-        ("INFO", "took job rests of flow tale at commit 2"),
-        ("INFO", "job rests of flow tale is completed at commit 3"),
+        ("INFO", "took job ends of flow tale at commit 2"),
+        ("INFO", "job ends of flow tale is completed at commit 3"),
         ("INFO", "took job raises of flow tale at commit 2"),
         ("WARNING", f"job raises of flow tale failed for good {failed}"),
         ("INFO", "took job cancels of flow tale at commit 2"),

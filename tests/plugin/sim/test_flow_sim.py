@@ -204,7 +204,7 @@ async def naps(self, n=0) -> None:
 
 @pytest.mark.parametrize("body", [naps, partial(naps)])
 @pytest.mark.parametrize("method", ["run", "crash_everywhere", "check_determinism"])
-def test_an_async_test_of_async_handlers_is_told_to_be_a_plain_one(method, body, flow_sim):
+def test_an_async_test_of_async_handlers_is_asked_to_be_a_plain_one(method, body, flow_sim):
     simulates = partial(getattr(flow_sim, method), partial(chain, a=body), "a")
 
     async def test() -> None:

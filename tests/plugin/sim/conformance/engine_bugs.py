@@ -588,7 +588,7 @@ def a_task_that_fails_for_good_emits_no_error_event(patch: Patch) -> None:
     "the job is failed after commit 3 (failed of charge, task 0.0, attempt 1), but book",
     build=shop(CardRefused, non_retryable_exceptions=CardRefused),
 )
-def a_job_rests_as_failed_before_its_error_event_is_told(patch: Patch) -> None:
+def a_job_is_failed_before_its_error_event_is_handled(patch: Patch) -> None:
     def rest(_: None, self: Machine, commit: Commit) -> None:
         commit.status = JobStatus.FAILED
 

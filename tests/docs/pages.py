@@ -70,6 +70,15 @@ def all_pages() -> list[Page]:
     return [Page(path) for path in (ROOT / "README.md", *pages)]
 
 
+def earlier_pages(page: Page) -> list[Page]:
+    """Return the pages whose files a page continues: the chapters of the tutorial before it."""
+    if page.path.parent.name != "tutorial":
+        return []
+    pages = all_pages()
+    before = pages[: pages.index(page)]
+    return [earlier for earlier in before if earlier.path.parent == page.path.parent]
+
+
 def write_files(page: Page, folder: Path) -> None:
     """Write all files that a page shows; of several of one name the last remains."""
     for block in page.blocks:

@@ -5,7 +5,7 @@ Invariants:
 - A block whose first line is `# name` is a whole file. A later block of that name replaces it.
 - A `console` block has commands after `$ `, and below each what it prints. `…` there is any text
   within a line, and alone on a line any number of lines. Lengths of real time (`in 0.02s`,
-  `complete, 0.02 s`) may differ. The environment variables are fixed, so that a terminal of 80 columns is printed for.
+  `complete, 0.02 s`) may differ. The environment is fixed: a terminal of 80 columns, in UTC.
 - Blocks with `>>>` are doctests. Those of a page share their names, and run after its commands.
 """
 

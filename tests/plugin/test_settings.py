@@ -48,7 +48,7 @@ def counts(result: pytest.RunResult) -> tuple[int, int]:
 )
 def test_each_mode_shows_what_it_says(inner, args, shown):
     inner.makepyfile(REPORTS)
-    assert shown == counts(inner.runpytest_inprocess(*PLUGIN, *args))
+    assert shown == counts(run_pytest(inner, *PLUGIN, *args))
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_each_mode_shows_what_it_says(inner, args, shown):
 )
 def test_a_failure_shows_its_report_once_whatever_traceback_is_shown(inner, args, shown):
     inner.makepyfile(f"{REPORTS}        assert False")
-    result = inner.runpytest_inprocess(*PLUGIN, *args)
+    result = run_pytest(inner, *PLUGIN, *args)
     assert pytest.ExitCode.TESTS_FAILED == result.ret
     assert shown == result.outlines.count("  marker")
 
@@ -88,7 +88,7 @@ def test_a_failure_shows_its_report_once_whatever_traceback_is_shown(inner, args
 def test_workers_show_the_same_reports(inner, args, passed, failed):
     for ending, shown in (("", passed), ("        assert False", failed)):
         inner.makepyfile(REPORTS + ending)
-        result = inner.runpytest_inprocess(*PLUGIN, *args, "-p", "xdist.plugin", "-n", "1")
+        result = run_pytest(inner, *PLUGIN, *args, "-p", "xdist.plugin", "-n", "1")
         assert shown == counts(result)
 
 
@@ -100,7 +100,7 @@ def test_always_without_verbose_shows_the_reports_at_the_end_under_their_tests(i
         def test_three(): pass
         """
     )
-    lines = inner.runpytest_inprocess(*PLUGIN, "--routilux-report=always").outlines
+    lines = run_pytest(inner, *PLUGIN, "--routilux-report=always").outlines
     at = next(at for at, line in enumerate(lines) if "= flow reports =" in line)
     assert [
         f"{' test_two.py::test_one ':_^100}",
@@ -123,7 +123,7 @@ def test_a_failing_subtest_shows_the_report_of_that_moment(inner, verbose):
                     assert n != 2
         """
     )
-    result = inner.runpytest_inprocess(*PLUGIN, *verbose)
+    result = run_pytest(inner, *PLUGIN, *verbose)
     assert 1 == result.outlines.count("  step 2")
     result.stdout.fnmatch_lines(["*test_steps (n=2)*", "E *assert 2 != 2", "*- Flow report -*"])
 
@@ -151,7 +151,7 @@ def test_the_configuration_gives_the_mode_and_the_command_line_overrules_it(
         (("--routilux-report=auto",), (0, 1)),
         (("-o", "routilux_report=never"), (0, 0)),
     ):
-        assert shown == counts(inner.runpytest_inprocess(*PLUGIN, *workers, *args))
+        assert shown == counts(run_pytest(inner, *PLUGIN, *workers, *args))
 
 
 def refused(result: pytest.RunResult) -> str:
@@ -165,7 +165,7 @@ def refused(result: pytest.RunResult) -> str:
 @pytest.mark.parametrize("value", ["sometimes", "Always", ""])
 def test_another_mode_on_the_command_line_is_refused(inner, value):
     for terminal in ((), ("-p", "no:terminal")):
-        result = inner.runpytest_inprocess(*PLUGIN, *terminal, f"--routilux-report={value}")
+        result = run_pytest(inner, *PLUGIN, *terminal, f"--routilux-report={value}")
         assert f"ERROR: --routilux-report={value!r} is not valid; {ALLOWED}" == refused(result)
 
 
@@ -176,20 +176,20 @@ def test_another_mode_in_the_configuration_is_refused_unless_the_command_line_gi
     inner.makepyfile(REPORTS)
     (inner.path / name).write_text(text.format("sometimes"))
     line = f"ERROR: the setting routilux_report = 'sometimes' is not valid; {ALLOWED}"
-    assert line == refused(inner.runpytest_inprocess(*PLUGIN))
-    inner.runpytest_inprocess(*PLUGIN, "--routilux-report=auto").assert_outcomes(passed=1)
+    assert line == refused(run_pytest(inner, *PLUGIN))
+    run_pytest(inner, *PLUGIN, "--routilux-report=auto").assert_outcomes(passed=1)
 
 
 @NATIVE
 def test_a_value_of_another_type_in_a_native_table_is_refused(inner):
     inner.makepyprojecttoml("[tool.pytest]\nroutilux_report = true\n")
-    line = refused(inner.runpytest_inprocess(*PLUGIN))
+    line = refused(run_pytest(inner, *PLUGIN))
     assert "config option 'routilux_report' expects a string, got bool: True" in line
     assert line.endswith(f"; {ALLOWED}")
 
 
 def test_the_help_names_both_options_and_all_settings(inner):
-    result = inner.runpytest_inprocess(*PLUGIN, "--help")
+    result = run_pytest(inner, *PLUGIN, "--help")
     result.stdout.fnmatch_lines(
         ["flows of routilux:", "*--routilux-repro=R1.…*", "*--routilux-report=MODE*"]
     )

@@ -29,6 +29,7 @@ Verified = Callable[..., tuple[str, str]]
 
 ESCAPE: Final = "\x1b["
 XDIST: Final = ("-p", "xdist.plugin", "-n", "2")
+WORKER: Final = ("-p", "xdist.plugin", "-n", "1")
 
 TWO_TESTS: Final = """
     def test_one(flow_report):
@@ -174,7 +175,7 @@ def test_without_a_terminal_the_width_is_100_and_there_are_no_colours(inner, mon
     assert ESCAPE not in result.stdout.str()
 
 
-@pytest.mark.parametrize("workers", [(), XDIST])
+@pytest.mark.parametrize("workers", [(), WORKER])
 def test_color_yes_gives_colours_with_workers_too(inner, workers):
     inner.makepyfile(TWO_TESTS)
     out = run_pytest(inner, *PLUGIN, *workers, "-v", "--color=yes").outlines
@@ -208,7 +209,7 @@ def terminal_output(folder: Path, environ: dict[str, str], *args: str) -> list[s
     ("environ", "args", "colours"),
     [
         ({}, (), True),
-        ({}, XDIST, True),
+        ({}, WORKER, True),
         ({"NO_COLOR": "1"}, (), False),
         ({"TERM": "dumb"}, (), False),
     ],

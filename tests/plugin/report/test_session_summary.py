@@ -6,6 +6,7 @@ Lines are compared exactly; only real time (`⏱`) may differ.
 from __future__ import annotations
 
 import re
+from itertools import product
 from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree as ET
@@ -15,6 +16,7 @@ from rich.cells import cell_len
 
 from pytest_routilux.report.session_summary import summary_lines
 from tests.plugin.inner import PLUGIN, assert_golden, run_pytest
+from tests.soak import sampled
 
 XDIST: Final = ("-p", "xdist.plugin", "-n", "2")
 JUNIT: Final = ("--junitxml=out.xml", "-o", "junit_family=xunit1")
@@ -191,8 +193,13 @@ def test_each_run_of_a_test_counts_and_the_last_one_gives_the_properties(inner):
 # --- when it is shown -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("args", [(), ("-v",), ("-q", "--routilux-report=always")])
-@pytest.mark.parametrize("assertion", ["assert True", "assert False"])
+@pytest.mark.parametrize(
+    ("assertion", "args"),
+    sampled(
+        product(["assert True", "assert False"], [(), ("-v",), ("-q", "--routilux-report=always")]),
+        [("assert True", ()), ("assert False", ("-v",))],
+    ),
+)
 def test_it_is_printed_below_one_blank_line(inner, args, assertion):
     inner.makepyfile(f"def test_it(flow_clock_bare): flow_clock_bare.advance(1); {assertion}")
     lines = run_pytest(inner, *PLUGIN, *args).outlines
@@ -352,7 +359,9 @@ FIGURES: Final = """
 """
 
 
-@pytest.mark.parametrize("args", [(), XDIST, ("--routilux-report=always",)])
+@pytest.mark.parametrize(
+    "args", [(), XDIST, pytest.param(("--routilux-report=always",), marks=pytest.mark.soak)]
+)
 def test_junitxml_has_the_figures_of_each_test(inner, args):
     run_inner(inner, FIGURES, *JUNIT, *args).assert_outcomes(failed=1, passed=2)
     assert {

@@ -333,7 +333,7 @@ def test_a_project_can_switch_the_plugin_off(installed):
     assert [] == result.errlines
     plain = installed.runpytest_subprocess("-p", "no:routilux", "--fixtures", "--markers")
     assert "flow_" not in plain.stdout.str()
-    for option in ("--routilux-report=auto", "--routilux-repro=R1.9f3c.fifo"):
-        unknown = installed.runpytest_subprocess("-p", "no:routilux", option)
-        assert pytest.ExitCode.USAGE_ERROR == unknown.ret
-        unknown.stderr.fnmatch_lines([f"*unrecognized arguments: {option}"])
+    options = ("--routilux-report=auto", "--routilux-repro=R1.9f3c.fifo")
+    unknown = installed.runpytest_subprocess("-p", "no:routilux", *options)
+    assert pytest.ExitCode.USAGE_ERROR == unknown.ret
+    unknown.stderr.fnmatch_lines([f"*unrecognized arguments: {' '.join(options)}"])

@@ -182,9 +182,9 @@ def test_a_job_resumes_from_a_store_at_the_commit_of_the_kill(flow_hosts, tmp_pa
     args = {"tries": 99, "calls": str(calls)}
     a = start(flow_hosts, 99, calls, job_id="A7", store=store, kill_at=RETRY_2)
     assert (4, {}, None) == (a.killed_at, a.saved, a.end)
-    assert ("running", 4, 2) == (a.job.status, a.job.seq, a.job.retry_count())
     b = flow_hosts.resume(store=store, job_id="A7", build=shop, build_args=args, look=facts)
     assert 2 == b.seen["retries"]
+    assert ("running", 4, 2) == (a.job.status, a.job.seq, a.job.retry_count())
     assert ("failed", 4) == (b.job.status, b.job.retry_count())
     assert [(a.pid, 1), (a.pid, 2), (b.pid, 3), (b.pid, 4), (b.pid, 5)] == calls_of(calls)
     assert [300, 450, 675, 1012.5] == [retry.actual_ns / 10**6 for retry in b.monitor.retries]

@@ -16,6 +16,8 @@ from routilux.core.commits import Commit, CommitKind, JobStatus
 from routilux.core.parts import DroppedTask, Output, PendingTask, RoutineState, RoutineStatus
 from routilux.core.wire import in_range, texts
 from routilux.errors import IllegalTransitionError
+from routilux.graph.growing import plain_values
+from routilux.graph.patches import ABSENT, PatchError, patched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -61,7 +63,7 @@ class FoldedJob:
         "routine_states",
         "seq",
         "shape",
-        "shared_data",
+        "shared",
         "started_ns",
         "status",
         "stops",
@@ -84,7 +86,7 @@ class FoldedJob:
         self.interruption: ErrorInfo | None = None
         self.interrupted_task: str | None = None
         self.routine_states: dict[str, RoutineState] = {}
-        self.shared_data: dict[str, object] = {}
+        self.shared: dict[str, object] = {}  # as the engine keeps it; `shared_data` is plain
         self.outputs: list[Output] = []
         self.dropped: list[DroppedTask] = []
         self.error: ErrorInfo | None = None
@@ -97,6 +99,11 @@ class FoldedJob:
         self.history_limit: int | None = None
         # The clock of its runtime; a saved form says when it was saved.
         self.clock_ns: Callable[[], int] | None = None
+
+    @property
+    def shared_data(self) -> dict[str, object]:
+        """The data that all steps of the job share, by key."""
+        return plain_values(self.shared)
 
     @property
     def pending_tasks(self) -> tuple[PendingTask, ...]:
@@ -125,7 +132,13 @@ class FoldedJob:
         return tuple(self._commits)
 
     def _first_difference(self, other: FoldedJob) -> str | None:
-        return next((n for n in _COMPARED if not _same(getattr(self, n), getattr(other, n))), None)
+        return next((n for n in _COMPARED if not _same(self._seen(n), other._seen(n))), None)
+
+    def _seen(self, name: str) -> object:
+        """Return an attribute as a user sees it."""
+        if name == "routine_states":
+            return {key: state.seen() for key, state in self.routine_states.items()}
+        return getattr(self, name)
 
     def fold(self, commit: Commit) -> Sequence[PendingTask]:
         """Apply a commit to the job, and return the tasks to schedule.
@@ -196,16 +209,17 @@ class FoldedJob:
         if pending.reports and kind is not _RETRY and kind is not _CONFLICT:
             self._reports.discard(task_id)
         if kind is _DONE:
+            state = None if commit.state is None else self._written(routine.kept, commit.state)
+            if commit.shared is not None:
+                self.shared = self._written(self.shared, commit.shared)
+            if state is not None:
+                routine.kept = state
             del self._pending[task_id]
             self._waiting.discard(task_id)
             routine.attempts += 1
             routine.completed += 1
             if self.recoveries:
                 self._note_progress()
-            if commit.state is not None:
-                routine.state = self._written(routine.state, commit.state)
-            if commit.shared is not None:
-                self.shared_data = self._written(self.shared_data, commit.shared)
             return self._deliver(commit, pending.reports) if commit.emissions else ()
         if kind is _RETRY:
             due = commit.due_ns
@@ -374,11 +388,18 @@ class FoldedJob:
         new.update(writes.values)
         for key in writes.removed:
             new.pop(key, None)
+        for key, patches in writes.patches.items():
+            try:
+                new[key] = patched(new.get(key, ABSENT), patches)
+            except PatchError as error:
+                raise PatchError(f"its patch of {key!r} does not fit: {error}") from None
         return new
 
 
 _DERIVED: Final = ("_failed", "_replaying", "_reports", "_waiting", "history_limit", "clock_ns")
-_COMPARED: Final = tuple(name for name in FoldedJob.__slots__ if name not in _DERIVED)
+_COMPARED: Final = tuple(
+    name.replace("shared", "shared_data") for name in FoldedJob.__slots__ if name not in _DERIVED
+)
 
 
 def _same(a: object, b: object) -> bool:

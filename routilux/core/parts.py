@@ -11,7 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
@@ -30,6 +30,7 @@ from routilux.core.wire import (
     task_id,
 )
 from routilux.errors import CorruptStateError
+from routilux.graph.growing import plain_values
 from routilux.graph.messages import Task
 
 if TYPE_CHECKING:
@@ -58,11 +59,12 @@ DROPPED_AS: Final = (RoutineStatus.SKIPPED, RoutineStatus.ERROR_CONTINUED)
 class RoutineState:
     """The saved data and the task counts of one routine in a job.
 
+    `kept` is the data as the engine keeps it, `state` as a user reads it.
     `attempts` counts attempts that ended, over all tasks; `retry_count` is the most retries that
     one task has used; `completed`, `skipped`, `error_continued` and `failed` count tasks.
     """
 
-    state: dict[str, object] = field(default_factory=dict)
+    kept: dict[str, object] = field(default_factory=dict)
     attempts: int = 0
     retry_count: int = 0
     completed: int = 0
@@ -70,6 +72,15 @@ class RoutineState:
     error_continued: int = 0
     failed: int = 0
     error: ErrorInfo | None = None
+
+    @property
+    def state(self) -> dict[str, object]:
+        """The routine's own data, by key."""
+        return plain_values(self.kept)
+
+    def seen(self) -> RoutineState:
+        """Return a copy that can be compared by value."""
+        return replace(self, kept=self.state)
 
     @property
     def status(self) -> RoutineStatus:

@@ -87,7 +87,7 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
         routine_id: RoutineState.load(entry, f"{path}.routine_states[{routine_id!r}]")
         for routine_id, entry in payload(f["routine_states"], f"{path}.routine_states").items()
     }
-    job.shared_data = payload(f["shared_data"], f"{path}.shared_data")
+    job.shared = payload(f["shared_data"], f"{path}.shared_data")
     for i, entry in enumerate(f["pending_tasks"]):
         pending = PendingTask.load(entry, f"{path}.pending_tasks[{i}]")
         if pending.task_id in job._pending:

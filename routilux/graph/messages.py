@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Final
 from routilux.codec import registry
 from routilux.codec.copying import copy_value
 from routilux.errors import UnserializableError
+from routilux.graph.growing import plain_values
+from routilux.graph.patches import Patch
 from routilux.retry.raised import leaves_of
 
 if TYPE_CHECKING:
@@ -195,12 +197,17 @@ def copied_payload(payload: Mapping[str, object], place: str) -> dict[str, objec
         try:
             copied[name] = copy_value(value)
         except Exception as error:
-            raise UnserializableError(
-                f"{place}.{name}",
-                f"{registry.type_name(type(value))} can't be copied"
-                f" ({registry.failure_text(error)}); use plain data, since each reader gets a copy",
-            ) from None
+            raise uncopied(f"{place}.{name}", value, error) from None
     return copied
+
+
+def uncopied(place: str, value: object, error: Exception) -> UnserializableError:
+    """Return the error for a value that can't be copied."""
+    return UnserializableError(
+        place,
+        f"{registry.type_name(type(value))} can't be copied"
+        f" ({registry.failure_text(error)}); use plain data, since each reader gets a copy",
+    )
 
 
 @dataclass(slots=True)
@@ -251,8 +258,8 @@ class StepInput:
     task: Task
     attempt: int
     job_id: str
-    state: dict[str, object]
-    shared: dict[str, object]
+    kept_state: dict[str, object]
+    kept_shared: dict[str, object]
     seq: int
     effects: dict[str, RecordedEffect] | None
     started_ns: int
@@ -262,6 +269,16 @@ class StepInput:
     final: bool
 
     @property
+    def state(self) -> dict[str, object]:
+        """The routine's own data when the step began."""
+        return plain_values(self.kept_state)
+
+    @property
+    def shared(self) -> dict[str, object]:
+        """The shared data when the step began."""
+        return plain_values(self.kept_shared)
+
+    @property
     def who(self) -> str:
         """The routine, task and attempt of the step, as text for messages."""
         return f"{self.task.routine_id} (task {self.task.task_id}, attempt {self.attempt})"
@@ -269,10 +286,20 @@ class StepInput:
 
 @dataclass(slots=True)
 class Writes:
-    """A step's changes to state or to shared data."""
+    """A step's changes to state or to shared data.
+
+    `values` are new values of whole keys, `removed` are keys, and `patches` change a part of a
+    value or add to it. A key is in one of them.
+    """
 
     values: dict[str, object]
     removed: tuple[str, ...] = ()
+    patches: dict[str, list[Patch]] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys that the step changed."""
+        return [*self.values, *self.removed, *self.patches]
 
 
 @dataclass(slots=True)

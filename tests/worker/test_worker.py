@@ -100,16 +100,16 @@ def test_jobs_that_come_back_from_a_wait_take_up_room_again(runtime, clock):
     for _ in range(40):
         runtime.submit(flow, "a")
     host = worker(runtime, flow)
-    while host._has_room() and host._take(False):
+    while host._capacity.check() and host._take(False):
         clock.advance(0)
-    assert host._has_room(), "all wait"
+    assert host._capacity.check(), "all wait"
     clock.advance(60)
     for _ in range(2):
         runtime.submit(flow, "a")
         assert host._take(False), "it had checked for room before"
-    assert not host._has_room()
+    assert not host._capacity.check()
     clock.advance(100)
-    assert host._has_room()
+    assert host._capacity.check()
     host.run(until_idle=True)
 
 

@@ -185,6 +185,13 @@ class PoolDriver:
         self._threads.resize(self._width + self._blocked)
         self._signal.set()
 
+    def widen(self, size: int) -> None:
+        """Take up to `size` steps at once in its own threads; the caller holds the lock."""
+        if size > self.size:
+            self.size = self._width = size
+            self._threads.resize(size + self._blocked)
+            self._signal.set()
+
     def close(self) -> None:
         """Let the pool's own threads end."""
         self._threads.close()

@@ -59,8 +59,9 @@ class Worker:
     It takes jobs that were submitted, given back, or left by a host whose lease has ended. `lease`
     is in seconds: how long other hosts wait before they take over from a host that has died. Jobs
     run with `runtime`, whose store is `store`. `concurrency` is the most jobs that it runs at once,
-    by default as many as its runtime has threads: 32, or those of the runtime's executor. A job
-    that can't be resumed is logged once, and tried again after each `lease`.
+    by default as many as its runtime has threads: 32, or those of the runtime's executor; more than
+    the executor has is refused. A job that can't be resumed is logged once, and tried again after
+    each `lease`.
 
     `flows` may hold several flows of one id, such as an old and a new release: a job runs on the
     flow of its shape. With `allow_changed_flow` a job whose shape none of them has runs on the

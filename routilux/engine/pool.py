@@ -180,10 +180,12 @@ class PoolDriver:
     def poke(self) -> None:
         self._signal.set()
 
-    def block(self, change: int) -> None:
+    def block(self, change: int) -> bool:
+        full = not self.room
         self._blocked += change
         self._threads.resize(self._width + self._blocked)
         self._signal.set()
+        return full
 
     def widen(self, size: int) -> None:
         """Take up to `size` steps at once in its own threads; the caller holds the lock."""

@@ -5,9 +5,12 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
+# The tests start many processes, so each module is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := test
-.PHONY: showcase test soak bench bench-store lint wheel downstream clean FORCE
+.PHONY: showcase test soak bench bench-store lint docs wheel downstream clean FORCE
 
 showcase: $(STAMP)
 	$(PYTEST) showcase/ -v
@@ -46,6 +49,12 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/codespell README.md CHANGELOG.md CONTRIBUTING.md docs \
+		routilux pytest_routilux showcase
+
+# The pages, without a network: docs/_build/html/index.html. A warning is an error.
+docs: $(STAMP)
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
 
 wheel: $(STAMP)
 	rm -rf dist
@@ -84,7 +93,7 @@ endef
 export WHEEL_CHECK
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist docs/_build
 
 # The stamp names the interpreter and is written last: another PYTHON, or an installation that
 # broke off, gets a fresh environment; a changed pyproject.toml only installs what it adds.

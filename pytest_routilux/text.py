@@ -73,8 +73,8 @@ def wrapped(text: str, cells: int, lines: int) -> list[str]:
 
     The last line may be shortened. A no-break space joins words, and is written as a blank.
 
-    >>> wrapped("one two three four", 9, 2)
-    ['one two', 'three fo…']
+    >>> wrapped("one two three five", 9, 2)
+    ['one two', 'three fi…']
     """
     found = [""]
     words = [plain(word.replace("\N{NO-BREAK SPACE}", " ")) for word in text.split(" ")]

@@ -54,8 +54,11 @@ class JobFailedError(RoutiluxError):
     """The job has status `failed`; see `JobState.raise_for_status`."""
 
 
-class StepTimeoutError(RoutiluxError):
-    """An attempt took longer than the `timeout` of the error handler."""
+class StepTimeoutError(RoutiluxError, TimeoutError):
+    """An attempt took longer than the `timeout` of the error handler.
+
+    It is a `TimeoutError`, so a handler that retries `OSError` or `TimeoutError` retries it.
+    """
 
 
 class StepLimitError(RoutiluxError):

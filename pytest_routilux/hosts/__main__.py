@@ -66,6 +66,7 @@ class _Host:
         self._saved: list[int] = []
         self._seen: object = None
         self._job_id = ""
+        self._seq = 0
         self.clock = clock
         path = request["store"]
         store = None if path is None else SqliteStore(path)
@@ -73,7 +74,7 @@ class _Host:
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
         """Save the job or kill the host, as requested for this commit."""
-        self._job_id = job.job_id
+        self._job_id, self._seq = job.job_id, commit.seq
         self._missed = [point for point in self._missed if not _is_at(point, commit)]
         self._commits.append(
             f"{commit.seq} {commit.kind} {commit.routine_id or ''} {commit.attempt or ''}".rstrip()
@@ -107,6 +108,7 @@ class _Host:
     def _report(self, *, killed_at: int | None) -> None:
         report = {
             "job_id": self._job_id,
+            "seq": self._seq,
             "killed_at": killed_at,
             "saved": self._saved,
             "missed": self._missed,

@@ -88,9 +88,9 @@ class HostResult:
     """The result of a job's run on a host.
 
     `saved` are the documents that the host wrote, by commit; `end` is the document for the stopped
-    job, None if a store keeps the job or the host was killed at commit `killed_at`. `waits` are
-    the waits on the host's clock, `seen` is the value that `look` returned there, `output` is what
-    the host printed.
+    job, None if a store keeps the job or the host was killed at commit `killed_at`; `seq` is the
+    host's last commit. `waits` are the waits on the host's clock, `seen` is the value that `look`
+    returned there, `output` is what the host printed.
     """
 
     pid: int
@@ -103,6 +103,7 @@ class HostResult:
     modules: tuple[str, ...]
     store: Path | None
     job_id: str
+    seq: int
 
     @property
     def document(self) -> Path:
@@ -121,12 +122,13 @@ class HostResult:
 
     @cached_property
     def job(self) -> JobState:
-        """The job, loaded from the store or the last document."""
+        """The job as the host left it, loaded from the store or the last document."""
         for name in self.modules:
             importlib.import_module(name)
         if self.store is not None:
             with SqliteStore(self.store) as store:
-                return Runtime(store=store).load(self.job_id, history=True)
+                job = Runtime(store=store).load(self.job_id, history=True)
+            return job.at(self.seq)  # another host may have resumed it
         return SavedState.read(self.document).job
 
     @cached_property
@@ -318,6 +320,7 @@ class FlowHosts:
             modules=tuple(names),
             store=store,
             job_id=report["job_id"],
+            seq=report["seq"],
         )
 
     def launch(

@@ -1,7 +1,8 @@
 """Runs pytest in a process of its own with our plugin, installed or not, and no others unasked.
 
 The process is forked from a server that has imported pytest and the engine, so that no run pays
-for that again; neither our plugin nor anything of the tests is imported there.
+for that again; neither our plugin nor anything of the tests is imported there. The commands of the
+documentation run in the same way.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -64,19 +66,30 @@ def run_pytest(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
     }
     environment.pop("PYTEST_XDIST_WORKER", None)  # of the run that this test is in
     begun = perf_counter()
-    ret = _asked(
+    command = ["pytest", f"--basetemp={temporary}", *args]
+    ret = run_command(command, Path.cwd(), environment, out=out, err=err)
+    lines = [path.read_text("utf-8").splitlines() for path in (out, err)]
+    for stream, printed in zip((sys.stdout, sys.stderr), lines, strict=True):
+        stream.writelines(f"{line}\n" for line in printed)
+    return pytest.RunResult(ret, *lines, perf_counter() - begun)
+
+
+def run_command(
+    command: list[str], folder: Path, environment: dict[str, str], *, out: Path, err: Path
+) -> int:
+    """Run `pytest …`, `python FILE …`, `python -m MODULE …` or `routilux …`; return its status.
+
+    The environment is the whole one of the command, and needs PYTHONPATH.
+    """
+    return _asked(
         {
-            "args": [f"--basetemp={temporary}", *args],
-            "folder": str(Path.cwd()),
+            "command": command,
+            "folder": str(folder),
             "environment": environment,
             "out": str(out),
             "err": str(err),
         }
     )
-    lines = [path.read_text("utf-8").splitlines() for path in (out, err)]
-    for stream, printed in zip((sys.stdout, sys.stderr), lines, strict=True):
-        stream.writelines(f"{line}\n" for line in printed)
-    return pytest.RunResult(ret, *lines, perf_counter() - begun)
 
 
 def stop() -> None:
@@ -122,17 +135,29 @@ def _serve() -> None:
 
 
 def _run(
-    args: list[str], folder: str, environment: dict[str, str], out: str, err: str
-) -> int | pytest.ExitCode:
+    command: list[str], folder: str, environment: dict[str, str], out: str, err: str
+) -> int | str | None:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     known = environment["PYTHONPATH"].split(os.pathsep)
     sys.path[:] = [folder, *filter(None, known), *(p for p in sys.path if p not in known)]
     for name, number in (out, 1), (err, 2):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.argv[:] = ["pytest", *args]
-    return pytest.main()
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), number)
+    match command:
+        case ["pytest" | "routilux" as module, *args]:
+            pass
+        case ["python", "-m", module, *args]:
+            pass
+        case ["python", script, *args]:
+            sys.argv[:] = [script, *args]
+            runpy.run_path(script, run_name="__main__")
+            return 0
+    sys.argv[:] = [module, *args]
+    if module == "pytest":
+        return pytest.main()
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    return 0
 
 
 def assert_golden(golden: str, lines: list[str]) -> None:

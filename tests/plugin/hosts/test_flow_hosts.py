@@ -17,6 +17,7 @@ from pytest_routilux.hosts.flow_hosts import At, HostError
 from routilux import FakeClock, Flow, Routine, Runtime, SavedState
 from tests.plugin import shop as shop_module
 from tests.plugin.shop import Money, breaking, doubts, facts, napping, shop
+from tests.soak import also
 
 PRICE = {"price": Decimal("19.90")}
 RETRY_2 = At(kind="retry", routine_id="charge", attempt=2)
@@ -132,7 +133,7 @@ def test_a_document_of_this_process_is_resumed_on_a_host_that_starts_when_it_was
 
 @pytest.mark.parametrize(
     ("strategy", "thread"),
-    [("sequential", "MainThread"), ("concurrent", "routilux-"), (None, "MainThread")],
+    also(("concurrent", "routilux-"), ("sequential", "MainThread"), (None, "MainThread")),
 )
 def test_the_strategy_of_a_saved_flow_can_be_another_one_on_the_next_host(
     flow_hosts, tmp_path, strategy, thread
@@ -181,9 +182,9 @@ def test_a_job_resumes_from_a_store_at_the_commit_of_the_kill(flow_hosts, tmp_pa
     args = {"tries": 99, "calls": str(calls)}
     a = start(flow_hosts, 99, calls, job_id="A7", store=store, kill_at=RETRY_2)
     assert (4, {}, None) == (a.killed_at, a.saved, a.end)
-    assert ("running", 4, 2) == (a.job.status, a.job.seq, a.job.retry_count())
     b = flow_hosts.resume(store=store, job_id="A7", build=shop, build_args=args, look=facts)
     assert 2 == b.seen["retries"]
+    assert ("running", 4, 2) == (a.job.status, a.job.seq, a.job.retry_count())
     assert ("failed", 4) == (b.job.status, b.job.retry_count())
     assert [(a.pid, 1), (a.pid, 2), (b.pid, 3), (b.pid, 4), (b.pid, 5)] == calls_of(calls)
     assert [300, 450, 675, 1012.5] == [retry.actual_ns / 10**6 for retry in b.monitor.retries]

@@ -1,0 +1,113 @@
+"""Every page of the documentation is true: its files run, its commands print what it shows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docs.pages import ROOT, Differs, Page, all_pages, run_page, write_files
+from tests.plugin.inner import PLUGIN, run_command
+
+PAGES = all_pages()
+
+
+def run(command: list[str], folder: Path) -> tuple[int, str]:
+    """Run a command as a reader would who has installed the project."""
+    out = folder / ".printed"
+    out.unlink(missing_ok=True)
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(folder),
+        "PYTHONPATH": str(ROOT),
+        "PYTHONIOENCODING": "utf-8",
+        "PYTHONDONTWRITEBYTECODE": "1",  # a page replaces a file within a second
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        "COLUMNS": "80",
+        "TZ": "UTC",
+    }
+    match command:
+        case ["pytest", *args]:
+            workers = ["-p", "xdist"] if "-n" in args else []
+            command = ["pytest", *PLUGIN, *workers, f"--basetemp={folder / '.tmp'}", *args]
+        case ["python" | "routilux", *_]:
+            pass
+        case _:
+            done = subprocess.run(
+                command,
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+                check=False,
+            )
+            return done.returncode, done.stdout
+    code = run_command(command, folder, environment, out=out, err=out)
+    return code, out.read_text("utf-8")
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """An empty folder with a short path, because tables and lines are cut to the terminal."""
+    with tempfile.TemporaryDirectory() as path:
+        yield Path(path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_a_page_says_what_happens(page: Page, folder: Path) -> None:
+    if page.path.parent.name == "tutorial":  # a chapter continues those before it
+        for chapter in PAGES[: PAGES.index(page)]:
+            if chapter.path.parent == page.path.parent:
+                write_files(chapter, folder)
+
+    difference = None
+    try:
+        run_page(page, folder, run)
+    except Differs as found:
+        difference = str(found)
+    if difference is not None:
+        pytest.fail(difference, pytrace=False)
+
+
+GREETING = """
+```python
+# greet.py
+print("hello", "world")
+```
+
+```console
+$ python greet.py
+{output}
+```
+"""
+
+
+@pytest.mark.parametrize("output", ["hello world", "hello …", "…", "…\nhello world\n…"])
+def test_an_output_may_leave_out_text(output: str, tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text(GREETING.format(output=output), encoding="utf-8")
+
+    assert 1 == run_page(Page(tmp_path / "page.md"), tmp_path, run)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (GREETING.format(output="hello you"), r"page\.md:7: \$ python greet\.py\nprints something"),
+        (GREETING.format(output=""), r"else than the page says \(exit status 0\):\nhello world$"),
+        ("```python\nprint(1)\n```\n", r"page\.md:1: a block of python is neither a file"),
+        ("```\nwhat\n```\n", r"page\.md:1: .* has no language"),
+        ("```console\nls\n```\n", r"page\.md:1: a console block begins with"),
+        ("```python\n>>> 1 + 1\n3\n```\n", r"page\.md: the doctests of the page fail"),
+    ],
+)
+def test_a_page_that_is_wrong_is_found(text: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text(text, encoding="utf-8")
+
+    with pytest.raises(Differs, match=says):
+        run_page(Page(tmp_path / "page.md"), tmp_path, run)

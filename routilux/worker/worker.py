@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from routilux.persist.store import JobStore
 
 _log = logging.getLogger("routilux")
+_MOST_FAILED: Final = 5  # tasks that a line of the log names
 _FIRST_WAIT: Final = SECOND // 20
 _LONGEST_WAIT: Final = SECOND
 
@@ -432,12 +433,15 @@ def _log_stop(job: JobState) -> None:
     elif status is not JobStatus.FAILED:
         _log.info("%s is %s at commit %d", name, status.value, job.seq)
     else:
-        failed = [
-            f" at {t.routine_id} attempt {t.attempt - 1}" for t in job.pending_tasks if t.failed
-        ]
+        failed = [task for task in job.pending_tasks if task.failed]
+        where = "".join(f" at {t.routine_id} attempt {t.attempt - 1}" for t in failed[:1])
         error = " ".join(str(job.error).split())
         line = f" ({job.error.where})" if job.error is not None and job.error.where else ""
-        _log.warning("%s failed for good%s: %s%s", name, "".join(failed[:1]), error, line)
+        rest = "".join(
+            f"; {t.routine_id} failed at attempt {t.attempt - 1}{job._other_error(t)}"
+            for t in failed[1:_MOST_FAILED]
+        )
+        _log.warning("%s failed for good%s: %s%s%s", name, where, error, line, rest)
 
 
 def _by_id(flows: Iterable[Flow]) -> dict[str, list[Flow]]:

@@ -256,7 +256,10 @@ def _outcome(step: StepInput, done: Future[Returned]) -> StepOutcome | BaseExcep
     """Return the outcome of a step in another process, or what broke off the step."""
     error = _refusal(done)
     if error is None:
-        return done.result().open(step.number)
+        try:
+            return done.result().open(step.number)
+        except Exception as broken:  # else the step would never end
+            return broken
     if isinstance(error, UnserializableError):
         return failure(step.number, error)  # of the job's data, not of the executor
     if isinstance(error, BrokenExecutor) or not isinstance(error, Exception):

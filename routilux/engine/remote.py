@@ -281,7 +281,7 @@ def _subclass(module: str, name: str, bases: list[type], members: dict[str, obje
     members |= {"__module__": module, "__qualname__": name}
     try:
         return type(name, tuple(bases), members)
-    except Exception:  # of a metaclass or of `__init_subclass__`
+    except BaseException:  # of a metaclass or of `__init_subclass__`
         errors = [base for base in bases if issubclass(base, BaseException)]
         plain = next(base for base in errors[0].__mro__ if base.__module__ == "builtins")
         return type(name, (plain,), members)

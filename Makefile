@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
+# The tests start many processes, so each module is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := test
 .PHONY: showcase test soak bench bench-store lint docs wheel downstream clean FORCE
@@ -51,7 +54,7 @@ lint: $(STAMP)
 
 # The pages, without a network: docs/_build/html/index.html. A warning is an error.
 docs: $(STAMP)
-	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
+	$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going --builder html docs docs/_build/html
 
 wheel: $(STAMP)
 	rm -rf dist

@@ -178,7 +178,7 @@ def _section(
     alone = [entry for entry in entries if numbers[like(entry)] <= MOST]
     lines += [parts(entry) for entry in alone[:_MOST_LINES]]
     for line in lines:
-        page.line("  ", *line, cut=True)
+        page.wrapped("  ", *line, indent="    ")
     if len(alone) > _MOST_LINES:
         page.line((f"  … and {len(alone) - _MOST_LINES:,} more; --json has all", "dim"))
 

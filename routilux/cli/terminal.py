@@ -53,24 +53,28 @@ class Page:
         row = [_styled(part) for part in parts]
         self.text(self._coloured(_cut(row, self.width) if cut and self.width else row))
 
-    def wrapped(self, *parts: Part) -> None:
-        """Write `parts` as one line, or wrapped and without styles if the line does not fit."""
+    def wrapped(self, *parts: Part, indent: str = "") -> None:
+        """Write `parts` as one line, or wrapped and without styles if the line does not fit.
+
+        The lines after the first one begin with `indent`.
+        """
         text = "".join(part for part, _ in map(_styled, parts))
         if self.width is None or cells(text) <= self.width:
             self.line(*parts)
         else:
-            self.prose(text)
+            self.prose(text, indent=indent)
 
-    def prose(self, text: str, style: str = "") -> None:
+    def prose(self, text: str, style: str = "", *, indent: str = "") -> None:
         """Write `text`, wrapped to the page's width."""
         rest = plain(text)
         while self.width is not None:
             end = _fitting([(char, "") for char in rest[: 2 * self.width]], self.width)
             if end == len(rest):
                 break
-            end = rest.rfind(" ", 1, end + 1) if " " in rest[1 : end + 1] else end
+            least = len(rest) - len(rest.lstrip()) + 1
+            end = rest.rfind(" ", least, end + 1) if " " in rest[least : end + 1] else end
             self.line((rest[:end], style))
-            rest = rest[end:].lstrip()
+            rest = indent + rest[end:].lstrip()
         self.line((rest, style))
 
     def lines(self, lines: Sequence[Line]) -> None:

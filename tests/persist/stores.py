@@ -166,7 +166,7 @@ CALLS: dict[str, Callable[[JobStore], object]] = {
         "new", b"1", "a", flow_id="f", status="pending", after_ns=MINUTE
     ),
     "delete": lambda store: store.delete("ended"),
-    "delete_all": lambda store: store.delete_all(["ended", "none"], force=True),
+    "delete_all": lambda store: store.delete_all(["ended", "leased"], force=True),
     "keep_snapshot": lambda store: store.keep_snapshot("leased", 1, b"one"),
     "snapshot": lambda store: store.snapshot("abandoned"),
     "rows": lambda store: store.rows("leased"),

@@ -17,7 +17,7 @@ from routilux.core.parts import DroppedTask, Output, PendingTask, RoutineState, 
 from routilux.core.wire import in_range, texts
 from routilux.errors import IllegalTransitionError
 from routilux.graph.growing import plain_values
-from routilux.graph.patches import ABSENT, PatchError, patched
+from routilux.graph.patches import ABSENT, Owned, PatchError, patched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -94,7 +94,9 @@ class FoldedJob:
         self._failed: set[str] = set()  # pending tasks that failed
         self._reports: set[str] = set()  # pending tasks that report a failure
         self._waiting: set[str] = set()  # pending tasks that got a due time since the last resume
-        self._replaying = False  # nothing refers to its mappings, so that they are changed in place
+        # While commits are replayed: the values that the replay has made. Nothing else refers to
+        # them or to the mappings of the job, so that all are changed in place.
+        self._replaying: Owned | None = None
         self._commits: list[Commit] = []
         self.history_limit: int | None = None
         # The clock of its runtime; a saved form says when it was saved.
@@ -295,7 +297,7 @@ class FoldedJob:
                 f"commit {commit.seq} must hold an effect with a name, and belong to a pending task"
             )
         name = str(commit.detail["name"])
-        if self._replaying and pending.effects is not None:
+        if self._replaying is not None and pending.effects is not None:
             pending.effects[name] = commit.effect
         else:
             pending.effects = {**(pending.effects or {}), name: commit.effect}
@@ -384,13 +386,13 @@ class FoldedJob:
         return created
 
     def _written(self, old: dict[str, object], writes: Writes) -> dict[str, object]:
-        new = old if self._replaying else {**old}
+        new = {**old} if self._replaying is None else old
         new.update(writes.values)
         for key in writes.removed:
             new.pop(key, None)
         for key, patches in writes.patches.items():
             try:
-                new[key] = patched(new.get(key, ABSENT), patches)
+                new[key] = patched(new.get(key, ABSENT), patches, self._replaying)
             except PatchError as error:
                 raise PatchError(f"its patch of {key!r} does not fit: {error}") from None
         return new

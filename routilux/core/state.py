@@ -62,10 +62,10 @@ class JobState(FoldedJob):
         if not 0 <= seq <= len(self._commits):
             raise ValueError(f"job {self.job_id} has commits 1 to {self.seq}, but no commit {seq}")
         earlier = JobState(self.job_id)
-        earlier._replaying = True
+        earlier._replaying = {}
         for commit in self._commits[:seq]:
             earlier.fold(commit)
-        earlier._replaying = False
+        earlier._replaying = None
         return earlier
 
     def raise_for_status(self) -> None:

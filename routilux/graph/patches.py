@@ -142,42 +142,65 @@ def merge(patches: list[Patch], new: Patch) -> None:
 # --- applying -----------------------------------------------------------------------------------
 
 
-def patched(old: Any, patches: Iterable[Patch]) -> Any:
-    """Return the value after patches, in their order; `old` may be `ABSENT`."""
+Owned = dict[int, object]
+"""The lists, dicts and sets that a replay has made, by id: it changes them in place."""
+
+
+def patched(old: Any, patches: Iterable[Patch], owned: Owned | None = None) -> Any:
+    """Return the value after patches, in their order; `old` may be `ABSENT`.
+
+    With `owned`, the time is that of the patches and not of the value.
+    """
     for patch in patches:
-        if patch.kind in ACCUMULATORS:
+        if old is ABSENT or (owned is None and patch.kind in ACCUMULATORS):
+            if patch.kind not in ACCUMULATORS:
+                raise PatchError("there is no value")
             old = accumulated(old, patch)
         else:
-            old = _applied(old.plain if type(old) is Growing else old, patch)
+            old = _applied(plain(old), patch, owned)
     return old
 
 
-def _applied(old: Any, patch: Patch) -> Any:
-    """Return a value after a patch of a list, a dict or something within them."""
-    if patch.kind == "extend":
-        if type(old) is not list:
-            raise PatchError(f"{_type(old)} is no list")
-        return old + patch.operand
-    if patch.kind == "splice":
-        at, removed, items = patch.operand
+def _applied(old: Any, patch: Patch, owned: Owned | None) -> Any:
+    kind, operand = patch.kind, patch.operand
+    if kind in _COLLECTS:
+        _check_kind(old, _COLLECTS[kind])
+        new = _own(old, owned)
+        (new.extend if kind == "extend" else new.update)(operand)
+        return new
+    if kind in ACCUMULATORS:
+        return accumulated(old, patch)
+    if kind == "splice":
+        at, removed, items = operand
         if type(old) is not list or at + removed > len(old):
             raise PatchError(f"{_type(old)} has no items {at} to {at + removed}")
-        return old[:at] + items + old[at + removed :]
-    values, removed_keys, inside = patch.operand
+        new = _own(old, owned)
+        new[at : at + removed] = items
+        return new
+    values, removed_keys, inside = operand
     if type(old) is list:
-        if removed_keys or not all(
-            type(key) is int and 0 <= key < len(old) for key in (*values, *inside)
-        ):
+        places = [*values, *inside]
+        if removed_keys or not all(type(key) is int and 0 <= key < len(old) for key in places):
             raise PatchError(f"a list of {len(old)} items has no such items")
     elif type(old) is not dict or not all(key in old for key in (*removed_keys, *inside)):
         raise PatchError(f"{_type(old)} has no such keys")
-    new = old.copy()
+    new = _own(old, owned)
     for key in removed_keys:
         del new[key]
     for key, change in inside.items():
-        new[key] = _applied(new[key], change)
+        new[key] = _applied(new[key], change, owned)
     for key, value in values.items():
         new[key] = value
+    return new
+
+
+def _own(container: Any, owned: Owned | None) -> Any:
+    """Return a container that may be changed: a copy, or the one that the replay has made."""
+    if owned is not None and id(container) in owned:
+        return container
+    new = container.copy()
+    if owned is not None:
+        owned[id(new)] = new
     return new
 
 

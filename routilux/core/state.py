@@ -23,11 +23,26 @@ if TYPE_CHECKING:
 class JobState(FoldedJob):
     """The state of a job, which is one execution of a flow.
 
-    Instants are UTC. `seq` is the last commit's number. `==` compares by value. Each commit changes
-    a job that a host runs: read it between two commits, through `run.job` or in an observer.
+    `==` compares by value. Each commit changes a job that a host runs: read it between two
+    commits, through `run.job` or in an observer.
 
-    >>> JobState("job-1").status.value
-    'pending'
+    >>> from routilux import Flow, Routine
+    >>> class Hello(Routine):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.define_slot("trigger", handler=self.hello)
+    ...         self.define_event("output", ["text"])
+    ...     def hello(self, name):
+    ...         self.emit("output", text=f"hello {name}")
+    >>> flow = Flow("greeting")
+    >>> _ = flow.add_routine(Hello(), "hello")
+    >>> job = flow.execute("hello", {"name": "world"})
+    >>> job.status.value, job.outputs[0].data
+    ('completed', {'text': 'hello world'})
+    >>> [record.event for record in job.execution_history]
+    ['start', 'output']
+    >>> job.at(1).status.value
+    'running'
     """
 
     __slots__ = ()

@@ -1,6 +1,15 @@
 """How Sphinx builds the documentation: `make docs`, without a network, warnings are errors."""
 
+from __future__ import annotations
+
 from importlib.metadata import version as installed_version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from docutils.nodes import Element
+    from sphinx.addnodes import pending_xref
+    from sphinx.application import Sphinx
+    from sphinx.environment import BuildEnvironment
 
 project = "routilux"
 author = "The routilux developers"
@@ -13,10 +22,10 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", name)
     for name in (
-        r"(collections|datetime|random|pathlib|asyncio|uuid)\..*",
-        "datetime",
-        "timedelta",
-        r".*\._\w+",
+        r"(collections|concurrent|datetime|os|random|pathlib|asyncio|types|uuid)\..*",
+        r"datetime|timedelta|Executor|ModuleType|Path|RenderableType",
+        r"Runner|Named|Node|OpenStore|Via|Writes",
+        r"(.*\.)?_\w+(\.(args|kwargs))?",
     )
 ]
 
@@ -26,8 +35,8 @@ myst_heading_anchors = 3  # [text](page.md#heading)
 # Docstrings mark code by single backticks.
 default_role = "code"
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented"
+autodoc_typehints = "signature"
+maximum_signature_line_length = 70
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
@@ -36,3 +45,18 @@ html_theme = "furo"
 html_title = f"routilux {release}"
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}
+
+
+def setup(app: Sphinx) -> None:
+    """Find the page of a type that a signature names without its module."""
+    app.connect("missing-reference", _find)
+
+
+def _find(
+    app: Sphinx, env: BuildEnvironment, node: pending_xref, content: Element
+) -> Element | None:
+    domain = env.domains.python_domain
+    known = [name for name in domain.objects if name.rpartition(".")[2] == node["reftarget"]]
+    if len(known) != 1:
+        return None
+    return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", known[0], node, content)

@@ -70,15 +70,20 @@ class JobOptions(TypedDict, total=False):
     """Optional arguments for starting a job; see `Flow.execute`."""
 
     slot: str
+    """The slot of the entry routine that gets `params`; by default `trigger`."""
     job_id: str | None
+    """The id of the job; by default 32 random hexadecimal digits."""
 
 
 class ResumeOptions(TypedDict, total=False):
     """Optional arguments for resuming a job; see `Flow.resume`."""
 
     retry_failed: bool
+    """Whether failed tasks get a fresh budget; without it a failed job is refused."""
     allow_changed_flow: bool
+    """Whether a flow of another shape may resume the job, if each pending task has its slot."""
     execution_strategy: ExecutionStrategy | None
+    """The strategy for this run; by default that of the flow."""
 
 
 class Runner(Protocol):  # avoids a circular import

@@ -126,7 +126,9 @@ class Runtime:
         self.executor = executor
         """What runs the steps; None means threads of the runtime."""
         self.environment = Environment(self.clock, store, observers, max_steps)
+        """What its jobs share; for the engine."""
         self.threads = Threads(self.environment, executor)
+        """The threads that run its jobs; for the engine."""
         begin_in_children(self.environment.begin_process)
         begin_in_children(self.threads.begin_process)
 

@@ -168,7 +168,7 @@ class FlowHosts:
     `datetime` follow its virtual clock; `sleeping` is `routilux_sleep`, and `time` has the start
     and the zone of the marker `flow_time`.
 
-    A test with it, which saves documents::
+    A test with it::
 
         from pytest_routilux import At
         from pytest_routilux.factory import FlowFactory
@@ -189,22 +189,8 @@ class FlowHosts:
             assert first.killed_at == 2
             assert second.job.outputs[0].data == {"paid": 42}
 
-    With `store=` each commit is durable, without documents::
-
-        from pytest_routilux import At
-        from pytest_routilux.factory import FlowFactory
-
-        def charge(order):
-            return {"paid": order}
-
-        def build():
-            return FlowFactory()(chain=[charge])
-
-        def test_a_store_has_each_commit(flow_hosts, tmp_path):
-            kept = {"store": tmp_path / "jobs.db", "job_id": "A7"}
-            flow_hosts.start(build, "charge", {"order": "A7"}, kill_at=At(seq=1), **kept)
-
-            assert flow_hosts.resume(build=build, **kept).job.status == "completed"
+    With `store=path` and `job_id=` the job is in a `SqliteStore` instead, in which each commit is
+    durable: `flow_hosts.resume(store=path, job_id="A7", build=build)`.
     """
 
     def __init__(

@@ -162,6 +162,7 @@ class FakeClock(Clock):
 
     def __init__(self, start: datetime | str = "2026-01-01", *, autojump: bool = True) -> None:
         self.autojump = autojump
+        """Whether the time jumps when all threads wait, one of them for a result."""
         self._wall = instant_ns(start)  # what the wall clock shows at monotonic instant 0
         self._now = 0
         self._waits: list[tuple[str, int, int]] = []

@@ -109,8 +109,9 @@ class FoldedJob:
         self._replaying = False  # nothing refers to its mappings, so that they are changed in place
         self._commits: list[Commit] = []
         self.history_limit: int | None = None
-        # The clock of its runtime; a saved form says when it was saved.
+        """The `history_limit` of the runtime that runs or loaded it."""
         self.clock_ns: Callable[[], int] | None = None
+        """The clock of its runtime: a saved form says when it was saved."""
 
     @property
     def pending_tasks(self) -> tuple[PendingTask, ...]:

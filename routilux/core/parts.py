@@ -42,7 +42,11 @@ _COUNTS: Final = ("attempts", "retry_count", "completed", "skipped", "error_cont
 
 
 class RoutineStatus(StrEnum):
-    """The worst outcome of a routine's tasks in a job."""
+    """The worst outcome of a routine's tasks in a job; equal to its value as a text.
+
+    >>> RoutineStatus.SKIPPED == "skipped"
+    True
+    """
 
     PENDING = "pending"
     """None of its tasks has ended."""

@@ -77,7 +77,9 @@ class View(MutableMapping[str, object]):
         self._removed: set[str] = set()
         self._open = open_
         self.read: set[str] = set()
-        self.read_all = False  # set by what depends on all keys: iteration, `len`, comparison
+        """The keys that the handler has read."""
+        self.read_all = False
+        """Whether it has read what depends on all keys: an iteration, `len`, a comparison."""
 
     def __getitem__(self, key: str) -> object:
         self._open()
@@ -177,10 +179,15 @@ class Context:
 
     def __init__(self, step: StepInput, owner: object, host: StepHost) -> None:
         self.step: StepInput | None = step
+        """The running step; None after its end."""
         self.owner = owner
+        """The routine."""
         self.outbox: list[Emission] = []
+        """The events that the handler has emitted so far."""
         self.named: set[str] | None = None
-        self.touched = False  # whether the handler used state or shared data
+        """The names of `once` in this attempt; None before the first."""
+        self.touched = False
+        """Whether the handler has used state or shared data."""
         self._host = host
         self._state: View | None = None
         self._shared: View | None = None

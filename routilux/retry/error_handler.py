@@ -151,11 +151,13 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
         It is in the saved form, but not in equality, and the engine never reads it.
         """
 
-        # max_retries as a number to compare with: 0 if nothing is retried, infinity for None.
         most = float("inf") if self.max_retries is None else self.max_retries
         self.most_retries: Final[float] = most if chosen is ErrorStrategy.RETRY else 0
+        """`max_retries` to compare with: 0 if nothing is retried, infinity for None."""
         self.timeout_ns: Final = _nanoseconds(self.timeout)
+        """`timeout` in nanoseconds."""
         self.deadline_ns: Final = _nanoseconds(self.deadline)
+        """`deadline` in nanoseconds."""
         ceiling = _nanoseconds(self.max_delay)
         self._ceiling_ns: Final = MAX_DELAY_NS if ceiling is None else ceiling
         self._equal: Final = self.retry_delay == 0 or self.retry_backoff == 1  # all delays

@@ -5,6 +5,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
+# The tests start many processes, so each module is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := test
 .PHONY: showcase test soak bench bench-store lint docs wheel downstream clean FORCE

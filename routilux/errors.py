@@ -63,11 +63,11 @@ class JobFailedError(RoutiluxError):
     """
 
 
-class StepTimeoutError(RoutiluxError):
+class StepTimeoutError(RoutiluxError, TimeoutError):
     """An attempt took longer than the `timeout` of the error handler.
 
-    It counts as a failed attempt and is retried like any other. Set a longer `timeout`, or let the
-    handler do less in one attempt.
+    It counts as a failed attempt. It is a `TimeoutError`, so a handler that retries `OSError` or
+    `TimeoutError` retries it. Set a longer `timeout`, or let the handler do less in one attempt.
     """
 
 

@@ -31,12 +31,10 @@ _PRINTING = (
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def _plain() -> Iterator[None]:
     """Make started programs print the same for every user, and compile each module once."""
     let_sigint_through()
-    compiled = tmp_path_factory.getbasetemp() / "compiled"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPYCACHEPREFIX", str(compiled))
         for name in _PRINTING:
             patch.delenv(name, raising=False)
         patch.setenv("PYTHONUTF8", "1")

@@ -27,9 +27,9 @@ def sampled(cases: Iterable[Any], kept: Collection[Any]) -> list[Any]:
     return [case if case in kept else _soak(case) for case in cases]
 
 
-def also(few: Any, *many: Any) -> list[Any]:
-    """Return a small size as a parameter of both, and larger ones of `make soak` alone."""
-    return [few, *map(_soak, many)]
+def also(first: Any, *others: Any) -> list[Any]:
+    """Return the first case as a parameter of both, and the others of `make soak` alone."""
+    return [first, *map(_soak, others)]
 
 
 def examples(times: float) -> int:

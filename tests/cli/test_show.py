@@ -129,10 +129,10 @@ def splits(rows: int) -> Flow:
     return chain(split=sends(*range(rows)), work=work, collect=send)
 
 
-@pytest.fixture
-def rows(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with jobs of 1,000 rows: `big` is completed, and `half` has done the first step."""
-    path = tmp_path / "rows.db"
+    path = tmp_path_factory.mktemp("rows") / "rows.db"
     with SqliteStore(path, clock=NOW) as store:
         runtime = Runtime(clock=after(0), store=store)
         splits(1000).execute("split", job_id="big", runtime=runtime)

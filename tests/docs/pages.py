@@ -23,7 +23,7 @@ DOCS: Final = ROOT / "docs"
 SHOWN: Final = {"sh", "mermaid", "{toctree}", "{eval-rst}"}
 _FILES: Final = {"python", "ini", "toml", "yaml", "dockerfile"}
 _FENCE: Final = re.compile(r"^```(\S*)(?: [^\n]*)?\n(.*?)^```$", re.M | re.S)
-_NAMED: Final = re.compile(r"# ([\w./-]+)\n")
+_NAMED: Final = re.compile(r"# ([\w./@-]+)\n")
 _TIMED: Final = re.compile(r"\bin \d+\.\d\d ?s\b")
 
 Run = Callable[[list[str], Path], tuple[int, str]]

@@ -183,6 +183,17 @@ def test_a_sleep_ends_with_the_timeout_of_its_attempt(workers, is_async):
 
 
 @MODES
+def test_a_timeout_is_retried_where_a_timeout_error_is(workers):
+    def slow(self):
+        self.ctx.sleep(60 if self.ctx.attempt == 1 else 1)
+
+    for kind in (TimeoutError, OSError):
+        handler = ErrorHandler("retry", timeout=2, retry_delay=1, retryable_exceptions=kind)
+        job = one(handler, slow, workers)
+        assert ("completed", 1) == (job.status, job.retry_count())
+
+
+@MODES
 def test_a_handler_that_returns_after_its_timeout_has_failed(workers):
     def slow(self):
         self.emit("out", n=1)

@@ -15,9 +15,8 @@ from tests.fences.verdicts import Done, Took, in_flight, unfenced
 from tests.kills.soak import hosts
 from tests.kills.stores import fresh_stores
 from tests.persist import postgres_server
-from tests.soak import sampled
+from tests.soak import also, sampled
 
-ROUNDS = 2
 # What each kind of round is about; without it the round shows nothing.
 ABOUT = {"stopped": "changed owner", "forward": "fenced", "back": "jobs", "operator": "fenced"}
 
@@ -30,24 +29,25 @@ def rounds_on(store: str, folder: Path, plant: str | None = None) -> Iterator[Ro
         yield Rounds(pair, fresh_stores(store, folder), folder, plant=plant)
 
 
+@pytest.mark.parametrize("count", also(1, 2))
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("store", sampled(["sqlite", "postgres"], ["sqlite"]))
 def test_no_living_host_runs_an_effect_after_it_has_lost_the_job(
-    store, kind, tmp_path, record_property
+    store, kind, count, tmp_path, record_property
 ):
     with rounds_on(store, tmp_path) as rounds:
-        for _ in range(ROUNDS):
+        for _ in range(count):
             rounds.run(kind)
     record_property("rounds", dict(rounds.counts[kind]))
     assert [] == rounds.broken
     about = "jobs" if (store, kind) == ("postgres", "forward") else ABOUT[kind]
     assert rounds.counts[kind][about], rounds.table()
     if about != ABOUT[kind]:
-        queued = ROUNDS * (JOBS - AT_ONCE)
+        queued = count * (JOBS - AT_ONCE)
         assert queued == rounds.counts[kind]["changed owner"], "only the queued jobs"
 
 
-@pytest.mark.parametrize("kind", ["forward", "operator"])
+@pytest.mark.parametrize("kind", also("operator", "forward"))
 def test_a_host_that_asks_nobody_is_found(kind, tmp_path):
     with rounds_on("sqlite", tmp_path, "asks nobody") as rounds:
         rounds.run(kind)

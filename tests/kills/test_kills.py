@@ -42,9 +42,11 @@ def test_no_kill_loses_a_commit_or_repeats_what_was_done(kind, tmp_path, record_
 @pytest.mark.parametrize(
     ("fault", "asked", "message", "code"),
     [
-        (["a fault"], "--count=5", "a fault\n1 broken rules; the stores are in ", 1),
-        ([], "--minutes=0", "the time was too short", 2),
-        ([], "--count=1", "too seldom: {'before create': ", 2),
+        *also(
+            (["a fault"], "--count=5", "a fault\n1 broken rules; the stores are in ", 1),
+            ([], "--minutes=0", "the time was too short", 2),
+            ([], "--count=1", "too seldom: {'before create': ", 2),
+        )
     ],
 )
 def test_the_script_fails_if_a_rule_is_broken_or_a_place_left_out(
@@ -132,6 +134,7 @@ def test_a_host_that_is_suspended_in_a_write_locks_no_other_host_out(write, dsn,
                 assert {"completed"} == {runtime.load(j).status for j in store.job_ids()}, place
 
 
+@pytest.mark.parametrize("where", also("sqlite", "postgres"), indirect=True)
 def test_a_worker_ends_its_step_on_sigterm_and_another_worker_resumes_the_job(about):
     with hosts(1) as (host,), at(about["store"]) as store:
         runtime = Runtime(store=store)
@@ -150,6 +153,7 @@ def test_a_worker_ends_its_step_on_sigterm_and_another_worker_resumes_the_job(ab
 # --- recoveries and killed processes --------------------------------------------------------------
 
 
+@pytest.mark.parametrize("where", also("sqlite", "postgres"), indirect=True)
 def test_a_job_that_kills_its_workers_again_and_again_fails_as_poisoned(about):
     with hosts(1) as (host,), at(about["store"]) as store:
         runtime = Runtime(store=store)

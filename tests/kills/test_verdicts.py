@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,18 +40,27 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 }
 
 
-def lives(folder: Path, *orders: dict[str, Any]) -> Evidence:
-    """Return what is left of some workers, one after the other."""
-    folder.mkdir(exist_ok=True)
-    where, effects = str(folder / "jobs.db"), folder / "effects"
+Lives = Callable[..., Evidence]
+
+
+@pytest.fixture(scope="module")
+def lives() -> Iterator[Lives]:
+    """Runs some workers in a folder, one after the other, and returns what is left of them."""
     with hosts(1) as (host,):
-        for order in orders:
-            host.live(store=where, effects=str(effects), **order)
-        return evidence(where, effects, host.events)
+
+        def lived(folder: Path, *orders: dict[str, Any]) -> Evidence:
+            folder.mkdir(exist_ok=True)
+            host.events = []
+            where, effects = str(folder / "jobs.db"), folder / "effects"
+            for order in orders:
+                host.live(store=where, effects=str(effects), **order)
+            return evidence(where, effects, host.events)
+
+        yield lived
 
 
 @pytest.mark.parametrize("plant", FAULTS)
-def test_a_fault_of_a_store_or_the_engine_is_reported(plant, tmp_path):
+def test_a_fault_of_a_store_or_the_engine_is_reported(plant, lives, tmp_path):
     killed, resumed, message = FAULTS[plant]
     assert [] == broken(lives(tmp_path / "sound", killed, resumed))
     lines = broken(lives(tmp_path / "faulty", killed, {"plant": plant, **resumed}, {}))
@@ -62,7 +71,7 @@ def test_a_fault_of_a_store_or_the_engine_is_reported(plant, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def left(tmp_path_factory):
+def left(lives, tmp_path_factory):
     """The folder of one undisturbed job, and its commits that were acknowledged."""
     folder = tmp_path_factory.mktemp("sound")
     return folder, lives(folder, {"submit": ["j"]}).acknowledged

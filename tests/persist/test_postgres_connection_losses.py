@@ -28,7 +28,7 @@ from tests.persist.hosts import (
 from tests.persist.losses import Losses
 from tests.persist.stores import CALLS, acquire, with_jobs
 from tests.routines import SECOND, chain, rest
-from tests.soak import also
+from tests.soak import also, sampled
 
 # --- on the server --------------------------------------------------------------------------------
 
@@ -128,7 +128,7 @@ def far(dsn, server, losses):
 
 
 @pytest.mark.parametrize("lost", also("answer", "question"))
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", sampled(CALLS, [*CALLS][::3]))
 def test_a_call_whose_connection_is_lost_takes_effect_once(far, losses, lost, call):
     model = with_jobs(MemoryStore(FakeClock()))
     with_jobs(far)

@@ -11,6 +11,7 @@ from routilux.persist import postgres as statements
 from tests.persist.postgres_server import with_option
 from tests.persist.stores import CALLS, acquire, with_jobs
 from tests.routines import SECOND
+from tests.soak import sampled
 
 
 def test_a_job_that_somebody_is_just_taking_is_passed_over_and_not_waited_for(dsn, admin):
@@ -64,7 +65,7 @@ ON CONFLICT DO NOTHING
 """
 
 
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", sampled(CALLS, [*CALLS][::3]))
 def test_jobs_are_found_by_an_index_even_if_planned_for_few_jobs(postgres, admin, call):
     with_jobs(postgres)
     admin.execute("ANALYZE routilux_jobs, routilux_commits, routilux_snapshots")

@@ -240,7 +240,7 @@ def test_later_{name}(request):
             for name in FIXTURES
         )
     )
-    inner.runpytest_inprocess(*PLUGIN).assert_outcomes(passed=20)
+    run_pytest(inner, *PLUGIN).assert_outcomes(passed=20)
 
 
 @pytest.mark.parametrize("scope", ["class", "module", "package", "session"])
@@ -261,7 +261,7 @@ def test_two_{name}(asked_for_{name}): pass
             for name in FIXTURES
         )
     )
-    result = inner.runpytest_inprocess(*PLUGIN)
+    result = run_pytest(inner, *PLUGIN)
     result.assert_outcomes(errors=20)
     for name in FIXTURES:
         line = f"*You tried to access the function scoped fixture {name} with a {scope}*"
@@ -300,7 +300,7 @@ def test_a_unittest_has_the_runtime_from_its_set_up_on(inner):
             self.test_first()
     """
     )
-    result = inner.runpytest_inprocess(*PLUGIN)
+    result = run_pytest(inner, *PLUGIN)
     result.assert_outcomes(passed=2)
     assert_golden(
         "routilux: 2 jobs, 4 commits, 0 retries, 3 s of virtual time in ⏱ s", result.outlines
@@ -334,7 +334,7 @@ def test_xunit_set_up_comes_before_all_fixtures_and_its_jobs_are_not_watched(inn
         def test_watched(self, flow_monitor): flow_monitor.assert_status("completed", job=self.job)
     """
     )
-    result = inner.runpytest_inprocess(*PLUGIN)
+    result = run_pytest(inner, *PLUGIN)
     result.assert_outcomes(passed=3, failed=1)
     result.stdout.fnmatch_lines(
         ["E *AssertionError: flow_monitor recorded no job: *in flow_runtime*"]
@@ -502,7 +502,7 @@ BROKEN: Final = """
 @pytest.mark.parametrize("workers", [(), ("-p", "xdist.plugin", "-n", "1")], ids=("here", "there"))
 def test_an_error_of_an_observer_fails_the_test_in_every_phase(inner, workers):
     inner.makepyfile(NAP + BROKEN)
-    result = inner.runpytest_inprocess(*PLUGIN, *workers)
+    result = run_pytest(inner, *PLUGIN, *workers)
     result.assert_outcomes(passed=4, failed=1, skipped=1, errors=5)
     line = "observer <Broken> raised once: KeyError: 'lost' ("
     assert 5 == sum(text.startswith(line) for text in result.outlines)

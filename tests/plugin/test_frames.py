@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 
-from tests.plugin.inner import PLUGIN
+from tests.plugin.inner import PLUGIN, run_pytest
 
 SHOP: Final = """
     import threading
@@ -81,7 +81,7 @@ def test_an_error_that_names_its_culprit_is_shown_at_the_line_of_the_test_alone(
         for name, (statement, _) in MISTAKES.items()
     ]
     inner.makepyfile(test_shop=SHOP + "".join(tests))
-    result = inner.runpytest_inprocess(*QUIET)
+    result = run_pytest(inner, *QUIET)
     result.assert_outcomes(failed=len(MISTAKES))
     shown = failures(result)
     for (statement, message), (line, *rest, place) in zip(MISTAKES.values(), shown, strict=True):
@@ -99,7 +99,7 @@ def test_a_failed_job_is_shown_at_the_line_of_the_handler_and_at_that_of_the_tes
         shop().execute("pay", {"order": -1}).raise_for_status()
 """
     )
-    result = inner.runpytest_inprocess(*QUIET)
+    result = run_pytest(inner, *QUIET)
     result.assert_outcomes(failed=1)
     [lines] = failures(result)
     code = [line.strip("> ") for line in lines if line[0] == ">"]
@@ -125,7 +125,7 @@ def test_user_code_between_frames_of_ours_stays(inner):
         flow_sim.run(build, "pay")
     """
     )
-    result = inner.runpytest_inprocess(*QUIET)
+    result = run_pytest(inner, *QUIET)
     [lines] = failures(result)
     assert '>       flow_sim.run(build, "pay")' == lines[0]
     assert '>       flow.connect("pay", "outptu", "pay", "trigger")' in lines
@@ -144,7 +144,7 @@ BUG: Final = """
 
 def test_all_frames_are_shown_if_the_error_may_be_a_bug_of_ours(inner):
     inner.makepyfile(test_shop=SHOP + BUG)
-    result = inner.runpytest_inprocess(*QUIET)
+    result = run_pytest(inner, *QUIET)
     result.assert_outcomes(failed=2)
     for place in ("flow.py:*: in execute", "runtime.py:*: in execute", "runtime.py:*: in _new"):
         result.stdout.fnmatch_lines([f"*routilux/{place}"] * 2)
@@ -152,7 +152,7 @@ def test_all_frames_are_shown_if_the_error_may_be_a_bug_of_ours(inner):
 
 def test_all_frames_are_shown_with_full_trace(inner):
     inner.makepyfile(test_shop=f"{SHOP}\n    def test_it(): shop().execute('pya')")
-    plain = inner.runpytest_inprocess(*QUIET)
+    plain = run_pytest(inner, *QUIET)
     plain.stdout.no_fnmatch_line("*routilux/runtime.py*")
-    whole = inner.runpytest_inprocess(*QUIET, "--full-trace")
+    whole = run_pytest(inner, *QUIET, "--full-trace")
     whole.stdout.fnmatch_lines(["*routilux/runtime.py:*", "E *FlowDefinitionError: flow 'tale'*"])

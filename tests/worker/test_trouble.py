@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import re
@@ -44,6 +45,7 @@ from tests.routines import (
     retrying,
     run_by,
 )
+from tests.soak import sampled
 
 
 def _no_database() -> None:
@@ -84,6 +86,7 @@ def processes_that_cannot_begin() -> Executor:
     return ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), initializer=_no_database)
 
 
+REFUSED = "a refused submit"
 TROUBLES: dict[str, tuple[Callable[[], Executor], str]] = {
     "a thread pool that is shut down": (shut_down, "after shutdown"),
     "a process pool that is shut down": (shut_down_processes, "after shutdown"),
@@ -93,7 +96,7 @@ TROUBLES: dict[str, tuple[Callable[[], Executor], str]] = {
         lambda: ThreadPoolExecutor(1, initializer=_no_database),
         "initial",
     ),
-    "a refused submit": (lambda: Refuses(1), "the queue is full"),
+    REFUSED: (lambda: Refuses(1), "the queue is full"),
     "a routine that can't be pickled": (processes, "pickle|local object"),
 }
 
@@ -126,7 +129,14 @@ def check_uncounted(job: JobState, times: int, reason: str) -> None:
     assert {0} == {(c.detail or {}).get("recoveries", 0) for c in job.commits}
 
 
-@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.parametrize(
+    ("store", "trouble"),
+    sampled(
+        itertools.product(STORES, TROUBLES),
+        [*(("memory", trouble) for trouble in TROUBLES), *((store, REFUSED) for store in STORES)],
+    ),
+    indirect=["store"],
+)
 def test_a_worker_raises_the_trouble_of_its_host_and_counts_it_against_no_job(
     trouble, store, store_clock, caplog
 ):
@@ -152,9 +162,16 @@ def test_a_worker_raises_the_trouble_of_its_host_and_counts_it_against_no_job(
     assert ("completed", None) == (job.status, job.interruption)
 
 
-@pytest.mark.parametrize("how", ["execute", "start"])
-@pytest.mark.parametrize("trouble", TROUBLES)
-@pytest.mark.parametrize("workers", [None, 2])
+@pytest.mark.parametrize(
+    ("workers", "how", "trouble"),
+    sampled(
+        itertools.product([None, 2], ["execute", "start"], TROUBLES),
+        [
+            *((None, "execute", trouble) for trouble in TROUBLES),
+            *((n, how, REFUSED) for n in [None, 2] for how in ["execute", "start"]),
+        ],
+    ),
+)
 def test_the_trouble_of_a_host_is_not_counted_without_a_store_either(trouble, how, workers):
     make, reason = TROUBLES[trouble]
     flow, watcher = flow_in(trouble, workers), Watcher()

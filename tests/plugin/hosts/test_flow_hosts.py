@@ -17,6 +17,7 @@ from pytest_routilux.hosts.flow_hosts import At, HostError
 from routilux import FakeClock, Flow, Routine, Runtime, SavedState
 from tests.plugin import shop as shop_module
 from tests.plugin.shop import Money, breaking, doubts, facts, napping, shop
+from tests.soak import also
 
 PRICE = {"price": Decimal("19.90")}
 RETRY_2 = At(kind="retry", routine_id="charge", attempt=2)
@@ -132,7 +133,7 @@ def test_a_document_of_this_process_is_resumed_on_a_host_that_starts_when_it_was
 
 @pytest.mark.parametrize(
     ("strategy", "thread"),
-    [("sequential", "MainThread"), ("concurrent", "routilux-"), (None, "MainThread")],
+    also(("concurrent", "routilux-"), ("sequential", "MainThread"), (None, "MainThread")),
 )
 def test_the_strategy_of_a_saved_flow_can_be_another_one_on_the_next_host(
     flow_hosts, tmp_path, strategy, thread

@@ -10,50 +10,18 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pytest_routilux import FlowHosts
 from pytest_routilux.hosts.child import quoted
 from pytest_routilux.hosts.flow_hosts import At, HostError
-from routilux import Flow, Routine
-from tests.plugin.inner import ROOT, run_inside
+from tests.plugin.hosts.actions import args, hangs, has_a_child, prints
+from tests.plugin.inner import PLUGIN, ROOT, run_inside
 from tests.plugin.shop import breaking
-from tests.routines import Body, Importable, chain
+from tests.soak import also
 
 PATIENCE = 30_000  # milliseconds after which a test that would hang fails instead
-
-
-def prints(self: Routine, n: int) -> None:
-    """Print lines on both streams."""
-    for number in range(n):
-        os.write(1 + number % 2, f"line {number}\n".encode())
-
-
-def hangs(self: Routine, n: str) -> None:
-    """Send the id of the process through a fifo, and wait for ever."""
-    Path(n).write_text(str(os.getpid()))
-    os.read(os.pipe()[0], 1)
-
-
-def has_a_child(self: Routine, n: str) -> None:
-    """Start a child that would live for ever and holds the fifo open, and send its id."""
-    end = os.open(n, os.O_WRONLY)
-    if (child := os.fork()) == 0:
-        os.read(os.pipe()[0], 1)
-    os.write(end, str(child).encode())
-    os.close(end)
-
-
-def acts(action: str) -> Flow:
-    return chain(act=Importable(f"{__name__}:{action}"))
-
-
-def args(action: Body, n: object) -> dict[str, Any]:
-    """Return the arguments of `FlowHosts.start` for an action."""
-    build_args = {"action": action.__name__}
-    return {"build": acts, "entry": "act", "params": {"n": n}, "build_args": build_args}
 
 
 def is_alive(pid: int) -> bool:
@@ -106,10 +74,10 @@ def test_the_children_of_a_host_end_with_it(flow_hosts, tmp_path, kill_at):
     assert kill_at is not None or host.job.status == "completed"
 
 
-INNER = f"""
+INNER = """
     import os, signal, threading
     from pathlib import Path
-    from {__name__} import args, hangs
+    from tests.plugin.hosts.actions import args, hangs
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has none
 
@@ -129,10 +97,12 @@ INNER = f"""
 @pytest.mark.parametrize(
     ("test", "end", "status"),
     [
-        ("waits", signal.SIGINT, 2),
-        ("waits", signal.SIGTERM, -signal.SIGTERM),
-        ("waits", signal.SIGKILL, -signal.SIGKILL),
         ("fails", None, 1),
+        ("waits", signal.SIGINT, 2),
+        *also(
+            ("waits", signal.SIGKILL, -signal.SIGKILL),
+            ("waits", signal.SIGTERM, -signal.SIGTERM),
+        ),
     ],
 )
 def test_no_host_outlives_a_test_that_is_interrupted_killed_or_fails(
@@ -145,9 +115,10 @@ def test_no_host_outlives_a_test_that_is_interrupted_killed_or_fails(
     monkeypatch.setenv("OUTER", str(fifo))
     monkeypatch.setenv("GATE", str(gate))
     monkeypatch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     run = pytester.popen(
         [
-            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", test),
+            *(sys.executable, "-m", "pytest", *PLUGIN, "-k", test),
             *("-p", "no:threadexception"),  # the thread of a host that was killed says so
         ],
         stdin=subprocess.DEVNULL,
@@ -172,8 +143,8 @@ def test_no_host_outlives_a_test_that_is_interrupted_killed_or_fails(
 
 def test_the_output_of_hosts_is_shown_if_the_test_fails(pytester):
     pytester.makepyfile(
-        f"""
-        from {__name__} import args, prints
+        """
+        from tests.plugin.hosts.actions import args, prints
 
         def test_fails_later(flow_hosts):
             host = flow_hosts.start(**args(prints, 100))

@@ -29,6 +29,7 @@ Verified = Callable[..., tuple[str, str]]
 
 ESCAPE: Final = "\x1b["
 XDIST: Final = ("-p", "xdist.plugin", "-n", "2")
+WORKER: Final = ("-p", "xdist.plugin", "-n", "1")
 
 TWO_TESTS: Final = """
     def test_one(flow_report):
@@ -49,7 +50,7 @@ def title_of(lines: list[str]) -> str:
 
 def test_verbose_shows_the_report_of_a_passing_test_below_its_line(inner):
     inner.makepyfile(TWO_TESTS)
-    out = inner.runpytest_inprocess(*PLUGIN, "-v").stdout
+    out = run_pytest(inner, *PLUGIN, "-v").stdout
     out.fnmatch_lines(
         ["*::test_one PASSED*", "Title one ───*", "  [[]one] of one", "*::test_two PASSED*"]
     )
@@ -71,7 +72,7 @@ def test_a_report_has_the_parts_of_the_fixtures_and_of_the_test_in_order(inner):
             flow_report.add("within")
         """
     )
-    lines = inner.runpytest_inprocess(*PLUGIN, "-v").outlines
+    lines = run_pytest(inner, *PLUGIN, "-v").outlines
     at = lines.index("  before")
     assert "::test_one PASSED" in lines[at - 1]
     assert ["  before", "  within", "  after"] == lines[at : at + 3]
@@ -94,7 +95,7 @@ def test_a_failing_teardown_has_the_report_once(inner, body, verbosity):
             {body}
         """
     )
-    result = inner.runpytest_inprocess(*PLUGIN, verbosity)
+    result = run_pytest(inner, *PLUGIN, verbosity)
     assert 1 == result.parseoutcomes()["errors"]
     assert result.stdout.str().count("\n  marker") == 1
 
@@ -107,7 +108,7 @@ def test_a_verification_that_fails_points_at_its_block(inner):
                 verify("retries", 2, 3)
         """
     )
-    out = inner.runpytest_inprocess(*PLUGIN).stdout
+    out = run_pytest(inner, *PLUGIN).stdout
     out.fnmatch_lines(
         [
             '>*with flow_report.verification("Counts") as verify:',
@@ -131,7 +132,7 @@ def test_a_renderable_that_raises_fails_the_test_at_the_line_that_adds_it(inner)
             flow_report.add(Broken())
         """
     )
-    result = inner.runpytest_inprocess(*PLUGIN)
+    result = run_pytest(inner, *PLUGIN)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines([">*flow_report.add(Broken())", "E *RuntimeError: no picture"])
 
@@ -146,7 +147,7 @@ def test_with_workers_the_controller_prints_every_report_once_below_its_test(inn
             flow_report.add(f"report<{n}>", title="Title")
         """
     )
-    result = inner.runpytest_inprocess(*PLUGIN, *XDIST, "-v")
+    result = run_pytest(inner, *PLUGIN, *XDIST, "-v")
     result.assert_outcomes(passed=12)
     lines = result.outlines
     for n in range(12):
@@ -163,7 +164,7 @@ def test_with_workers_the_controller_prints_every_report_once_below_its_test(inn
 def test_the_width_is_that_of_the_variable_columns(inner, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)
     inner.makepyfile(TWO_TESTS)
-    assert cell_len(title_of(inner.runpytest_inprocess(*PLUGIN, "-v").outlines)) == int(columns)
+    assert cell_len(title_of(run_pytest(inner, *PLUGIN, "-v").outlines)) == int(columns)
 
 
 def test_without_a_terminal_the_width_is_100_and_there_are_no_colours(inner, monkeypatch):
@@ -174,10 +175,10 @@ def test_without_a_terminal_the_width_is_100_and_there_are_no_colours(inner, mon
     assert ESCAPE not in result.stdout.str()
 
 
-@pytest.mark.parametrize("workers", [(), XDIST])
+@pytest.mark.parametrize("workers", [(), WORKER])
 def test_color_yes_gives_colours_with_workers_too(inner, workers):
     inner.makepyfile(TWO_TESTS)
-    out = inner.runpytest_inprocess(*PLUGIN, *workers, "-v", "--color=yes").outlines
+    out = run_pytest(inner, *PLUGIN, *workers, "-v", "--color=yes").outlines
     assert ESCAPE in title_of(out)
 
 
@@ -208,7 +209,7 @@ def terminal_output(folder: Path, environ: dict[str, str], *args: str) -> list[s
     ("environ", "args", "colours"),
     [
         ({}, (), True),
-        ({}, XDIST, True),
+        ({}, WORKER, True),
         ({"NO_COLOR": "1"}, (), False),
         ({"TERM": "dumb"}, (), False),
     ],

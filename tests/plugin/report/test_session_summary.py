@@ -6,6 +6,7 @@ Lines are compared exactly; only real time (`⏱`) may differ.
 from __future__ import annotations
 
 import re
+from itertools import product
 from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree as ET
@@ -15,6 +16,7 @@ from rich.cells import cell_len
 
 from pytest_routilux.report.session_summary import summary_lines
 from tests.plugin.inner import PLUGIN, assert_golden, run_pytest
+from tests.soak import sampled
 
 XDIST: Final = ("-p", "xdist.plugin", "-n", "2")
 JUNIT: Final = ("--junitxml=out.xml", "-o", "junit_family=xunit1")
@@ -43,11 +45,6 @@ TWO_LINE: Final = "routilux: 3 jobs, 11 commits, 5 retries, 6.7375 s of virtual 
 
 
 def run_inner(inner: pytest.Pytester, code: str, *args: str) -> pytest.RunResult:
-    inner.makepyfile(PAY + code)
-    return inner.runpytest_inprocess(*PLUGIN, *args)
-
-
-def run_forked(inner: pytest.Pytester, code: str, *args: str) -> pytest.RunResult:
     inner.makepyfile(PAY + code)
     return run_pytest(inner, *PLUGIN, *args)
 
@@ -138,7 +135,7 @@ COUNTED: Final = {
 @pytest.mark.parametrize("name", COUNTED)
 def test_it_counts(inner, name):
     code, figures = COUNTED[name]
-    result = (run_forked if code == SIMULATED else run_inner)(inner, code)
+    result = run_inner(inner, code)
     assert (1 if code == SET_UP else 0) == result.ret
     assert_golden(f"routilux: {figures} in ⏱ s", result.outlines)
 
@@ -196,11 +193,16 @@ def test_each_run_of_a_test_counts_and_the_last_one_gives_the_properties(inner):
 # --- when it is shown -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("args", [(), ("-v",), ("-q", "--routilux-report=always")])
-@pytest.mark.parametrize("assertion", ["assert True", "assert False"])
+@pytest.mark.parametrize(
+    ("assertion", "args"),
+    sampled(
+        product(["assert True", "assert False"], [(), ("-v",), ("-q", "--routilux-report=always")]),
+        [("assert True", ()), ("assert False", ("-v",))],
+    ),
+)
 def test_it_is_printed_below_one_blank_line(inner, args, assertion):
     inner.makepyfile(f"def test_it(flow_clock_bare): flow_clock_bare.advance(1); {assertion}")
-    lines = inner.runpytest_inprocess(*PLUGIN, *args).outlines
+    lines = run_pytest(inner, *PLUGIN, *args).outlines
     [at] = [at for at, line in enumerate(lines) if line.startswith("routilux: ")]
     assert [False, True] == ["" == line for line in lines[at - 2 : at]]
 
@@ -264,7 +266,7 @@ def test_with_maxfail_it_counts_the_tests_that_ran(inner):
 
 @pytest.mark.parametrize("end", ["raise KeyboardInterrupt", "pytest.exit('enough')"])
 def test_an_interrupted_test_counts_what_it_did(inner, end):
-    result = run_forked(inner, LONG.format(end=end))
+    result = run_inner(inner, LONG.format(end=end))
     assert pytest.ExitCode.INTERRUPTED == result.ret
     [line] = line_of(result)
     assert_golden(ENDED, [line])
@@ -282,7 +284,7 @@ def test_an_interrupted_handler_counts_what_was_committed(inner):
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has none
         pay(4, body).execute("pay")
     """
-    result = run_forked(inner, code)
+    result = run_inner(inner, code)
     assert pytest.ExitCode.INTERRUPTED == result.ret
     assert_golden(
         "routilux: 1 job, 4 commits, 2 retries, 1.75 s of virtual time in ⏱ s", result.outlines
@@ -357,9 +359,11 @@ FIGURES: Final = """
 """
 
 
-@pytest.mark.parametrize("args", [(), XDIST, ("--routilux-report=always",)])
+@pytest.mark.parametrize(
+    "args", [(), XDIST, pytest.param(("--routilux-report=always",), marks=pytest.mark.soak)]
+)
 def test_junitxml_has_the_figures_of_each_test(inner, args):
-    run_forked(inner, FIGURES, *JUNIT, *args).assert_outcomes(failed=1, passed=2)
+    run_inner(inner, FIGURES, *JUNIT, *args).assert_outcomes(failed=1, passed=2)
     assert {
         "test_fails": [
             ("ours", "kept"),
@@ -374,7 +378,7 @@ def test_junitxml_has_the_figures_of_each_test(inner, args):
 
 
 def test_junitxml_has_no_figures_with_never(inner):
-    run_forked(inner, FIGURES, *JUNIT, "--routilux-report=never", "-W", "error")
+    run_inner(inner, FIGURES, *JUNIT, "--routilux-report=never", "-W", "error")
     assert {"test_fails": [("ours", "kept")], "test_plain": [], "test_simulates": []} == properties(
         inner.path / "out.xml"
     )

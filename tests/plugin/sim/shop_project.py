@@ -78,13 +78,22 @@ def glob(text: str) -> str:
     return text.replace("[", "[[]")
 
 
-ON_SQLITE = """
+_STORES = """
     from routilux import MemoryStore, SqliteStore
     from tests.plugin.sim.sqlite_stores import CommitsAtStop
 
     def opens_elsewhere(path):
         return SqliteStore("elsewhere.db")
-
-    def test_survives(flow_sim, flow_faults):
-        flow_sim.crash_everywhere(build, "orders", {{{{"id": 7}}}}, {argument})
 """
+
+
+def survives(*arguments: str, build: str = "build") -> str:
+    """Return a test for each of these arguments of `crash_everywhere`."""
+    tests = [
+        f"""
+    def test_survives_{number}(flow_sim, flow_faults):
+        flow_sim.crash_everywhere({build}, "orders", {{{{"id": 7}}}}, {argument})
+"""
+        for number, argument in enumerate(arguments)
+    ]
+    return _STORES + "".join(tests)

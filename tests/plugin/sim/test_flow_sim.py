@@ -9,7 +9,7 @@ import pytest
 
 from routilux import FlowDefinitionError
 from tests.plugin.inner import run_inside
-from tests.plugin.sim.shop_project import ON_SQLITE, check_shop, glob, shop
+from tests.plugin.sim.shop_project import check_shop, glob, shop, survives
 from tests.routines import chain, rest
 
 
@@ -52,31 +52,31 @@ def test_a_flow_that_does_not_survive_fails_with_25_lines_of_100_columns(pyteste
 MISSPELT = "names no routine of flow 'tale'; known: 'orders', 'charge'; did you mean 'charge'?"
 
 
-@pytest.mark.parametrize(
-    ("argument", "says"),
-    [
-        (
-            "faults=[flow_faults.raises('charge', OSError, attempts=[9])]",
-            "raises('charge', OSError, attempts=[9]) was never injected",
-        ),
-        ("faults=[flow_faults.slow('chrage', 1)]", f"slow('chrage', 1) {MISSPELT}"),
-        ("always=lambda job: job.routine_states['chrage']", "KeyError: 'chrage'"),
-        ("always=lambda job: job.seq == 1 and 0", "ALWAYS DOES NOT HOLD: *after commit 1"),
-        ("invariant=lambda outcome: outcome.calls[1:]", "INVARIANT: *returned []"),
-        ("store=SqliteStore('x.db')", "store=<*SqliteStore object *> can't be called; give a f"),
-        ("store=7", "store=7 can't be called; give a function that takes a path and"),
-        (
-            "store=MemoryStore",
-            "store=<class '*MemoryStore'> can't open a store (AttributeError: *'now_ns')",
-        ),
-        ("store=lambda path: MemoryStore()", "store=*lambda* makes no file at the given path"),
-        ("store=opens_elsewhere", "store=*opens_elsewhere* makes no file at the given path"),
-        ("store=open", "store=<built-in function open> can't open a store (FileNotFoundError: "),
-        ("store=str", "store=<class 'str'> opens '*jobs.db', which has no create(); give a f"),
-    ],
-)
-def test_an_argument_that_proves_nothing_fails_the_test(argument, says, pytester):
-    check_shop(pytester, ON_SQLITE.format(argument=argument), [f"*{glob(says)}*"], failed=1)
+PROVES_NOTHING = {
+    "faults=[flow_faults.raises('charge', OSError, attempts=[9])]": (
+        "raises('charge', OSError, attempts=[9]) was never injected"
+    ),
+    "faults=[flow_faults.slow('chrage', 1)]": f"slow('chrage', 1) {MISSPELT}",
+    "always=lambda job: job.routine_states['chrage']": "KeyError: 'chrage'",
+    "always=lambda job: job.seq == 1 and 0": "ALWAYS DOES NOT HOLD: *after commit 1",
+    "invariant=lambda outcome: outcome.calls[1:]": "INVARIANT: *returned []",
+    "store=SqliteStore('x.db')": "store=<*SqliteStore object *> can't be called; give a f",
+    "store=7": "store=7 can't be called; give a function that takes a path and",
+    "store=MemoryStore": (
+        "store=<class '*MemoryStore'> can't open a store (AttributeError: *'now_ns')"
+    ),
+    "store=lambda path: MemoryStore()": "store=*lambda* makes no file at the given path",
+    "store=opens_elsewhere": "store=*opens_elsewhere* makes no file at the given path",
+    "store=open": "store=<built-in function open> can't open a store (FileNotFoundError: ",
+    "store=str": "store=<class 'str'> opens '*jobs.db', which has no create(); give a f",
+}
+
+
+def test_an_argument_that_proves_nothing_fails_the_test(pytester):
+    lines: list[str] = []
+    for number, says in enumerate(PROVES_NOTHING.values()):
+        lines += [f"_* test_survives_{number} _*", f"*{glob(says)}*"]
+    check_shop(pytester, survives(*PROVES_NOTHING), lines, failed=len(PROVES_NOTHING))
 
 
 def test_a_fault_that_no_job_was_given_is_an_error(pytester):
@@ -155,15 +155,12 @@ FAILS = """
 
     def down():
         return build(orders=take, charge=fail)
-
-    def test_fails(flow_sim):
-        flow_sim.crash_everywhere(down, "orders", {{{{"id": 7}}}}{meant})
 """
 
 
 @pytest.mark.parametrize("option", ["-v", "-q"])
 def test_a_job_that_fails_without_a_crash_fails_the_test(option, pytester):
-    shop(pytester, FAILS.format(meant=""))
+    shop(pytester, FAILS + survives("", build="down"))
     result = run_inside(pytester, option)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
@@ -176,19 +173,16 @@ def test_a_job_that_fails_without_a_crash_fails_the_test(option, pytester):
     )
 
 
-@pytest.mark.parametrize(
-    "meant",
-    [
-        ', ends="failed"',
-        ', invariant=lambda outcome: outcome.job.status == "failed"',
-        ", always=lambda job: True",
-        ", view=lambda outcome: outcome.job.status",
-        ', ends="failed", view=lambda outcome: 1',
-    ],
-)
-def test_a_job_that_is_meant_to_fail_passes(meant, pytester):
-    shop(pytester, FAILS.format(meant=meant))
-    run_inside(pytester).assert_outcomes(passed=1)
+def test_a_job_that_is_meant_to_fail_passes(pytester):
+    meant = [
+        'ends="failed"',
+        'invariant=lambda outcome: outcome.job.status == "failed"',
+        "always=lambda job: True",
+        "view=lambda outcome: outcome.job.status",
+        'ends="failed", view=lambda outcome: 1',
+    ]
+    shop(pytester, FAILS + survives(*meant, build="down"))
+    run_inside(pytester).assert_outcomes(passed=5)
 
 
 @pytest.mark.parametrize("checks", [{}, {"invariant": lambda outcome: True}])
@@ -202,8 +196,17 @@ async def naps(self, n=0) -> None:
     await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("body", [naps, partial(naps)])
-@pytest.mark.parametrize("method", ["run", "crash_everywhere", "check_determinism"])
+@pytest.mark.parametrize(
+    ("method", "body"),
+    [
+        *(("run", body) for body in (naps, partial(naps))),
+        *((method, naps) for method in ("crash_everywhere", "check_determinism")),
+        *(
+            pytest.param(method, partial(naps), marks=pytest.mark.soak)
+            for method in ("crash_everywhere", "check_determinism")
+        ),
+    ],
+)
 def test_an_async_test_of_async_handlers_is_asked_to_be_a_plain_one(method, body, flow_sim):
     simulates = partial(getattr(flow_sim, method), partial(chain, a=body), "a")
 
@@ -289,7 +292,7 @@ def test_a_run_returns_the_job_and_the_effects(pytester):
 def test_a_flow_survives_on_a_real_store_and_v_names_it(pytester):
     check_shop(
         pytester,
-        ON_SQLITE.format(argument="store=SqliteStore"),
+        survives("store=SqliteStore"),
         ["*each host opens the files anew: store=SqliteStore"],
         "-v",
         passed=1,

@@ -10,13 +10,13 @@ import pytest
 from pytest_routilux.sim.repro import Repro, repeat_command
 from tests.plugin.inner import run_inside
 from tests.plugin.sim.shop_project import (
-    ON_SQLITE,
     SURVIVES,
     check_shop,
     glob,
     repro_of,
     reproducer,
     shop,
+    survives,
 )
 from tests.soak import also
 
@@ -41,7 +41,7 @@ def test_a_reproducer_fails_again_in_another_process(workers, pytester):
     assert repro == repro_of(again)
 
 
-@WORKERS
+@WORKERS_SOAK
 @pytest.mark.parametrize("folder", also("docs/guide", ".", "checks"))
 def test_the_command_repeats_the_failure_where_pytest_was_started(
     folder, workers, pytester, monkeypatch
@@ -180,12 +180,10 @@ def test_a_reproducer_made_on_a_store_is_stale_without_it(pytester):
         "STORE LOST: commit 2 (done of orders) was acknowledged, but is not in the files*",
         *("why*", "fix*"),
     ]
-    repro = repro_of(
-        check_shop(pytester, ON_SQLITE.format(argument="store=CommitsAtStop"), says, failed=1)
-    )
+    repro = repro_of(check_shop(pytester, survives("store=CommitsAtStop"), says, failed=1))
     run_inside(pytester, f"--routilux-repro={repro}").assert_outcomes(failed=1)
     for store in ("SqliteStore", "None"):
-        shop(pytester, ON_SQLITE.format(argument=f"store={store}"), keyed=True)
+        shop(pytester, survives(f"store={store}"), keyed=True)
         again = run_inside(pytester, f"--routilux-repro={repro}")
         again.assert_outcomes(passed=1, errors=1)
         again.stdout.fnmatch_lines(["*STALE: * fits no simulation of the test: *"])

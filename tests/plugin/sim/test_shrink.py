@@ -16,9 +16,10 @@ from pytest_routilux.sim.shrink import Cause, shrink
 from pytest_routilux.sim.simulator.model import Case
 from routilux.clocks.durations import instant_ns
 from tests.plugin.sim import bugs
+from tests.soak import also
 
 START = instant_ns("2026-01-01")
-CHECKS = Checks()
+CHECKS = Checks(isolated=False)  # no flow here keeps anything in its process
 
 
 def case_of(charge: type[bugs.Charge], *faults: Fault) -> Case:
@@ -55,7 +56,7 @@ def test_a_fault_that_the_finding_needs_keeps_its_number():
     assert (case.faults[1],) == cause.exploration.reference.run.case.faults
 
 
-@pytest.mark.parametrize("charge", [bugs.Charge, bugs.OnceAlone, bugs.MiddlingBudget])
+@pytest.mark.parametrize("charge", also(bugs.MiddlingBudget, bugs.OnceAlone, bugs.Charge))
 def test_kind_routine_and_path_stay_the_same(charge):
     case = case_of(charge, Slow("charge", 1))
     exploration = explore(case, START, CHECKS)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 
 from tests.plugin.inner import run_inside
@@ -157,8 +159,15 @@ PATCHES = {
 }
 
 
-@pytest.mark.parametrize("patches", sampled(PATCHES, [*PATCHES][::3]))
-def test_nothing_is_left_behind_whatever_patches(shop, patches):
+WORKER = ("-p", "xdist.plugin", "-n", "1")
+FEW = [*PATCHES][::3]
+
+
+@pytest.mark.parametrize(
+    ("patches", "workers"),
+    sampled(product(PATCHES, [(), WORKER]), [*product(FEW, [()]), (FEW[0], WORKER)]),
+)
+def test_nothing_is_left_behind_whatever_patches(shop, patches, workers):
     tests = f"""{PATCHES[patches]}
     def test_everything_is_real():
         import os, pickle
@@ -179,8 +188,7 @@ def test_nothing_is_left_behind_whatever_patches(shop, patches):
     count = tests.count("def test_")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("TZ", raising=False)
-        passes(shop, tests, count)
-        passes(shop, tests, count, "-p", "xdist.plugin", "-n", "1")
+        passes(shop, tests, count, *workers)
 
 
 # --- patches of the test --------------------------------------------------------------------------

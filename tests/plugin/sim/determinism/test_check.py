@@ -23,8 +23,9 @@ from pytest_routilux.sim.explore import explore
 from pytest_routilux.sim.results import Checks, Coverage
 from pytest_routilux.sim.simulator.model import Case, Finding
 from pytest_routilux.virtual_time.freeze import frozen_simulation
-from routilux import ErrorHandler, Flow, FlowDefinitionError, RoutiluxError, Routine
+from routilux import ErrorHandler, Flow, FlowDefinitionError, RoutiluxError
 from showcase.flows import data_pipeline, fan_out_and_in, word_count
+from tests.plugin.sim.determinism.names import named, named_in_order
 from tests.plugin.sim.steps import START, STEP, Work, chain, same
 from tests.soak import sampled
 
@@ -95,9 +96,8 @@ def test_a_random_shape_is_found() -> None:
     assert ("nondeterminism", line_of(maybe_more)) == (finding.kind, finding.hint)
 
 
-@pytest.mark.parametrize(
-    "work",
-    [
+def test_code_that_repeats_is_clean() -> None:
+    works: list[Work] = [
         lambda r, n: r.ctx.random.random(),
         lambda r, n: str(r.ctx.uuid()),
         lambda r, n: r.ctx.now().isoformat(),
@@ -107,10 +107,8 @@ def test_a_random_shape_is_found() -> None:
         lambda r, n: r.ctx.key("x"),
         lambda r, n: time.sleep(5),
         lambda r, n: len({id(object()), id(r)}) > 5,
-    ],
-)
-def test_code_that_repeats_is_clean(work: Work) -> None:
-    assert is_clean(same, work, same)
+    ]
+    assert is_clean(same, *works, same)
 
 
 def test_a_shape_by_the_jobs_own_random_numbers_or_time_is_clean() -> None:
@@ -193,30 +191,6 @@ def test_a_run_that_does_not_finish_in_another_process_is_an_error() -> None:
 
 
 # --- the order of sets ----------------------------------------------------------------------------
-
-
-class Names(Routine):
-    """Emits names in the order of a set, or sorted."""
-
-    def __init__(self, in_order: bool) -> None:
-        super().__init__()
-        self.in_order = in_order
-        self.define_slot("trigger", handler=self.step)
-        self.define_event("output", ["names"])
-
-    def step(self) -> None:
-        names = {f"name-{n}" for n in range(8)}
-        self.emit("output", names=sorted(names) if self.in_order else list(names))
-
-
-def named(in_order: bool = False) -> Flow:
-    flow = Flow("names")
-    flow.add_routine(Names(in_order), "names")
-    return flow
-
-
-def named_in_order() -> Flow:
-    return named(True)
 
 
 def test_the_order_of_a_set_is_found_by_another_hash_seed() -> None:

@@ -219,10 +219,10 @@ def test_no_module_state_is_found(case: Case, monkeypatch: pytest.MonkeyPatch) -
     ("end", "how"),
     [
         (lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"),
-        (lambda: os._exit(3), "exit status 3"),
         (lambda: os._exit(0), "exit status 0"),
-        (os.abort, "SIGABRT"),
         (lambda: sys.exit(4), "SystemExit: 4, at each attempt of the task"),
+        pytest.param(lambda: os._exit(3), "exit status 3", marks=pytest.mark.soak),
+        pytest.param(os.abort, "SIGABRT", marks=pytest.mark.soak),
     ],
 )
 def test_a_handler_that_kills_its_process_is_named_and_the_test_lives(

@@ -54,7 +54,7 @@ lint: $(STAMP)
 
 # The pages, without a network: docs/_build/html/index.html. A warning is an error.
 docs: $(STAMP)
-	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
+	$(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning --keep-going --builder html docs docs/_build/html
 
 wheel: $(STAMP)
 	rm -rf dist

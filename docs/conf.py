@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING
 
@@ -48,15 +49,30 @@ html_theme_options = {"navigation_with_keys": True}
 
 
 def setup(app: Sphinx) -> None:
-    """Find the page of a type that a signature names without its module."""
+    """Link types that a signature names without their module, and show plain defaults."""
     app.connect("missing-reference", _find)
+    app.connect("autodoc-process-signature", _with_plain_defaults)
 
 
 def _find(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, content: Element
 ) -> Element | None:
     domain = env.domains.python_domain
-    known = [name for name in domain.objects if name.rpartition(".")[2] == node["reftarget"]]
+    known = [
+        name
+        for name, entry in domain.objects.items()
+        if name.rpartition(".")[2] == node["reftarget"]
+        and entry.objtype in ("class", "data", "type")
+    ]
     if len(known) != 1:
         return None
     return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", known[0], node, content)
+
+
+def _with_plain_defaults(
+    app: Sphinx, what: str, name: str, value: object, options: object, text: str | None, result: str
+) -> tuple[str, str] | None:
+    # `default(3)` marks an argument that was not given.
+    if not text or "default(" not in text:
+        return None
+    return re.sub(r"\bdefault\((\(.*?\)|[^()]*)\)", r"\1", text), result

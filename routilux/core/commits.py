@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 class JobStatus(StrEnum):
     """The status of a job; equal to its value as a text.
 
-    >>> JobStatus.COMPLETED == "completed", JobStatus.COMPLETED.is_final, JobStatus.FAILED.is_live
-    (True, True, False)
+    >>> JobStatus.COMPLETED == "completed", JobStatus.COMPLETED.is_final
+    (True, True)
     """
 
     PENDING = "pending"

@@ -70,38 +70,24 @@ class FoldedJob:
 
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
-        """The id of the job."""
         self.flow_id = ""
-        """The id of its flow."""
         self.shape: tuple[str, ...] = ()
-        """The graph of its flow, as `Flow.shape`."""
         self.status = JobStatus.PENDING
-        """The status after the last commit."""
         self.seq = 0
-        """The number of the last commit; 0 before the first."""
         self.started_ns = 0
-        """The time of the first commit, in UTC nanoseconds."""
         self.updated_ns = 0
-        """The time of the last commit, in UTC nanoseconds."""
         self.recoveries = 0
-        """The resumptions in a row after an unclean stop without progress."""
+        # What ended each run that `recoveries` counts, the last ten.
         self.stops: tuple[str, ...] = ()
-        """What ended each run that `recoveries` counts, the last ten."""
-        # Without a task it was the host's trouble, which is no unclean stop.
+        # What ended the last run, until the job is resumed. Without a task it was the host's
+        # trouble, which is no unclean stop.
         self.interruption: ErrorInfo | None = None
-        """The error from outside the flow that ended the last run, until the job is resumed."""
         self.interrupted_task: str | None = None
-        """The task whose attempt that error interrupted."""
         self.routine_states: dict[str, RoutineState] = {}
-        """The saved data and the task counts of each routine, by its id."""
         self.shared_data: dict[str, object] = {}
-        """What handlers keep in `ctx.shared`."""
         self.outputs: list[Output] = []
-        """The emitted events that no connection takes, in order."""
         self.dropped: list[DroppedTask] = []
-        """The failed tasks that CONTINUE or SKIP dropped, in order."""
         self.error: ErrorInfo | None = None
-        """The error that failed the job."""
         self._pending: dict[str, PendingTask] = {}
         self._failed: set[str] = set()  # pending tasks that failed
         self._reports: set[str] = set()  # pending tasks that report a failure
@@ -109,9 +95,8 @@ class FoldedJob:
         self._replaying = False  # nothing refers to its mappings, so that they are changed in place
         self._commits: list[Commit] = []
         self.history_limit: int | None = None
-        """The `history_limit` of the runtime that runs or loaded it."""
+        # The clock of its runtime; a saved form says when it was saved.
         self.clock_ns: Callable[[], int] | None = None
-        """The clock of its runtime: a saved form says when it was saved."""
 
     @property
     def pending_tasks(self) -> tuple[PendingTask, ...]:

@@ -17,7 +17,10 @@ from routilux.core.saved import job_members, load
 from routilux.errors import JobFailedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from routilux.core.parts import DroppedTask, Output
+    from routilux.graph.messages import ErrorInfo
 
 
 class JobState(FoldedJob):
@@ -46,6 +49,43 @@ class JobState(FoldedJob):
     """
 
     __slots__ = ()
+
+    job_id: str
+    """The id of the job."""
+    flow_id: str
+    """The id of its flow."""
+    status: JobStatus
+    """The status after the last commit."""
+    seq: int
+    """The number of the last commit; 0 before the first."""
+    started_ns: int
+    """The time of the first commit, in UTC nanoseconds."""
+    updated_ns: int
+    """The time of the last commit, in UTC nanoseconds."""
+    routine_states: dict[str, RoutineState]
+    """The saved data and the task counts of each routine, by its id."""
+    shared_data: dict[str, object]
+    """What handlers keep in `ctx.shared`."""
+    outputs: list[Output]
+    """The emitted events that no connection takes, in order."""
+    dropped: list[DroppedTask]
+    """The failed tasks that CONTINUE or SKIP dropped, in order."""
+    error: ErrorInfo | None
+    """The error that failed the job."""
+    shape: tuple[str, ...]
+    """The graph of its flow, as `Flow.shape`."""
+    recoveries: int
+    """The resumptions in a row after an unclean stop without progress."""
+    stops: tuple[str, ...]
+    """What ended each run that `recoveries` counts, the last ten."""
+    interruption: ErrorInfo | None
+    """The error from outside the flow that ended the last run, until the job is resumed."""
+    interrupted_task: str | None
+    """The task whose attempt that error interrupted."""
+    history_limit: int | None
+    """The `history_limit` of the runtime that runs or loaded it."""
+    clock_ns: Callable[[], int] | None
+    """The clock of its runtime: a saved form says when it was saved."""
 
     # --- reading it -----------------------------------------------------------------------------
 

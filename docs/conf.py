@@ -44,6 +44,8 @@ toc_object_entries_show_parents = "hide"
 
 html_theme = "furo"
 html_title = f"routilux {release}"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_copy_source = False
 html_theme_options = {"navigation_with_keys": True}
 

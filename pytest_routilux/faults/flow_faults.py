@@ -28,9 +28,9 @@ from pytest_routilux.faults.faults import (
     failing_write,
     slot_with_faults,
 )
-from routilux import Commit, FlowDefinitionError, codec
+from routilux import Commit, FlowDefinitionError
 from routilux.persist.journal import Journal
-from routilux.persist.rows import row_place, without_checksum
+from routilux.persist.rows import load_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -198,9 +198,9 @@ class _FailingJournal(Journal):
         # One at a time, so that each one counts and a failed one delays no other.
         refusals: list[Exception | None] = []
         for row in added:
-            place = row_place(row.job_id, row.seq)
             try:
-                commit = Commit.load(codec.loads(without_checksum(row.row, place)), place)
+                [(place, data)] = load_rows([row.row], row.job_id, row.seq - 1)
+                commit = Commit.load(data, place)
                 with failing_write(self._faults.live, commit):
                     [refusal] = super().append_all([row])
             except Exception as error:

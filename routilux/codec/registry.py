@@ -295,7 +295,8 @@ def register_type(
     instance from it. A dataclass is rebuilt by its constructor; then its fields get their saved
     values. Attributes that are no fields are lost. A dataclass may gain fields with defaults:
     older data gets these defaults. An enum is saved by the member's name, a flag by its value. A
-    class of the same module and qualname may be registered again.
+    member may be renamed, if its old name stays as an alias. A class of the same module and
+    qualname may be registered again.
 
     Raises `FlowDefinitionError` for a name that is taken, and for a class that needs `encode` and
     `decode`: one that is neither an enum nor a plain dataclass.
@@ -333,7 +334,8 @@ def _own_form(
     if issubclass(cls, Flag):
         return Form(name, cls, attrgetter("value"), cls)
     if issubclass(cls, Enum):
-        return Form(name, cls, attrgetter("name"), partial(_member, cls))
+        # Not strict: an alias is the old name of a member.
+        return Form(name, cls, attrgetter("name"), partial(_member, cls), strict=False)
     if "__dataclass_params__" not in vars(cls):
         raise FlowDefinitionError(
             f"{cls.__qualname__} is neither a dataclass nor an enum: pass encode and"

@@ -1,17 +1,36 @@
-"""The golden output of the command line on the store of the tests, in part from the README."""
+"""The golden output of the command line on the store of the tests, at 100 columns."""
 
 from __future__ import annotations
 
-import re
+JOBS = """\
+job     flow     status        age  next due  held by               at step, or why
+queued  payment  pending      10 s  10 s ago  nobody                charge
+paused  payment  paused       20 s  –         –                     charge attempt 2
+waits   payment  running      90 s  in 11 s   web-1:4711, no lease  charge attempt 2
+failed  payment  failed     10 min  –         –                     charge attempt 2: ConnectionErr…
+done    payment  completed  60 min  –         –                     –
 
-from tests.cli.payments import ROOT
+5 jobs: 1 pending, 1 running, 1 paused, 1 completed, 1 failed
+left out to fit 100 columns: commits, retries
+"""
 
-_README = (ROOT / "README.md").read_text("utf-8")
-(_block,) = re.findall(r"^```console\n(.*?)^```$", _README, re.M | re.S)
-RUNS: dict[str, str] = dict(
-    re.findall(r"^\$ python -m routilux (.*)\n((?:[^$].*\n|\n)+)", _block, re.M)
-)
-JOBS, FAILED = RUNS["jobs jobs.db"], RUNS["show jobs.db failed"].rstrip("\n") + "\n"
+FAILED = """\
+job failed of flow payment: failed at charge attempt 2
+ConnectionError: the gateway does not answer (shop.py:2)
+1 retry · 3 commits · 0.7400 s from the first commit to the last
+started 2026-01-01 12:50:00 UTC, 10 min ago; last commit 9 min ago
+
+🚀 [ 0.000s] charge.trigger
+               order  A2
+💥 [ 0.120s] charge attempt 1 → retry 1 in 0.5000 s: ConnectionError: the gateway does not answer
+               at shop.py:2 · ran 0.1200 s
+💥 [ 0.740s] charge attempt 2: ConnectionError: the gateway does not answer
+               at shop.py:2 · waited 0.5000 s · ran 0.1200 s
+🏁 [ 0.740s] job failed
+
+failed
+  charge.trigger at attempt 2: ConnectionError: the gateway does not answer · task 0
+"""
 
 DONE = """\
 job done of flow payment: completed, 1 task dropped

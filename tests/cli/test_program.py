@@ -14,7 +14,7 @@ import pytest
 import routilux.cli
 from routilux.cli import main
 from routilux.cli.open_store import without_password
-from tests.cli.pages import FAILED, RUNS
+from tests.cli.pages import FAILED
 from tests.cli.payments import NOW, ROOT, command
 from tests.routines import PATIENCE
 
@@ -160,10 +160,13 @@ def test_an_interrupt_ends_it_quietly(store, capsys, monkeypatch):
     assert ("", "") == tuple(capsys.readouterr())
 
 
-def test_the_runs_in_the_readme_are_real_ones(store, output):
-    assert 4 == len(RUNS)
-    for line, expected in RUNS.items():
-        assert expected == output(*line.split())
+def test_what_was_changed_is_said_with_the_next_commit(store, output):
+    failed, waits = output("retry", store, "failed"), output("retry", store, "waits", "--take-over")
+
+    assert failed == (
+        "job failed has a fresh budget; a worker of flow payment can resume it (commit 4)\n"
+    )
+    assert waits == "job waits is taken over; a worker of flow payment can resume it (commit 3)\n"
 
 
 def test_help_says_what_each_command_does(capsys):

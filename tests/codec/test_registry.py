@@ -6,6 +6,7 @@ import datetime as dt
 import json
 from collections.abc import Iterator
 from dataclasses import InitVar, dataclass, field, make_dataclass
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -35,6 +36,17 @@ def test_forms_do_not_follow_a_patched_datetime(monkeypatch):
     real = dt.datetime(2026, 1, 3, 12, fold=1)
     monkeypatch.setattr(dt, "datetime", Fake)
     assert first_difference(real, loads(dumps(encode(real)))) is None
+
+
+def test_an_alias_is_the_old_name_of_a_member():
+    def release(*names):
+        kind = Enum("Ends", dict.fromkeys(names, "paid"), module=__name__, qualname="Ends")
+        return register_type(kind, name="test-ends")
+
+    before = dumps(encode(release("SETTLED").SETTLED))
+    kind = release("PAID", "SETTLED")
+    assert kind.PAID is loads(before)
+    assert dumps(encode(loads(before))) == before.replace("SETTLED", "PAID")
 
 
 def test_a_dataclass_that_gained_fields_with_defaults_reads_older_data():

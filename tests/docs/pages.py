@@ -4,8 +4,8 @@ Invariants:
 - Each block of a page is written, run, or is one of a language that is only shown (`SHOWN`).
 - A block whose first line is `# name` is a whole file. A later block of that name replaces it.
 - A `console` block has commands after `$ `, and below each what it prints. `…` there is any text
-  within a line, and alone on a line any number of lines. Lengths of real time (`in 0.02s`) may
-  differ. The environment variables are fixed, so that a terminal of 80 columns is printed for.
+  within a line, and alone on a line any number of lines. Lengths of real time (`in 0.02s`,
+  `complete, 0.02 s`) may differ. The environment is fixed: a terminal of 80 columns, in UTC.
 - Blocks with `>>>` are doctests. Those of a page share their names, and run after its commands.
 """
 
@@ -20,11 +20,11 @@ from typing import Final, NamedTuple
 
 ROOT: Final = Path(__file__).parents[2]
 DOCS: Final = ROOT / "docs"
-SHOWN: Final = {"sh", "mermaid", "{toctree}", "{eval-rst}"}
+SHOWN: Final = {"sh", "{toctree}", "{eval-rst}", "{warning}", "{note}"}
 _FILES: Final = {"python", "ini", "toml", "yaml", "dockerfile"}
 _FENCE: Final = re.compile(r"^```(\S*)(?: [^\n]*)?\n(.*?)^```$", re.M | re.S)
 _NAMED: Final = re.compile(r"# ([\w./@-]+)\n")
-_TIMED: Final = re.compile(r"\bin \d+\.\d\d ?s\b")
+_TIMED: Final = re.compile(r"\b(in|complete,) \d+\.\d\d ?s\b")
 
 Run = Callable[[list[str], Path], tuple[int, str]]
 """Runs a command in a folder; returns its exit status and what it printed."""
@@ -64,9 +64,19 @@ class Differs(AssertionError):
 
 
 def all_pages() -> list[Page]:
-    """Return all pages below `docs`, those of a tutorial in their order."""
+    """Return the README and all pages below `docs`, those of the tutorial in their order."""
     built = DOCS / "_build"
-    return [Page(p) for p in sorted(DOCS.rglob("*.md")) if not p.is_relative_to(built)]
+    pages = [path for path in sorted(DOCS.rglob("*.md")) if not path.is_relative_to(built)]
+    return [Page(path) for path in (ROOT / "README.md", *pages)]
+
+
+def earlier_pages(page: Page) -> list[Page]:
+    """Return the pages whose files a page continues: the chapters of the tutorial before it."""
+    if page.path.parent.name != "tutorial":
+        return []
+    pages = all_pages()
+    before = pages[: pages.index(page)]
+    return [earlier for earlier in before if earlier.path.parent == page.path.parent]
 
 
 def write_files(page: Page, folder: Path) -> None:
@@ -129,8 +139,8 @@ def _commands(page: Page, block: Block) -> Iterator[tuple[str, str]]:
 
 def _check(page: Page, block: Block, command: str, expected: str, got: tuple[int, str]) -> None:
     code, printed = got
-    lines = [_TIMED.sub("in … s", line.rstrip()) for line in printed.strip("\n").splitlines()]
-    wanted = [_TIMED.sub("in … s", line.rstrip()) for line in expected.strip("\n").splitlines()]
+    lines = [_TIMED.sub(r"\1 … s", line.rstrip()) for line in printed.strip("\n").splitlines()]
+    wanted = [_TIMED.sub(r"\1 … s", line.rstrip()) for line in expected.strip("\n").splitlines()]
     pattern = "".join(
         r"(?:.*\n)*?" if line == "…" else _line_pattern(line) + r"\n" for line in wanted
     )

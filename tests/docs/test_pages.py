@@ -11,7 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs.pages import ROOT, Differs, Page, all_pages, run_page, write_files
+from tests.docs.pages import (
+    ROOT,
+    Differs,
+    Page,
+    all_pages,
+    earlier_pages,
+    run_page,
+    write_files,
+)
 from tests.plugin.inner import PLUGIN, run_command
 
 PAGES = all_pages()
@@ -61,10 +69,8 @@ def folder() -> Iterator[Path]:
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_a_page_says_what_happens(page: Page, folder: Path) -> None:
-    if page.path.parent.name == "tutorial":  # a chapter continues those before it
-        for chapter in PAGES[: PAGES.index(page)]:
-            if chapter.path.parent == page.path.parent:
-                write_files(chapter, folder)
+    for earlier in earlier_pages(page):
+        write_files(earlier, folder)
 
     difference = None
     try:

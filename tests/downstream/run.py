@@ -6,6 +6,7 @@ Invariants:
 - Nothing of this repository is importable there except the contents of the wheel.
 - The project's tests pass in every way of running them. Its bugs fail with the expected words, and
   a printed reproducer can be pasted.
+- Each page of the documentation says what happens there, on the first Python.
 - A Python that is not on this machine is reported as skipped. Without any Python this fails.
 """
 
@@ -22,8 +23,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parents[1]))
+from tests.docs.pages import Differs, all_pages, earlier_pages, run_page, write_files  # noqa: E402
+
 VERSIONS = ("3.11", "3.12", "3.13")
 COMPANIONS = ("pytest-xdist", "pytest-random-order")
+PAGES_NEED = ("psycopg[binary]", "pytest-benchmark", "tenacity")
 # Variables that change what Python or pytest does or prints.
 UNWANTED = {
     *("PYTHONPATH", "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD"),
@@ -118,9 +123,49 @@ def check(version: str, path: str, wheel: Path, folder: Path) -> list[str]:
     return [*done, "3 bugs are reported, and one is reproduced"]
 
 
+def check_pages(path: str, wheel: Path, folder: Path) -> list[str]:
+    """Run every page of the documentation with the wheel; return what was done, a line each."""
+    run(path, "-m", "venv", folder / "env", cwd=folder)
+    programs = folder / "env" / "bin"
+    install = ("-m", "pip", "install", "--disable-pip-version-check", "--quiet")
+    run(programs / "python", *install, f"{wheel}[pytest]", *COMPANIONS, *PAGES_NEED, cwd=folder)
+    environment = {
+        **{name: value for name, value in os.environ.items() if name not in UNWANTED},
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "TZ": "UTC",
+        "COLUMNS": "80",
+        "PYTHONIOENCODING": "utf-8",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+    def run_there(command: list[str], where: Path) -> tuple[int, str]:
+        done = subprocess.run(
+            command,
+            cwd=where,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            check=False,
+        )
+        return done.returncode, done.stdout
+
+    pages, commands = all_pages(), 0
+    for page in pages:
+        with tempfile.TemporaryDirectory() as own:
+            for earlier in earlier_pages(page):
+                write_files(earlier, Path(own))
+            try:
+                commands += run_page(page, Path(own), run_there)
+            except Differs as differs:
+                raise Missed(str(differs)) from None
+    return [f"{len(pages)} pages of the documentation: {commands} commands and doctests"]
+
+
 def main(wheel: Path) -> int:
     """Check with each Python there is; return how many failed, or 1 without any."""
     found = {version: interpreter(version) for version in VERSIONS}
+    first = next((path for path in found.values() if path is not None), None)
     with tempfile.TemporaryDirectory() as folder:
         with ThreadPoolExecutor(os.cpu_count()) as threads:
             runs = {}
@@ -128,18 +173,22 @@ def main(wheel: Path) -> int:
                 if path is not None:
                     own = Path(folder, version)
                     own.mkdir()
-                    runs[version] = threads.submit(check, version, path, wheel, own)
+                    runs[f"python {version}"] = threads.submit(check, version, path, wheel, own)
+            if first is not None:
+                own = Path(folder, "pages")
+                own.mkdir()
+                runs["documentation"] = threads.submit(check_pages, first, wheel, own)
         failed = 0
         for version in VERSIONS:
-            if version not in runs:
+            if found[version] is None:
                 print(f"python {version}: skipped, it is not on this machine")
-                continue
+        for name, future in runs.items():
             try:
-                lines = runs[version].result()
+                lines = future.result()
             except Missed as missed:
                 failed += 1
                 lines = [str(missed)]
-            print(f"python {version}:", *lines, sep="\n  ")
+            print(f"{name}:", *lines, sep="\n  ")
     return failed if runs else 1
 
 

@@ -19,6 +19,7 @@ from routilux import (
     Routine,
     Runtime,
     SqliteStore,
+    Worker,
 )
 from tests.plugin.inner import run_inside
 from tests.routines import SECOND, Wide, Works, chain, delays, ended_at, retrying, sends
@@ -129,6 +130,19 @@ def test_a_write_of_several_jobs_fails_for_one_of_them(flow_faults, durable, kep
     refusals = journal.append_all(rows)
     assert [None, "OSError", None] == [r and type(r).__name__ for r in refusals]
     assert [2, kept, 2] == [len(store.rows(job_id)) for job_id in "abc"]
+
+
+@pytest.mark.parametrize("kind", [MemoryStore, SqliteStore])
+def test_faults_strike_in_the_jobs_of_a_worker(flow_faults, flow_clock_bare, tmp_path, kind):
+    path = [tmp_path / "jobs.db"] if kind is SqliteStore else []
+    store = kind(*path, clock=flow_clock_bare)
+    runtime = flow_faults.on(Runtime(clock=flow_clock_bare, store=store))
+    flow_faults.raises("charge", OSError, attempts=[1, 2])
+    for job_id in ("A7", "A8"):
+        runtime.submit(shop(), "order", job_id=job_id)
+    Worker(store, [shop()], runtime=runtime).run(until_idle=True)
+    jobs = [runtime.load(job_id) for job_id in ("A7", "A8")]
+    assert [("completed", 2)] * 2 == [(job.status, job.retry_count("charge")) for job in jobs]
 
 
 def test_faults_strike_in_real_threads_on_the_systems_clock(flow_faults):

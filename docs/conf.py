@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import builtins
 import re
 from importlib.metadata import version as installed_version
 from typing import TYPE_CHECKING
 
+from sphinx.addnodes import pending_xref
+
 if TYPE_CHECKING:
     from docutils.nodes import Element
-    from sphinx.addnodes import pending_xref
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
 
@@ -52,8 +54,16 @@ html_theme_options = {"navigation_with_keys": True}
 
 def setup(app: Sphinx) -> None:
     """Link types that a signature names without their module, and show plain defaults."""
+    app.connect("doctree-read", _leave_builtins)
     app.connect("missing-reference", _find)
     app.connect("autodoc-process-signature", _with_plain_defaults)
+
+
+def _leave_builtins(app: Sphinx, tree: Element) -> None:
+    # Sphinx would link the type `type` to an attribute of that name.
+    for node in tree.findall(pending_xref):
+        if hasattr(builtins, node.get("reftarget") or ""):
+            node.attributes.pop("refspecific", None)
 
 
 def _find(

@@ -16,14 +16,15 @@ import pytest
 import pytest_routilux
 import routilux
 from pytest_routilux.settings import add_options
-from routilux import codec, saved_state
-from routilux.cli import _parser
+from routilux import Runtime, SqliteStore, codec, saved_state
+from routilux.cli import _parser, main
 from routilux.codec import registry
 from routilux.core import commits, parts, saved, wire
 from routilux.flow import _CONNECTION_FIELDS, _FLOW_FIELDS
 from routilux.graph import saved_routine
 from routilux.retry.options import CHECKS, WITH_ANY_STRATEGY
 from tests.docs.pages import DOCS, ROOT
+from tests.routines import chain, fails
 
 REFERENCE = DOCS / "reference"
 
@@ -159,6 +160,29 @@ def test_each_section_of_the_page_of_commands_is_a_command() -> None:
     others = {"Command line", "The JSON output", "An example"}
 
     assert commands().keys() == sections(page("command-line")).keys() - others
+
+
+@pytest.mark.parametrize("command", commands())
+def test_the_page_of_commands_has_the_members_of_json(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, copy = str(tmp_path / "jobs.db"), str(tmp_path / "copy")
+    with SqliteStore(path) as store:
+        chain(a=fails(1)).execute("a", job_id="A7", runtime=Runtime(store=store))
+    job = ["A7"] if command in ("show", "retry", "cancel", "export") else []
+    more = {"export": [copy], "backup": [copy], "purge": ["--older-than", "0s", "--dry-run"]}
+    more["purge"] += ["--status", "failed"]
+
+    assert 0 == main([command, path, *job, *more.get(command, []), "--json"])
+
+    written = json.loads(capsys.readouterr().out)
+    entries = [entry for value in written.values() if isinstance(value, list) for entry in value]
+    found = {*written, *(name for entry in entries for name in entry)}
+    cells = rows(sections(page("command-line"))["The JSON output"])
+    shown = {n for row in cells if command in (*names(row[0]), "") for n in names(row[1])}
+    shown |= {name for name in names(cells[0][1]) if "/" not in name}
+    of_damage = {"job_id", "path", "reason"}  # the store has none
+    assert found == shown - (of_damage - found) - {"JobState.deserialize"}
 
 
 # --- the saved format -----------------------------------------------------------------------------

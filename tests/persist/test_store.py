@@ -27,7 +27,7 @@ from tests.engine.concurrency import at_once as together
 from tests.persist.hosts import go, line_of, processes, rest_of
 from tests.persist.stores import STORES, acquire, at
 from tests.routines import PATIENCE, SECOND
-from tests.soak import examples
+from tests.soak import also, examples
 
 
 def filled(store: JobStore, count: int, *, status: str = "running") -> JobStore:
@@ -306,12 +306,13 @@ with at(sys.argv[1]) as store:
 """
 
 
-def test_processes_that_make_a_store_at_once_share_it(where):
-    with processes(OPENS, *([where, number] for number in range(3))) as children:
-        assert [""] * 3 == [line_of(child) for child in children]
+@pytest.mark.parametrize("count", also(2, 3))
+def test_processes_that_make_a_store_at_once_share_it(where, count):
+    with processes(OPENS, *([where, number] for number in range(count))) as children:
+        assert [""] * count == [line_of(child) for child in children]
         go(children)
         taken = [job_id for child in children for job_id in rest_of(child).split()]
-    assert 60 == len(taken)
+    assert 20 * count == len(taken)
     with at(where) as store:
         assert sorted(taken) == store.job_ids()
 

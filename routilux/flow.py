@@ -120,6 +120,7 @@ def _runner(given: Runner | None) -> Runner:
 class Flow:
     """A graph of routines and connections.
 
+    Strategy "sequential" runs one step of a job at a time, "concurrent" up to `max_workers`.
     Running a flow does not change it; any number of jobs may use it at once. An invalid argument
     raises `FlowDefinitionError`.
 

@@ -65,9 +65,11 @@ _log = logging.getLogger("routilux")
 class Runtime:
     """Runs any number of flows and jobs for any number of threads.
 
-    `observers` are notified of every commit. An invalid limit raises `FlowDefinitionError`, an
-    `executor` together with another clock than the system's `RoutiluxError`. The `with` statement
-    closes a runtime at its end.
+    `observers` are notified of every commit. `max_steps`, `max_recoveries` and `history_limit`
+    bound the attempts of a job, its resumptions without progress, and the commits that it keeps in
+    memory; None means no limit. An invalid limit raises `FlowDefinitionError`, an `executor`
+    together with another clock than the system's `RoutiluxError`. The `with` statement closes a
+    runtime at its end.
 
     >>> from routilux import Flow, MemoryStore, Routine
     >>> class Hello(Routine):

@@ -180,8 +180,9 @@ class Runtime:
     ) -> str:
         """Store a new job for any host, and return the job's id.
 
-        No worker takes the job before `delay` seconds have passed by the store's time. Raises
-        `DuplicateJobError` if the store already holds that id.
+        No worker takes the job before `delay` seconds have passed by the store's time. That of a
+        `PostgresStore` is its server's: if that clock is set forward, the job is free earlier by as
+        much. Raises `DuplicateJobError` if the store already holds that id.
 
         >>> from datetime import timedelta
         >>> from routilux import Flow, MemoryStore, Routine

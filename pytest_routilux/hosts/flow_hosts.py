@@ -27,7 +27,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
 from pytest_routilux.hosts.child import Child, end_text, quoted
-from pytest_routilux.settings import FlowTime
+from pytest_routilux.settings import FlowTime, start_text
 from routilux import (
     CommitKind,
     ExecutionMonitor,
@@ -227,7 +227,7 @@ class FlowHosts:
             "params": codec.encode(dict(params or {}), "$.params"),
             "slot": slot,
             "job_id": job_id,
-            "clock_start": _iso(self._time.start if clock_start is None else clock_start),
+            "clock_start": _start(self._time.start if clock_start is None else clock_start),
             "store": _store(store),
         }
         return self._run(request, [*imports, name.partition(":")[0]], save_at, kill_at)
@@ -275,7 +275,7 @@ class FlowHosts:
             "build": build_name,
             "build_args": codec.encode(dict(build_args or {}), "$.build_args"),
             "look": look_name,
-            "clock_start": None if clock_start is None else _iso(clock_start),
+            "clock_start": None if clock_start is None else _start(clock_start),
             "execution_strategy": execution_strategy,
             "retry_failed": retry_failed,
         }
@@ -389,6 +389,10 @@ def _store(path: str | os.PathLike[str] | None) -> str | None:
     return None if path is None else str(Path(path).resolve())
 
 
-def _iso(instant: datetime | str) -> str:
-    moment = datetime.fromisoformat(instant) if isinstance(instant, str) else instant
+def _start(instant: object) -> str:
+    try:
+        text = start_text(instant, "clock_start")
+    except ValueError as error:
+        raise HostError(str(error)) from None
+    moment = datetime.fromisoformat(text)
     return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).isoformat()

@@ -69,7 +69,7 @@ class JobState(FoldedJob):
         return earlier
 
     def raise_for_status(self) -> None:
-        """Raise `JobFailedError` if the job failed.
+        """Raise `JobFailedError` if the job failed, with each failed task and its error.
 
         Its cause is the exception of the handler, if it was raised in this process.
         """
@@ -78,12 +78,18 @@ class JobState(FoldedJob):
         failed = [task for task in self.pending_tasks if task.failed]
         who = "".join(
             f"; task {task.task_id} of {task.routine_id} failed at attempt {task.attempt - 1}"
+            f"{self._other_error(task)}"
             for task in failed
         )
         error = self.error
         cause = None if error is None else error.exception
         trace = f"\n{error.traceback}" if error and error.traceback and cause is None else ""
         raise JobFailedError(f"job {self.job_id} failed: {error}{who}{trace}") from cause
+
+    def _other_error(self, task: PendingTask) -> str:
+        """Return the error of a failed task for a message if it is not the error of the job."""
+        error = self.routine_states[task.routine_id].error
+        return "" if error is None or error == self.error else f": {' '.join(str(error).split())}"
 
     def copy(self) -> JobState:
         """Return a copy that later commits of this job do not change."""

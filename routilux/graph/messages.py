@@ -26,21 +26,30 @@ _MOST_CAUSES: Final = 10
 _MOST_FRAMES: Final = 40
 _MOST_LEAVES: Final = 20
 _MOST_NOTES: Final = 20
-_type_names: dict[type[BaseException], str] = {}
+_MOST_CLASSES: Final = 1_000
+_classes: dict[str, type[BaseException]] = {}  # the last ones that were recorded, by their names
 
 
-def _type_name(error_type: type[BaseException]) -> str:
-    module = error_type.__module__
-    name = error_type.__qualname__
+def _name_of(kind: type[BaseException]) -> str:
+    module, name = kind.__module__, kind.__qualname__
     if module != "builtins":
         name = f"{module}.{name}"
-    _type_names[error_type] = name
+    if _classes.get(name) is not kind:
+        _remember(name, kind)
     return name
 
 
+def _remember(name: str, kind: type[BaseException]) -> None:
+    # Bounded: a program may make a class for each error.
+    if len(_classes) >= _MOST_CLASSES and name not in _classes:
+        for oldest in list(_classes)[: _MOST_CLASSES // 10]:
+            _classes.pop(oldest, None)  # another thread may be faster
+    _classes[name] = kind
+
+
 def error_class(name: str) -> type[BaseException] | None:
-    """Return the class with this name, if an error of the class was recorded in this process."""
-    return next((kind for kind, known in _type_names.items() if known == name), None)
+    """Return the class with this name, if an error of it was recorded lately in this process."""
+    return _classes.get(name)
 
 
 @dataclass(slots=True)
@@ -79,9 +88,8 @@ class ErrorInfo:
         except Exception as broken:
             message = f"<its str() raised {type(broken).__name__}>"
         trace = error.__traceback__
-        kind = type(error)
         info = cls(
-            _type_names.get(kind) or _type_name(kind),
+            _name_of(type(error)),
             _bounded(message),
             None if trace is None else _place(trace),
         )

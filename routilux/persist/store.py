@@ -139,7 +139,7 @@ class JobStore(Protocol):
     `status` is the value of the `JobStatus` after the commit. Durations are nanoseconds. A method
     raises `OSError` if the store can't be used now; the call may have taken effect or not, and the
     caller may repeat it. A method that is given a job id raises `CorruptStateError` if the entry of
-    that job is damaged.
+    that job is damaged; only the methods that delete jobs don't.
     """
 
     def create(
@@ -159,16 +159,31 @@ class JobStore(Protocol):
         job exists.
         """
 
-    def delete(self, job_id: str) -> bool:
+    def delete(self, job_id: str, *, force: bool = False) -> bool:
         """Remove a job that has stopped, with its rows; return whether the store held the job.
 
-        A new job may then have the id. Raises `NotResumableError` if the job is pending or running.
+        A new job may then have the id. The rows are not read, and a job with a damaged entry is
+        removed, too: no host can run it. Raises `NotResumableError` if the job is pending or
+        running, unless `force` is true, for a damaged job that can't be cancelled. A host that runs
+        the job can commit no more.
 
         >>> from routilux import MemoryStore
         >>> store = MemoryStore()
         >>> store.create("job-1", b"{}", "host-a", flow_id="orders", status="completed")
         >>> store.delete("job-1"), store.delete("job-1")
         (True, False)
+        """
+        [deleted] = self.delete_all([job_id], force=force)
+        if isinstance(deleted, NotResumableError):
+            raise deleted
+        return deleted
+
+    def delete_all(
+        self, job_ids: Sequence[str], *, force: bool = False
+    ) -> list[bool | NotResumableError]:
+        """Remove several jobs with one write, which removes all of them or, if it fails, none.
+
+        Returns for each job what `delete` would return, or the error that it would raise.
         """
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:

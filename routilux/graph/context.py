@@ -15,6 +15,7 @@ Invariants:
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Iterator, MutableMapping
 from contextvars import ContextVar
 from random import Random
@@ -307,9 +308,9 @@ class Context:
 
         The result is committed before this returns. An error of `fn` is not recorded. Raises
         `LeaseLostError`, without running `fn`, if the store says that this host does not own the
-        job any more (a step in another process does not ask); `FlowDefinitionError` for a name
-        used twice in an attempt, or for other arguments than those recorded; `UnserializableError`
-        for arguments or a result that can't be saved.
+        job any more (a step in another process does not ask); `FlowDefinitionError` for an
+        async `fn`, a name used twice in an attempt, or other arguments than those recorded;
+        `UnserializableError` for arguments or a result that can't be saved.
         """
         step = self._open_step()
         if self.named is None:
@@ -333,6 +334,13 @@ class Context:
             return cast(_T, copy_value(recorded.result))
         self._host.check(step)
         result = fn(*args, **kwargs)
+        if inspect.isawaitable(result):
+            if inspect.iscoroutine(result):
+                result.close()
+            raise FlowDefinitionError(
+                f"once({name!r}) of {step.task.routine_id} calls an async function, whose result"
+                " would have to be awaited; pass a function that is not async"
+            )
         self._open_step()
         codec.encode(result, f"{place}.result")
         self._host.record(step, name, RecordedEffect(digest, copy_value(result)))

@@ -318,9 +318,9 @@ class Flow:
     ) -> JobState:
         """Run a new job from routine `entry`, and return the stopped job.
 
-        `runtime` is the `Runtime` to use, by default that of `use_runtime`. A failed job is returned,
-        not raised: see `JobState.raise_for_status`. Raises `FlowDefinitionError` where `entry`,
-        `slot` or `params` don't fit.
+        `runtime` is the `Runtime` that runs it, by default that of `use_runtime`. A failed job is
+        returned, not raised: see `JobState.raise_for_status`. Raises `FlowDefinitionError` where
+        `entry`, `slot` or `params` don't fit.
         """
         return _runner(runtime).execute(self, entry, params, slot=slot, job_id=job_id)
 

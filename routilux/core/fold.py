@@ -49,6 +49,7 @@ class FoldedJob:
         "_pending",
         "_replaying",
         "_reports",
+        "_shared",
         "_waiting",
         "clock_ns",
         "dropped",
@@ -63,7 +64,6 @@ class FoldedJob:
         "routine_states",
         "seq",
         "shape",
-        "shared",
         "started_ns",
         "status",
         "stops",
@@ -86,7 +86,7 @@ class FoldedJob:
         self.interruption: ErrorInfo | None = None
         self.interrupted_task: str | None = None
         self.routine_states: dict[str, RoutineState] = {}
-        self.shared: dict[str, object] = {}  # as the engine keeps it; `shared_data` is plain
+        self._shared: dict[str, object] = {}  # as the engine keeps it; `shared_data` is plain
         self.outputs: list[Output] = []
         self.dropped: list[DroppedTask] = []
         self.error: ErrorInfo | None = None
@@ -104,8 +104,8 @@ class FoldedJob:
 
     @property
     def shared_data(self) -> dict[str, object]:
-        """The data that all steps of the job share, by key."""
-        return plain_values(self.shared)
+        """What handlers keep in `ctx.shared`, by key."""
+        return plain_values(self._shared)
 
     @property
     def pending_tasks(self) -> tuple[PendingTask, ...]:
@@ -213,7 +213,7 @@ class FoldedJob:
         if kind is _DONE:
             state = None if commit.state is None else self._written(routine.kept, commit.state)
             if commit.shared is not None:
-                self.shared = self._written(self.shared, commit.shared)
+                self._shared = self._written(self._shared, commit.shared)
             if state is not None:
                 routine.kept = state
             del self._pending[task_id]
@@ -400,7 +400,7 @@ class FoldedJob:
 
 _DERIVED: Final = ("_failed", "_replaying", "_reports", "_waiting", "history_limit", "clock_ns")
 _COMPARED: Final = tuple(
-    name.replace("shared", "shared_data") for name in FoldedJob.__slots__ if name not in _DERIVED
+    name.replace("_shared", "shared_data") for name in FoldedJob.__slots__ if name not in _DERIVED
 )
 
 

@@ -139,7 +139,7 @@ class Machine:
             pending.attempt,
             job.job_id,
             job.routine_states[routine_id].kept,
-            job.shared,
+            job._shared,
             job.seq,
             pending.effects,
             now,

@@ -48,7 +48,7 @@ def job_members(job: FoldedJob, *, history: bool) -> dict[str, object]:
         **stops,
         "shape": list(job.shape),
         "routine_states": {
-            routine_id: state.serialize(f"$.routine_states[{routine_id!r}]")
+            routine_id: state._serialize(f"$.routine_states[{routine_id!r}]")
             for routine_id, state in job.routine_states.items()
         },
         "shared_data": codec.encode(job.shared_data, "$.shared_data"),
@@ -84,12 +84,12 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
     job.interrupted_task = f.get("interrupted_task")
     job.shape = tuple(texts(f["shape"], f"{path}.shape"))
     job.routine_states = {
-        routine_id: RoutineState.load(entry, f"{path}.routine_states[{routine_id!r}]")
+        routine_id: RoutineState._load(entry, f"{path}.routine_states[{routine_id!r}]")
         for routine_id, entry in payload(f["routine_states"], f"{path}.routine_states").items()
     }
-    job.shared = payload(f["shared_data"], f"{path}.shared_data")
+    job._shared = payload(f["shared_data"], f"{path}.shared_data")
     for i, entry in enumerate(f["pending_tasks"]):
-        pending = PendingTask.load(entry, f"{path}.pending_tasks[{i}]")
+        pending = PendingTask._load(entry, f"{path}.pending_tasks[{i}]")
         if pending.task_id in job._pending:
             raise CorruptStateError(f"{path}.pending_tasks[{i}].task_id", "is the id of two tasks")
         job._pending[pending.task_id] = pending
@@ -99,10 +99,10 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
         elif pending.reports:
             job._reports.add(pending.task_id)
     job.outputs = [
-        Output.load(entry, f"{path}.outputs[{i}]") for i, entry in enumerate(f["outputs"])
+        Output._load(entry, f"{path}.outputs[{i}]") for i, entry in enumerate(f["outputs"])
     ]
     job.dropped = [
-        DroppedTask.load(entry, f"{path}.dropped[{i}]") for i, entry in enumerate(f["dropped"])
+        DroppedTask._load(entry, f"{path}.dropped[{i}]") for i, entry in enumerate(f["dropped"])
     ]
     job.error = None if f["error"] is None else load_error(f["error"], f"{path}.error")
     commits = f["commits"]
@@ -132,7 +132,7 @@ def _check(job: FoldedJob, path: str) -> None:
 
 
 def _saved(path: str, parts: Sequence[PendingTask | Output | DroppedTask]) -> Iterator[str]:
-    return (codec.dumps(part.serialize(f"{path}[{i}]")) for i, part in enumerate(parts))
+    return (codec.dumps(part._serialize(f"{path}[{i}]")) for i, part in enumerate(parts))
 
 
 _JOB_FIELDS: Final[codec.Fields] = {

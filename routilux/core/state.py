@@ -17,20 +17,73 @@ from routilux.core.saved import job_members, load
 from routilux.errors import JobFailedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from routilux.core.parts import DroppedTask, Output
+    from routilux.graph.messages import ErrorInfo
 
 
 class JobState(FoldedJob):
     """The state of a job, which is one execution of a flow.
 
-    Instants are UTC. `seq` is the last commit's number. `==` compares by value. Each commit changes
-    a job that a host runs: read it between two commits, through `run.job` or in an observer.
+    `==` compares by value. Each commit changes a job that a host runs: read it between two
+    commits, through `run.job` or in an observer.
 
-    >>> JobState("job-1").status.value
-    'pending'
+    >>> from routilux import Flow, Routine
+    >>> class Hello(Routine):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.define_slot("trigger", handler=self.hello)
+    ...         self.define_event("output", ["text"])
+    ...     def hello(self, name):
+    ...         self.emit("output", text=f"hello {name}")
+    >>> flow = Flow("greeting")
+    >>> _ = flow.add_routine(Hello(), "hello")
+    >>> job = flow.execute("hello", {"name": "world"})
+    >>> job.status.value, job.outputs[0].data
+    ('completed', {'text': 'hello world'})
+    >>> [record.event for record in job.execution_history]
+    ['start', 'output']
+    >>> job.at(1).status.value
+    'running'
     """
 
     __slots__ = ()
+
+    job_id: str
+    """The id of the job."""
+    flow_id: str
+    """The id of its flow."""
+    status: JobStatus
+    """The status after the last commit."""
+    seq: int
+    """The number of the last commit; 0 before the first."""
+    started_ns: int
+    """The time of the first commit, in UTC nanoseconds."""
+    updated_ns: int
+    """The time of the last commit, in UTC nanoseconds."""
+    routine_states: dict[str, RoutineState]
+    """The saved data and the task counts of each routine, by its id."""
+    outputs: list[Output]
+    """The emitted events that no connection takes, in order."""
+    dropped: list[DroppedTask]
+    """The failed tasks that CONTINUE or SKIP dropped, in order."""
+    error: ErrorInfo | None
+    """The error that failed the job."""
+    shape: tuple[str, ...]
+    """The graph of its flow, as `Flow.shape`."""
+    recoveries: int
+    """The resumptions in a row after an unclean stop without progress."""
+    stops: tuple[str, ...]
+    """What ended each run that `recoveries` counts, the last ten."""
+    interruption: ErrorInfo | None
+    """The error from outside the flow that ended the last run, until the job is resumed."""
+    interrupted_task: str | None
+    """The task whose attempt that error interrupted."""
+    history_limit: int | None
+    """The `history_limit` of the runtime that runs or loaded it."""
+    clock_ns: Callable[[], int] | None
+    """The clock of its runtime: a saved form says when it was saved."""
 
     # --- reading it -----------------------------------------------------------------------------
 

@@ -79,7 +79,7 @@ def commit_of_outcome(
     task = step.task
     try:
         _check_patches(job.routine_states[task.routine_id].kept, outcome.state)
-        _check_patches(job.shared, outcome.shared)
+        _check_patches(job._shared, outcome.shared)
     except FlowDefinitionError as error:
         failed = StepOutcome(step.number, [], error=ErrorInfo.of(error))
         return _failure(plan, job, step, failed, FlowDefinitionError, now)

@@ -2,7 +2,7 @@
 
 Invariants:
 - It is a value: its items never change. A longer one shares the items of the one that it extends.
-- Items are added in place behind the longest; whoever extends a shorter one gets a copy.
+- The longest version is extended in place; extending a shorter one copies its items.
 - `plain` is the list or set that a user reads. `private` is a copy that a handler may change.
 """
 

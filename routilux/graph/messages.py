@@ -56,12 +56,7 @@ def error_class(name: str) -> type[BaseException] | None:
 
 @dataclass(slots=True)
 class ErrorInfo:
-    """The data of an exception: type name, message, place (file:line) and traceback.
-
-    `notes` are those of `add_note`. `leaves` are the first 20 leaves of an exception group. Only
-    the error of a failed or dropped task has a traceback, with the traceback of each leaf.
-    `exception` is the exception that failed a job, in the process where it was raised; it is not
-    saved.
+    """An exception as data, which can be saved.
 
     >>> ErrorInfo.of(ValueError("no stock")).type
     'ValueError'
@@ -70,12 +65,19 @@ class ErrorInfo:
     """
 
     type: str
+    """The name of the type; outside of builtins with its module."""
     message: str
+    """Its message, at most 10,000 characters."""
     where: str | None = None
+    """The place that raised it, as file:line; None if it was not raised."""
     traceback: str | None = None
+    """The traceback, also of each leaf; only of the error of a failed or dropped task."""
     notes: tuple[str, ...] = ()
+    """The texts of `add_note`, at most 20."""
     leaves: tuple[ErrorInfo, ...] = ()
+    """The leaves of an exception group, at most 20."""
     exception: BaseException | None = field(default=None, compare=False, repr=False)
+    """The exception that failed a job, in the process where it was raised; never saved."""
 
     def __reduce__(self) -> tuple[object, ...]:
         # An exception may hold frames, which can't be copied or sent to another process.
@@ -220,61 +222,74 @@ def uncopied(place: str, value: object, error: Exception) -> UnserializableError
 
 @dataclass(slots=True)
 class Emission:
-    """An emitted event and its payload."""
+    """An emitted event and its payload; see `Commit.emissions`."""
 
     event: str
+    """The name of the event."""
     payload: dict[str, object]
-    flat: bool  # the payload has only scalars
+    """The fields of the payload by name."""
+    flat: bool
+    """Whether all values are scalars."""
 
 
 @dataclass(slots=True)
 class Task:
-    """A unit of work: one payload for one slot of one routine.
-
-    `emission` is the index, in the commit that created the task, of the emission that it
-    delivers; -1 for the task that a job starts with.
-    """
+    """A unit of work: one payload for one slot of one routine; see `Commit.tasks`."""
 
     task_id: str
+    """The id, from its lineage: `0` is the first, `0.1` the second task that it created."""
     routine_id: str
+    """The routine that handles it."""
     slot: str
+    """The slot that receives the payload."""
     payload: dict[str, object]
+    """The fields by name."""
     flat: bool
+    """Whether all values are scalars."""
     emission: int
+    """The index of the delivered emission in the commit; -1 for the first task."""
 
 
 @dataclass(slots=True)
 class RecordedEffect:
     """The recorded result of an external effect."""
 
-    arguments: str  # the digest of the effect's arguments
+    arguments: str
+    """The SHA-256 digest of its arguments."""
     result: object
+    """What it returned."""
 
 
 @dataclass(slots=True)
 class StepInput:
-    """The input of one attempt: the task and the job's data.
-
-    `number` is unique in this process. `state` and `shared` are snapshots and must not be changed;
-    `seq` is the last commit that they include. Times are nanoseconds of the job's clock.
-    `timeout_ns` limits the attempt; `worker` is its number among the steps of the job that run at
-    the same time; `order` says when the task was created (commit, position); `final` says that a
-    failure can't be retried.
-    """
+    """The input of one attempt: the task and the job's data; see `Observer`."""
 
     number: int
+    """The number of the step, unique in this process."""
     task: Task
+    """The task."""
     attempt: int
+    """The number of the attempt, from 1."""
     job_id: str
+    """The id of the job."""
     kept_state: dict[str, object]
+    """A snapshot of the routine's state, as the engine keeps it; `state` is for users."""
     kept_shared: dict[str, object]
+    """A snapshot of the shared data, as the engine keeps it; `shared` is for users."""
     seq: int
+    """The number of the last commit that the snapshots include."""
     effects: dict[str, RecordedEffect] | None
+    """The effects that earlier attempts recorded, by name."""
     started_ns: int
+    """When it starts, in UTC nanoseconds by the job's clock."""
     timeout_ns: int | None
+    """The limit of the attempt, in nanoseconds; None for no limit."""
     worker: int
+    """Its number among the steps of the job that run at the same time, from 0."""
     order: tuple[int, int]
+    """When the task was created: the commit's number, and the position in it."""
     final: bool
+    """Whether a failure can't be retried."""
 
     @property
     def state(self) -> dict[str, object]:
@@ -294,39 +309,44 @@ class StepInput:
 
 @dataclass(slots=True)
 class Writes:
-    """A step's changes to state or to shared data.
-
-    `values` are new values of whole keys, `removed` are keys, and `patches` change a part of a
-    value or add to it. A key is in one of them.
-    """
+    """A step's changes to state or to shared data."""
 
     values: dict[str, object]
+    """The changed and the new keys, with their values."""
     removed: tuple[str, ...] = ()
+    """The deleted keys, sorted."""
     patches: dict[str, list[Patch]] = field(default_factory=dict)
+    """The keys of which a part has changed, or to which something was added."""
 
     @property
     def keys(self) -> list[str]:
-        """The keys that the step changed."""
+        """The keys that the step changed; each is in one of the three."""
         return [*self.values, *self.removed, *self.patches]
 
 
 @dataclass(slots=True)
 class StepOutcome:
-    """The outcome of one attempt: emissions and writes, or an error.
-
-    `shared_reads` are the shared keys that it read; None means all keys. `effects` are effects that
-    were not recorded at once, because the step ran in another process. `leaf_types` are the types
-    of an exception group's leaves. `spends`: a retry after this error spends one of the budget.
-    """
+    """The outcome of one attempt: emissions and writes, or an error."""
 
     number: int
+    """The number of the step."""
     emissions: list[Emission]
+    """The emitted events, in order."""
     state: Writes | None = None
+    """The changes to the routine's state."""
     shared: Writes | None = None
+    """The changes to the shared data."""
     shared_reads: frozenset[str] | None = frozenset()
+    """The shared keys that it read; None means all keys."""
     error: ErrorInfo | None = None
+    """What the handler raised; None if it returned."""
     error_type: type[BaseException] | None = None
+    """The type of that error."""
     retry_after_ns: int | None = None
+    """The wait that a `RetryAfter` asks for, in nanoseconds."""
     effects: dict[str, RecordedEffect] | None = None
+    """Effects that were not recorded at once, as the step ran in another process."""
     leaf_types: tuple[type[BaseException], ...] = ()
+    """The types of an exception group's leaves."""
     spends: bool = True
+    """Whether a retry after this error spends one of the budget."""

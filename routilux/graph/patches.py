@@ -24,7 +24,7 @@ from routilux.codec.equality import same_value
 from routilux.graph.growing import Growing, is_imageable, plain
 
 ABSENT: Final[Any] = object()
-"""Stands for the value of a key that does not exist."""
+"""The value of a key that does not exist."""
 
 _NUMBERS: Final = frozenset({int, float, complex, Decimal, timedelta})
 _ORDERED: Final = frozenset({int, float, Decimal, timedelta, str, bytes, date, datetime, time})

@@ -200,6 +200,10 @@ class PostgresStore(SharedStore):
     keep one connection for a session. `clock` gives the store's time, by default the server's.
     Raises `OSError` if the database can't be used, and `SavedStateError` if its tables are damaged
     or have a newer version. Needs PostgreSQL 14 or later, and psycopg 3 (extra `postgres`).
+
+    >>> with PostgresStore("postgresql://shop@db.example/jobs") as store:  # doctest: +SKIP
+    ...     store.job_ids()
+    ['A7']
     """
 
     def __init__(self, dsn: str, *, clock: Clock | None = None, read_only: bool = False) -> None:

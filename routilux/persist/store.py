@@ -57,15 +57,14 @@ class Acquired(NamedTuple):
     """
 
     job_id: str
+    """The id of the job."""
     clean: bool
+    """Whether the last owner gave the job back; False after a crash."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
     """A job's owner, and the time until the job is free.
-
-    `owner` is None if no host owns it. `free_in_ns` is None if the job stopped or is held without
-    a lease. `clean` says whether the last owner gave the job back.
 
     >>> print(Hold.of("web-1:4711:9f86d081", 5_000_000_000, now=0))
     held by web-1:4711:9f86d081, whose lease ends in 5 s
@@ -74,8 +73,11 @@ class Hold:
     """
 
     owner: str | None
+    """The host that owns the job; None if none does."""
     free_in_ns: int | None
+    """The nanoseconds until any host may take the job; None if it stopped or has no lease."""
     clean: bool
+    """Whether the last owner gave the job back."""
 
     @classmethod
     def of(cls, owner: str, free_at: int | None, *, now: int) -> Hold:
@@ -123,13 +125,18 @@ class Entry(NamedTuple):
 
 
 class Append(NamedTuple):
-    """A row to append: the arguments of `JobStore.append`."""
+    """A row to append: the arguments of `JobStore.append`, for `JobStore.append_all`."""
 
     job_id: str
+    """The id of the job."""
     seq: int
+    """The number of the commit."""
     row: bytes
+    """The commit as bytes."""
     owner: str
+    """The host that writes it."""
     status: str
+    """The status of the job after the commit."""
 
 
 class JobStore(Protocol):

@@ -577,6 +577,7 @@ def the_state_of_a_failed_attempt_is_kept_in_memory_alone(patch: Patch) -> None:
     "snapshot-wrong",
     "audit (task 0.3, attempt 1) gets values of the state of audit that differ from the commits",
     "$.booked[1]: 0 was added",
+    build=shop(fails=(0, 0, 0)),
     routine="audit",
 )
 def what_a_step_adds_is_added_twice(patch: Patch) -> None:

@@ -332,7 +332,7 @@ TAMPERED: dict[str, Tamper] = {
     "attempts-miscounted": _in_memory(
         lambda job: setattr(job.routine_states["first"], "attempts", 9)
     ),
-    "shared-not-folded": _in_memory(lambda job: setattr(job, "shared", {})),
+    "shared-not-folded": _in_memory(lambda job: setattr(job, "_shared", {})),
     "status-not-folded": _in_memory(lambda job: setattr(job, "status", JobStatus.FAILED)),
     "pending-not-folded": _in_memory(
         lambda job: job._pending.update(job.at(RETRY)._pending),

@@ -31,8 +31,7 @@ LONGEST_ID: Final = 64
 _EMISSION_FIELDS: codec.Fields = {"event": str, "payload": dict}
 _TASK_REQUIRED: codec.Fields = {"task_id": str, "routine_id": str, "slot": str, "emission": int}
 _TASK_OPTIONAL: codec.Fields = {"payload": dict}
-_WRITES_FIELDS: codec.Fields = {"values": dict, "removed": list}
-_PATCHES: codec.Fields = {"patches": dict}
+_WRITES_FIELDS: codec.Fields = {"values": dict, "removed": list, "patches": dict}
 _ENTRIES: codec.Fields = {"values": list, "removed": list, "inside": list}
 _ERROR_REQUIRED: codec.Fields = {"type": str, "message": str}
 _ERROR_OPTIONAL: codec.Fields = {"where": str, "traceback": str, "notes": list, "leaves": list}
@@ -124,16 +123,18 @@ def load_effect(data: object, path: str) -> RecordedEffect:
 
 def writes_text(writes: Writes, path: str) -> str:
     """Return the saved form of a step's writes as JSON text."""
-    removed = ",".join(map(quoted, writes.removed))
-    values = codec.value_text(writes.values, f"{path}.values")
-    patches = ""
+    parts = []
+    if writes.values:
+        parts.append(f'"values":{codec.value_text(writes.values, f"{path}.values")}')
+    if writes.removed:
+        parts.append(f'"removed":[{",".join(map(quoted, writes.removed))}]')
     if writes.patches:
         found = ",".join(
             f"{quoted(key)}:{_patches_text(each, f'{path}.patches[{key!r}]')}"
             for key, each in writes.patches.items()
         )
-        patches = f',"patches":{{{found}}}'
-    return f'{{"values":{values},"removed":[{removed}]{patches}}}'
+        parts.append(f'"patches":{{{found}}}')
+    return f"{{{','.join(parts)}}}"
 
 
 def _patches_text(patches: Sequence[Patch], path: str) -> str:
@@ -159,11 +160,11 @@ def _patch_text(patch: Patch, path: str) -> str:
 
 def load_writes(data: object, path: str) -> Writes:
     """Make a step's `Writes` from their saved form."""
-    f = check_fields(data, path, _WRITES_FIELDS, _PATCHES)
-    removed = f["removed"]
+    f = check_fields(data, path, {}, _WRITES_FIELDS)
+    removed = f.get("removed", [])
     if not all(type(key) is str for key in removed):
         raise CorruptStateError(f"{path}.removed", "must be a list of strings")
-    writes = Writes(payload(f["values"], f"{path}.values"), tuple(removed))
+    writes = Writes(payload(f.get("values", {}), f"{path}.values"), tuple(removed))
     for key, each in payload(f.get("patches", {}), f"{path}.patches").items():
         place = f"{path}.patches[{key!r}]"
         if type(each) is not list or not each:

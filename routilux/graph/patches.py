@@ -36,16 +36,17 @@ class PatchError(ValueError):
 
 @dataclass(slots=True)
 class Patch:
-    """One change of a value.
-
-    `add`, `extend`, `union`, `maximum` and `minimum` are accumulators, whose operand is a number, a
-    list, a set or a value to compare. `splice` replaces items of a list: (index, how many, list of
-    new items). `entries` changes entries of a dict or items of a list: ({key: value}, removed keys,
-    {key: patch}), in which the keys of a list are indexes.
-    """
+    """One change of a value; see `Writes.patches`."""
 
     kind: str
+    """`add`, `extend`, `union`, `maximum`, `minimum`, `splice` or `entries`."""
     operand: Any
+    """What the kind needs: a number, a list, a set, or a value to compare.
+
+    `splice` replaces items of a list: (index, how many, list of new items). `entries` changes
+    entries of a dict or items of a list: ({key: value}, removed keys, {key: patch}), in which the
+    keys of a list are indexes.
+    """
 
 
 # --- accumulators -------------------------------------------------------------------------------

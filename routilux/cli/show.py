@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from routilux.cli.terminal import Page
-    from routilux.core.parts import DroppedTask, Output, PendingTask
+    from routilux.core.parts import Output, PendingTask
     from routilux.core.state import JobState
+    from routilux.graph.messages import DroppedTask
     from routilux.persist.store import Hold
     from routilux.timeline import Part
 

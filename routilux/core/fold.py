@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Final, cast
 
 from routilux.codec.equality import same_value
 from routilux.core.commits import Commit, CommitKind, JobStatus
-from routilux.core.parts import DroppedTask, Output, PendingTask, RoutineState, RoutineStatus
+from routilux.core.gathering import advance
+from routilux.core.parts import Gathering, Output, PendingTask, RoutineState, RoutineStatus
 from routilux.core.wire import in_range, texts
 from routilux.errors import IllegalTransitionError
+from routilux.graph.messages import GATHER, DroppedTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -108,15 +110,18 @@ class FoldedJob:
 
         Once a task has failed, only the tasks that report a failure run; then the job is failed.
         """
-        tasks = self.pending_tasks
-        return [task for task in tasks if task.task_id in self._reports] if self._failed else tasks
+        if self._failed:
+            return [task for task in self.pending_tasks if task.task_id in self._reports]
+        return [task for task in self.pending_tasks if not task.gathers]
 
     def reports_after(self, commit: Commit) -> int:
         """Return how many tasks that report a failure are left after a commit of a step."""
         pending = self._pending.get(commit.task_id or "")
         own = pending is not None and pending.reports
         ends = commit.kind in (_DONE, _FAILED, _DROPPED)
-        created = len(commit.tasks) if own or commit.kind is not _DONE else 0
+        created = 0
+        if own or commit.kind is not _DONE:
+            created = sum(task.emission >= 0 and task.into is None for task in commit.tasks)
         return len(self._reports) - (own and ends) + created
 
     @property
@@ -177,7 +182,7 @@ class FoldedJob:
         self.flow_id = str(detail["flow_id"])
         self._take_shape(detail)
         self.started_ns = commit.at_ns
-        return self._create(commit)
+        return self._create(commit, None)
 
     def _take_shape(self, detail: Mapping[str, object]) -> None:
         self.shape = tuple(texts(detail["shape"], "$.shape"))
@@ -206,7 +211,7 @@ class FoldedJob:
                 routine.state = self._written(routine.state, commit.state)
             if commit.shared is not None:
                 self.shared_data = self._written(self.shared_data, commit.shared)
-            return self._deliver(commit, pending.reports) if commit.emissions else ()
+            return self._ended(commit, pending, pending.reports)
         if kind is _RETRY:
             due = commit.due_ns
             if due is None:
@@ -243,7 +248,7 @@ class FoldedJob:
             pending.attempt += 1
             pending.failed = True
             pending.delay_ns = None
-            pending.children += len(commit.tasks)
+            pending.children += sum(task.emission >= 0 for task in commit.tasks)
             self._failed.add(task_id)
             self._waiting.add(task_id)
             routine.failed += 1
@@ -251,7 +256,7 @@ class FoldedJob:
                 self.error = commit.error
         else:
             self._drop(commit, pending, routine)
-        return self._deliver(commit, True) if commit.emissions else ()
+        return self._ended(commit, pending, True)
 
     def _drop(self, commit: Commit, pending: PendingTask, routine: RoutineState) -> None:
         outcome = str(cast("Mapping[str, object]", commit.detail)["as"])
@@ -340,7 +345,18 @@ class FoldedJob:
                 pending.due_ns = commit.at_ns + left
         self._waiting.clear()
 
-    def _deliver(self, commit: Commit, reports: bool) -> Sequence[PendingTask]:
+    def _ended(self, commit: Commit, pending: PendingTask, reports: bool) -> Sequence[PendingTask]:
+        """Deliver what a task emitted at its end, and return the tasks to schedule."""
+        if commit.emissions:
+            return self._deliver(commit, pending, reports)
+        return (
+            advance(commit, pending, self._record(commit), self._pending) if pending.places else ()
+        )
+
+    def _record(self, commit: Commit) -> DroppedTask | None:
+        return self.dropped[-1] if commit.kind is _DROPPED else None
+
+    def _deliver(self, commit: Commit, parent: PendingTask, reports: bool) -> Sequence[PendingTask]:
         if not commit.tasks or len(commit.emissions) > 1:  # else its only emission is delivered
             delivered = {task.emission for task in commit.tasks}
             for index, emission in enumerate(commit.emissions):
@@ -354,19 +370,32 @@ class FoldedJob:
                             str(commit.task_id),
                         )
                     )
-        return self._create(commit, reports) if commit.tasks else ()
+        return self._create(commit, parent, reports) if commit.tasks or parent.places else ()
 
-    def _create(self, commit: Commit, reports: bool = False) -> Sequence[PendingTask]:
+    def _create(
+        self, commit: Commit, parent: PendingTask | None, reports: bool = False
+    ) -> Sequence[PendingTask]:
         seq = commit.seq
         at_ns = commit.at_ns
         pending = self._pending
         created: list[PendingTask] = []
+        gathers = parent is not None and bool(parent.places)
         for task in commit.tasks:
-            new = pending[task.task_id] = PendingTask(task, seq, len(created), at_ns)
+            if task.into is not None:
+                continue
+            new = PendingTask(task, seq, len(created), at_ns)
+            pending[task.task_id] = new
+            if task.keeps:
+                gathers = True
+            if task.emission == GATHER:
+                new.gathering = Gathering()
+                continue  # it is not ready, and reports no failure
             created.append(new)
             if reports:
                 new.reports = True
                 self._reports.add(task.task_id)
+        if gathers:
+            created += advance(commit, parent, self._record(commit), pending)
         return created
 
     def _written(self, old: dict[str, object], writes: Writes) -> dict[str, object]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from routilux.clocks.clock import SystemClock
 from routilux.clocks.durations import SECOND
@@ -25,6 +25,7 @@ from routilux.errors import (
     short_repr,
 )
 from routilux.graph.context import Context, active
+from routilux.graph.gathered import Gathered
 from routilux.graph.messages import ErrorInfo, RecordedEffect, StepInput, StepOutcome, traceback_of
 from routilux.retry.error_handler import ErrorHandler, RetryAfter
 from routilux.retry.raised import is_failure, leaves_of, requested_delay_ns
@@ -44,11 +45,15 @@ def run_step(
     token = active.set(context)
     try:
         task = step.task
-        arguments = task.payload
-        if not slot.binding.names.issuperset(arguments):
-            arguments = slot.binding.arguments(arguments)
-        if not task.flat:
-            arguments = {name: copy_value(value) for name, value in arguments.items()}
+        arguments: dict[str, Any] = task.payload
+        if step.collected is not None:
+            [payloads] = arguments.values()
+            arguments = {slot.parameter: Gathered.of(copy_value(payloads), step.collected)}
+        else:
+            if not slot.binding.names.issuperset(arguments):
+                arguments = slot.binding.arguments(arguments)
+            if not task.flat:
+                arguments = {name: copy_value(value) for name, value in arguments.items()}
         if step.timeout_ns is not None:
             host.opened(context)
         result = slot.handler(**arguments)

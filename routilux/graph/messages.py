@@ -212,12 +212,20 @@ class Emission:
     flat: bool  # the payload has only scalars
 
 
+ROOT: Final = -1
+"""The `emission` of the task that a job starts with."""
+GATHER: Final = -2
+"""The `emission` of a gather's task, which is created when the gather's scope begins."""
+
+
 @dataclass(slots=True)
 class Task:
     """A unit of work: one payload for one slot of one routine.
 
     `emission` is the index, in the commit that created the task, of the emission that it
-    delivers; -1 for the task that a job starts with.
+    delivers; `ROOT` (-1) for the task that a job starts with, `GATHER` (-2) for a gather. `keeps`
+    are the ids of the open gathers that the task, or a task that descends from it, can still
+    deliver to. A task with `into` is only a delivery to the gather of this id: it never runs.
     """
 
     task_id: str
@@ -226,6 +234,37 @@ class Task:
     payload: dict[str, object]
     flat: bool
     emission: int
+    keeps: tuple[str, ...] = ()
+    into: str | None = None
+
+
+@dataclass(slots=True)
+class DroppedTask:
+    """A failed task that strategy `CONTINUE` or `SKIP` dropped.
+
+    `outcome` is `error_continued` for `CONTINUE`, and `skipped` for `SKIP`.
+    """
+
+    seq: int
+    task_id: str
+    routine_id: str
+    slot: str
+    payload: Mapping[str, object]
+    attempt: int
+    outcome: str
+    error: ErrorInfo
+
+
+@dataclass(slots=True)
+class Collected:
+    """What the step of a gather gets beside its payloads.
+
+    `dropped` are the dropped tasks of the scope; `sources` the routine and the event of each
+    payload.
+    """
+
+    dropped: tuple[DroppedTask, ...]
+    sources: tuple[tuple[str, str], ...]
 
 
 @dataclass(slots=True)
@@ -244,7 +283,7 @@ class StepInput:
     `seq` is the last commit that they include. Times are nanoseconds of the job's clock.
     `timeout_ns` limits the attempt; `worker` is its number among the steps of the job that run at
     the same time; `order` says when the task was created (commit, position); `final` says that a
-    failure can't be retried.
+    failure can't be retried. `collected` is set for a gather only.
     """
 
     number: int
@@ -260,6 +299,7 @@ class StepInput:
     worker: int
     order: tuple[int, int]
     final: bool
+    collected: Collected | None = None
 
     @property
     def who(self) -> str:

@@ -221,7 +221,7 @@ class Flow:
         )
         if connection.ends in self._ends:
             raise FlowDefinitionError(f"{connection} already exists; remove the second connect()")
-        self._returns.add(connection, gather=self._routines[target].slots[slot].gather)
+        self._returns.add(connection.ends, gather=self._routines[target].slots[slot].gather)
         self._connections.append(connection)
         self._ends.add(connection.ends)
         self._graph = None
@@ -240,6 +240,11 @@ class Flow:
     def connections(self) -> tuple[Connection, ...]:
         """The connections of the flow, in the order of the `connect` calls."""
         return tuple(self._connections)
+
+    @property
+    def gather_per(self) -> Mapping[str, str]:
+        """A read-only mapping from the id of a routine to its `gather_per`."""
+        return MappingProxyType(self._splits)
 
     @property
     def error_handler(self) -> ErrorHandler | None:
@@ -273,7 +278,7 @@ class Flow:
         graph = shape, routes = self._shape_and_routes()
         if self._gathers_of is not graph:
             self._gathers = gathers_of(
-                self.flow_id, self._routines, self._connections, self._splits
+                self.flow_id, self._routines, [c.ends for c in self._connections], self._splits
             )
             self._gathers_of = graph
         default = self._error_handler or _STOP

@@ -5,7 +5,8 @@ Invariants:
   scope if a chain of connections leads from it to the slot and not through the split.
 - A chain does not lead through a gather slot of a routine: the task of that gather exists from the
   beginning of its own scope, so the chain begins at its split.
-- No gather can reach itself, so gathers are sorted: those upstream come first.
+- No gather can reach itself, so gathers are sorted: those upstream come first, then those whose
+  routine was added first.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from routilux.graph.routine import names_of
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from routilux.graph.plan import Connection
     from routilux.graph.routine import Routine
 
+Edge = tuple[str, str, str, str]
+"""The ends of a connection: source, event, target, slot."""
 Ends = dict[str, set[str]]
 """Routines by the routine to which, or from which, connections lead."""
 
@@ -79,7 +81,7 @@ class Gathers:
 def gathers_of(
     flow_id: str,
     routines: Mapping[str, Routine],
-    connections: Iterable[Connection],
+    connections: Iterable[Edge],
     splits: Mapping[str, str],
 ) -> Gathers | None:
     """Return the gather slots of a flow, or None if it has none.
@@ -95,13 +97,13 @@ def gathers_of(
     before: Ends = {}  # all connections, backwards
     into: Ends = {}  # those within a scope, backwards
     out: Ends = {}  # the same, forwards
-    for c in connections:
-        before.setdefault(c.target, set()).add(c.source)
-        if (c.target, c.slot) in sources:
-            sources[c.target, c.slot].add(c.source)
+    for source, _, target, slot in connections:
+        before.setdefault(target, set()).add(source)
+        if (target, slot) in sources:
+            sources[target, slot].add(source)
         else:
-            into.setdefault(c.target, set()).add(c.source)
-            out.setdefault(c.source, set()).add(c.target)
+            into.setdefault(target, set()).add(source)
+            out.setdefault(source, set()).add(target)
     for r, _ in found:
         if r in splits:
             into.setdefault(r, set()).add(splits[r])
@@ -123,8 +125,9 @@ def gathers_of(
                     f" gather_per={split!r} for {min(wider)!r} too, or no gather_per for {r!r}"
                 )
         gathers.append(gather)
-    # A gather has fewer routines upstream than each gather downstream of it.
-    return Gathers(sorted(gathers, key=lambda gather: len(gather.entries)))
+    # A gather has fewer gathers upstream than each gather downstream of it.
+    gathering = {r for r, _ in found}
+    return Gathers(sorted(gathers, key=lambda gather: len(gather.entries & gathering)))
 
 
 def _check_split(
@@ -177,27 +180,27 @@ class ReturnCheck:
     def __init__(self) -> None:
         self._after: Ends = {}
         self._before: Ends = {}
-        self._gathering: list[Connection] = []
+        self._gathering: list[Edge] = []
 
-    def add(self, new: Connection, *, gather: bool) -> None:
+    def add(self, new: Edge, *, gather: bool) -> None:
         """Check and note a connection; `gather` says that it ends at a gather slot.
 
         Raises `FlowDefinitionError` if it closes a cycle through a gather slot.
         """
         before, after = self._before, self._after
+        source, event, target, slot = new
         gathering = [new] if gather else self._gathering
-        cyclic = new.source == new.target or (new.source in before and new.target in after)
-        if gathering and cyclic:
-            below = reached([new.target], after)
-            above = reached([new.source], before) if new.source in below else set[str]()
-            for c in gathering:
-                if new.source in below and (c is new or (c.source in below and c.target in above)):
+        if gathering and (source == target or (source in before and target in after)):
+            below = reached([target], after)
+            above = reached([source], before) if source in below else set[str]()
+            for c in gathering if source in below else ():
+                if c is new or (c[0] in below and c[2] in above):
                     raise FlowDefinitionError(
-                        f"with {new} the gather {c.target}.{c.slot} could reach itself, so it would"
-                        " wait for itself; break the cycle, or end it at a slot that does not"
-                        " gather"
+                        f"with {source}.{event} -> {target}.{slot} the gather {c[2]}.{c[3]} could"
+                        " reach itself, so it would wait for itself; break the cycle, or end it at"
+                        " a slot that does not gather"
                     )
         if gather:
             self._gathering.append(new)
-        after.setdefault(new.source, set()).add(new.target)
-        before.setdefault(new.target, set()).add(new.source)
+        after.setdefault(source, set()).add(target)
+        before.setdefault(target, set()).add(source)

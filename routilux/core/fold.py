@@ -102,8 +102,8 @@ class FoldedJob:
 
     @property
     def pending_tasks(self) -> tuple[PendingTask, ...]:
-        """The ready, waiting and failed tasks, sorted by `order`."""
-        return tuple(sorted(self._pending.values(), key=lambda task: task.order))
+        """The ready, waiting and failed tasks, sorted by `order`; gathers that wait come last."""
+        return tuple(sorted(self._pending.values(), key=lambda task: (task.gathers, task.order)))
 
     def tasks_to_run(self) -> Sequence[PendingTask]:
         """Return the pending tasks that may still run.

@@ -174,8 +174,13 @@ class Gathering:
 
     __hash__ = None  # type: ignore[assignment]  # it changes
 
+    def __str__(self) -> str:
+        tasks = "1 task" if self.waits_for == 1 else f"{self.waits_for:,} tasks"
+        deliveries = "1 delivery" if self.deliveries == 1 else f"{self.deliveries:,} deliveries"
+        return f"waits for {tasks}, has {deliveries}"
+
     def __repr__(self) -> str:
-        return f"<Gathering: waits for {self.waits_for}, has {self.deliveries}>"
+        return f"<Gathering: {self}>"
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
@@ -99,19 +99,21 @@ class Expected:
         task_id: str,
         routine: str,
         around: dict[str, Got],
-        whole: list[str] = [],  # noqa: B006
+        whole: Sequence[str] = (),
+        *,
+        reports: bool = False,
     ) -> None:
         """Run a task, what descends from it, and then the gathers of its scope."""
         own = [*whole, *(slot for slot, split in self.splits.items() if split == routine)]
         # A gather comes after those from which it gets deliveries.
         own.sort(key=lambda slot: sum(slot in self._below(other) for other in self._gathers()))
         inner = {**around, **{slot: ([], [], []) for slot in own}}
-        self._run(task_id, routine, inner)
+        self._run(task_id, routine, inner, reports=reports)
         for slot in own:
             self.got[task_id, slot] = inner[slot]
             self._scope(f"{task_id}.g({slot})", slot, inner)
 
-    def _run(self, task_id: str, routine: str, around: dict[str, Got]) -> None:
+    def _run(self, task_id: str, routine: str, around: dict[str, Got], *, reports: bool) -> None:
         self.tasks.add(task_id)
         emitted: list[tuple[str, object]]
         pairs, dropped = self.behaviour.of(task_id, self.flow.routines[routine])
@@ -120,7 +122,7 @@ class Expected:
             for slot, got in around.items():
                 if self._delivers(routine, slot):
                     got[2].append(task_id)
-            if "error" in self.flow.routines[routine].events:
+            if "error" in self.flow.routines[routine].events and not reports:
                 emitted = [("error", None)]
         number = 0
         for event, payload in emitted:
@@ -131,7 +133,8 @@ class Expected:
                     around[c.target][0].append(payload)
                     around[c.target][1].append((routine, event))
                 else:
-                    self._scope(f"{task_id}.{number}", c.target, around)
+                    below = reports or dropped
+                    self._scope(f"{task_id}.{number}", c.target, around, reports=below)
                 number += 1
 
     def _delivers(self, routine: str, slot: str) -> bool:

@@ -110,7 +110,7 @@ def flow_time(node: pytest.Item) -> FlowTime:
             if unknown:
                 raise ValueError(f"{unknown[0]} is neither start=… nor zone=…")
             if "start" in marker.kwargs:
-                found["start"] = _start(marker.kwargs["start"])
+                found["start"] = start_text(marker.kwargs["start"])
             if "zone" in marker.kwargs:
                 found["zone"] = _zone(marker.kwargs["zone"])
         except ValueError as error:
@@ -122,7 +122,7 @@ def flow_time(node: pytest.Item) -> FlowTime:
 def ini_time(config: pytest.Config) -> FlowTime:
     """Return the settings `routilux_start` and `routilux_zone`."""
     found = []
-    for name, read in (("routilux_start", _start), ("routilux_zone", _zone)):
+    for name, read in (("routilux_start", start_text), ("routilux_zone", _zone)):
         try:
             found.append(read(_setting(config, name, "it must be a text")))
         except ValueError as error:
@@ -130,20 +130,24 @@ def ini_time(config: pytest.Config) -> FlowTime:
     return FlowTime(*found)
 
 
-def _start(value: object) -> str:
+def start_text(value: object, name: str = "start") -> str:
+    """Return the instant at which a fake clock starts as ISO text.
+
+    Raises `ValueError` for another value, and for an instant that has no local time in some zone.
+    """
     try:
         moment = datetime.fromisoformat(value) if isinstance(value, str) else value
     except ValueError:
         moment = None
     if not isinstance(moment, datetime):
         raise ValueError(
-            f"start={value!r} is no instant; give a datetime or an ISO text such as"
+            f"{name}={value!r} is no instant; give a datetime or an ISO text such as"
             " '2024-02-29T23:30:00+01:00'"
         )
     aware = moment if moment.utcoffset() is not None else moment.replace(tzinfo=UTC)
     if not _FIRST <= aware <= _LAST:
         raise ValueError(
-            f"start={value!r} is too near to the first or the last datetime for local time in"
+            f"{name}={value!r} is too near to the first or the last datetime for local time in"
             f" each zone; give an instant from {_FIRST.isoformat()} to {_LAST.isoformat()}"
         )
     return moment.isoformat()

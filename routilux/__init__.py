@@ -60,7 +60,7 @@ from routilux.retry.error_handler import ErrorHandler, ErrorStrategy, RetryAfter
 from routilux.run import Run
 from routilux.runtime import Runtime, use_runtime
 from routilux.saved_state import SavedState
-from routilux.worker import Worker
+from routilux.worker.worker import Worker
 
 if TYPE_CHECKING:
     from routilux.persist.postgres import PostgresStore

@@ -44,44 +44,62 @@ class RoutiluxError(Exception):
 
 
 class FlowDefinitionError(RoutiluxError):
-    """The program defines a flow, a routine or a handler wrongly."""
+    """The program defines a flow, a routine or a handler wrongly.
+
+    Correct what the message names: a routine, an event, a slot, a field or an option. In a handler
+    this error fails the task at once, without a retry.
+    """
 
 
 # --- a job that runs ----------------------------------------------------------------------------
 
 
 class JobFailedError(RoutiluxError):
-    """The job has status `failed`; see `JobState.raise_for_status`."""
+    """The job has status `failed`; see `JobState.raise_for_status`.
+
+    Its cause is the exception of the handler, if it was raised in this process. Correct the handler
+    or what it calls; then `Flow.resume` with `retry_failed=True`, or `retry_job` for a stored job,
+    gives the failed tasks a fresh budget.
+    """
 
 
 class StepTimeoutError(RoutiluxError, TimeoutError):
     """An attempt took longer than the `timeout` of the error handler.
 
-    It is a `TimeoutError`, so a handler that retries `OSError` or `TimeoutError` retries it.
+    It counts as a failed attempt. It is a `TimeoutError`, so a handler that retries `OSError` or
+    `TimeoutError` retries it. Set a longer `timeout`, or let the handler do less in one attempt.
     """
 
 
 class StepLimitError(RoutiluxError):
-    """The job made more attempts than the runtime's `max_steps` allows."""
+    """The job made more attempts than the runtime's `max_steps` allows.
+
+    Look for a cycle of connections or for retries without an end, or allow more.
+    """
 
 
 class PoisonJobError(RoutiluxError):
-    """The job was resumed too often without progress."""
+    """The job was resumed too often without progress.
+
+    A handler probably ends every process that runs it; the message names the tasks, and what ended
+    each run. Correct the handler, and resume the job with `retry_failed=True`. `max_recoveries` of
+    the `Runtime` is the limit.
+    """
 
 
 class ClockStalledError(RoutiluxError):
-    """A job waits for an instant that the fake clock will never reach."""
+    """A job waits for an instant that the fake clock will never reach.
+
+    Call `FakeClock.advance` in the test, or make the clock with `autojump=True`. In a handler, wait
+    by `ctx.sleep`.
+    """
 
 
 # --- saved data ---------------------------------------------------------------------------------
 
 
 class SavedStateError(RoutiluxError):
-    """Saved data can't be written or read.
-
-    `path` is a JSON path such as `$.job_state.commits[2]`, or the path of a file that is wrong as
-    a whole. `reason` says what is wrong there and what to do. Long texts are shortened in the
-    middle.
+    """Saved data can't be written or read; base class of the next five.
 
     >>> SavedStateError("$.flow", "is missing").path
     '$.flow'
@@ -89,7 +107,9 @@ class SavedStateError(RoutiluxError):
 
     def __init__(self, path: str, reason: str) -> None:
         self.path = _shortened(path, 500)
+        """A JSON path such as `$.job_state.commits[2]`, or the path of a file; shortened."""
         self.reason = _shortened(reason, 4_000)
+        """What is wrong there and what to do; shortened."""
         super().__init__(self.path, self.reason)
 
     def __str__(self) -> str:
@@ -105,45 +125,78 @@ def _shortened(text: str, most: int) -> str:
 
 
 class CorruptStateError(SavedStateError):
-    """The saved data is damaged or was not written by routilux."""
+    """The saved data is damaged or was not written by routilux.
+
+    Restore the file or the store from a copy. `SavedState.read` with `verify=False` reads a
+    document that was edited by hand; `routilux check` lists all damage of a store.
+    """
 
 
 class UnsupportedVersionError(SavedStateError):
-    """This version of routilux does not know the data's format."""
+    """This version of routilux does not know the data's format.
+
+    Install the version that wrote it, or a later one.
+    """
 
 
 class UnknownRoutineError(SavedStateError):
-    """A saved flow names a routine class that this program has not imported."""
+    """A saved flow names a routine class that this program has not imported.
+
+    Import the module that defines it before loading. A class that moved needs a `routine_name`.
+    """
 
 
 class FlowMismatchError(SavedStateError):
-    """A saved job or flow does not match the program's flow."""
+    """A saved job or flow does not match the program's flow.
+
+    The message shows what differs. Run the job with the flow of its shape, or resume it with
+    `allow_changed_flow=True` if each pending task still has its slot.
+    """
 
 
 class UnserializableError(SavedStateError):
-    """A value can't be saved and loaded without a change."""
+    """A value can't be saved and loaded without a change.
+
+    The path names the value. Save plain data, or register its type with `register_type`. In a
+    handler this error fails the task at once, without a retry.
+    """
 
 
 # --- the environment ----------------------------------------------------------------------------
 
 
 class LeaseLostError(RoutiluxError):
-    """This host does not own the job."""
+    """This host does not own the job.
+
+    Another host, or an operator, has taken the job over. There is nothing to do on this host: let
+    the handler end. If it happens often, a `lease` is too short or a host hangs.
+    """
 
 
 class DuplicateJobError(RoutiluxError):
-    """The store or the runtime already has a job with this id."""
+    """The store or the runtime already has a job with this id.
+
+    Wait for that job, or choose another `job_id`.
+    """
 
 
 class NotResumableError(RoutiluxError):
-    """The job can't be resumed, paused or cancelled in its present status."""
+    """The job can't be resumed, paused or cancelled in its present status.
+
+    The message names the status. A completed or cancelled job is final; a failed one needs
+    `retry_failed=True`.
+    """
 
 
 # --- wrong calls, and our own bugs --------------------------------------------------------------
 
 
 class NoActiveStepError(RoutiluxError):
-    """`ctx` or `emit` was used outside a running step."""
+    """`ctx` or `emit` was used outside a running step.
+
+    Use it in a handler, in the thread that runs it, and before the handler returns. In a handler
+    that was given up at its timeout, let the error end it.
+    """
 
 
 class IllegalTransitionError(RoutiluxError):

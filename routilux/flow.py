@@ -72,15 +72,20 @@ class JobOptions(TypedDict, total=False):
     """Optional arguments for starting a job; see `Flow.execute`."""
 
     slot: str
+    """The slot of the entry routine that gets `params`; by default `trigger`."""
     job_id: str | None
+    """The id of the job; by default 32 random hexadecimal digits."""
 
 
 class ResumeOptions(TypedDict, total=False):
     """Optional arguments for resuming a job; see `Flow.resume`."""
 
     retry_failed: bool
+    """Whether failed tasks get a fresh budget; without it a failed job is refused."""
     allow_changed_flow: bool
+    """Whether a flow of another shape may resume the job, if each pending task has its slot."""
     execution_strategy: ExecutionStrategy | None
+    """The strategy for this run; by default that of the flow."""
 
 
 class Runner(Protocol):  # avoids a circular import
@@ -117,11 +122,32 @@ def _runner(given: Runner | None) -> Runner:
 class Flow:
     """A graph of routines and connections.
 
-    `execution_strategy` "sequential" runs one step at a time, "concurrent" up to `max_workers`.
+    Strategy "sequential" runs one step of a job at a time, "concurrent" up to `max_workers`.
+    Running a flow does not change it; any number of jobs may use it at once. An invalid argument
+    raises `FlowDefinitionError`.
 
-    >>> flow = Flow("greetings")
-    >>> flow.execution_strategy
-    'sequential'
+    >>> from routilux import Flow, Routine
+    >>> class Price(Routine):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.define_slot("trigger", handler=self.price)
+    ...         self.define_event("output", ["total"])
+    ...     def price(self, count):
+    ...         self.emit("output", total=2 * count)
+    >>> class Charge(Routine):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.define_slot("input", handler=self.charge)
+    ...         self.define_event("output", ["paid"])
+    ...     def charge(self, amount):
+    ...         self.emit("output", paid=amount)
+    >>> flow = Flow("orders")
+    >>> flow.add_routine(Price(), "price"), flow.add_routine(Charge(), "charge")
+    ('price', 'charge')
+    >>> print(flow.connect("price", "output", "charge", "input", {"total": "amount"}))
+    price.output -> charge.input
+    >>> flow.execute("price", {"count": 21}).outputs[0].data
+    {'paid': 42}
     """
 
     def __init__(
@@ -139,8 +165,11 @@ class Flow:
                 f"max_workers must be an int of 1 or more, not {max_workers!r}"
             )
         self.flow_id = flow_id if flow_id is not None else "flow"
+        """The id of the flow; a worker finds the flow of a job by it."""
         self.execution_strategy = execution_strategy
+        """"sequential" runs one step of a job at a time, "concurrent" up to `max_workers`."""
         self.max_workers = max_workers
+        """The most steps of a concurrent job in flight, 1 or more."""
         self._routines: dict[str, Routine] = {}
         self._connections: list[Connection] = []
         self._ends: set[tuple[str, str, str, str]] = set()

@@ -35,8 +35,25 @@ _START = CommitKind.START
 class Observer(Protocol):
     """An object that receives each commit of a runtime's jobs.
 
-    Commits come in order, one at a time. The optional `on_step(job, step)` gets each step that
-    starts; steps are not durable. An observer's error is logged and counted; nothing else changes.
+    Commits come in order, one at a time. The optional method `on_step(job, step)` gets the
+    `StepInput` of each step that starts; steps are not durable. An observer's error is logged and
+    counted in `Runtime.observer_failures`; nothing else changes.
+
+    >>> from routilux import Flow, Routine, Runtime
+    >>> class Hello(Routine):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.define_slot("trigger", handler=self.hello)
+    ...     def hello(self):
+    ...         self.ctx.state["greeting"] = "hello"
+    >>> class Printer:
+    ...     def on_commit(self, job, commit):
+    ...         print(commit.seq, commit.kind.value, job.status.value)
+    >>> flow = Flow("greeting")
+    >>> _ = flow.add_routine(Hello(), "hello")
+    >>> _ = flow.execute("hello", runtime=Runtime(observers=[Printer()]))
+    1 start running
+    2 done completed
     """
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
@@ -45,54 +62,74 @@ class Observer(Protocol):
 
 @dataclass(slots=True)
 class DataFlow:
-    """One delivery of an event from a routine to a slot."""
+    """One delivery of an event from a routine to a slot; see `ExecutionMonitor.data_flows`."""
 
     job_id: str
+    """The job."""
     seq: int
+    """The number of the commit that emitted the event."""
     at_ns: int
+    """The time of that commit, in UTC nanoseconds."""
     source: str
+    """The routine that emitted it."""
     event: str
+    """The name of the event."""
     target: str
+    """The routine that receives it."""
     slot: str
+    """The slot that receives it."""
     payload: Mapping[str, object]
+    """The payload, as the handler gets it."""
     task_id: str
+    """The task that the delivery created."""
 
 
 @dataclass(slots=True)
 class StateChange:
-    """A change of a routine's status from `before` to `after`.
-
-    `attempt` and `retry_count` are those of the task that caused the change; 0 for a resumption.
-    """
+    """A change of a routine's status; see `ExecutionMonitor.state_changes`."""
 
     job_id: str
+    """The job."""
     seq: int
+    """The number of the commit that changed the status."""
     at_ns: int
+    """The time of that commit, in UTC nanoseconds."""
     routine_id: str
+    """The routine."""
     before: RoutineStatus
+    """The status before."""
     after: RoutineStatus
+    """The status after."""
     attempt: int
+    """The attempt that caused the change; 0 for a resumption."""
     retry_count: int
+    """The retries that its task had spent; 0 for a resumption."""
 
 
 @dataclass(slots=True)
 class Retry:
-    """One retry of a task, with planned and actual times.
-
-    Attempt `attempt` failed at `failed_ns`; the next attempt was due at `due_ns` and started at
-    `started_ns`, which is None until that attempt has ended. `number` counts retries from 1.
-    """
+    """One retry of a task, with planned and actual times; see `ExecutionMonitor.retries`."""
 
     job_id: str
+    """The job."""
     task_id: str
+    """The task."""
     routine_id: str
+    """Its routine."""
     number: int
+    """The number of the retry, from 1."""
     attempt: int
+    """The attempt that failed."""
     failed_ns: int
+    """When it failed, in UTC nanoseconds."""
     delay_ns: int
+    """The planned wait, in nanoseconds."""
     due_ns: int
+    """When the next attempt was due, in UTC nanoseconds."""
     error: ErrorInfo | None
+    """The error of the attempt."""
     started_ns: int | None = None
+    """When the next attempt started, in UTC nanoseconds; None until it has ended."""
 
     @property
     def delay(self) -> timedelta:
@@ -130,19 +167,35 @@ def _delivered(commit: Commit) -> Sequence[Task]:
 class ExecutionMonitor:
     """An observer that records the events, data flows, state changes and retries of jobs.
 
-    `events` are history records, `data_flows` deliveries, `state_changes` those of routines,
-    `retries` planned and actual waits, `commits` all commits in their order.
+    Pass it to a `Runtime` as an observer, or make one of a job's commits:
 
-    >>> ExecutionMonitor().summary()
-    {'events': 0, 'data_flows': 0, 'state_changes': 0}
+    >>> from routilux import Flow, Routine
+    >>> class Hello(Routine):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.define_slot("trigger", handler=self.hello)
+    ...     def hello(self):
+    ...         self.ctx.state["greeting"] = "hello"
+    >>> flow = Flow("greeting")
+    >>> _ = flow.add_routine(Hello(), "hello")
+    >>> monitor = ExecutionMonitor.of(flow.execute("hello"))
+    >>> monitor.summary()
+    {'events': 1, 'data_flows': 0, 'state_changes': 1}
+    >>> monitor.state_changes[0].after.value
+    'completed'
     """
 
     def __init__(self) -> None:
         self.commits: list[tuple[str, Commit]] = []
+        """All commits, each with the id of its job, in their order."""
         self.events: list[HistoryRecord] = []
+        """The records of the jobs' history."""
         self.data_flows: list[DataFlow] = []
+        """The deliveries of events."""
         self.state_changes: list[StateChange] = []
+        """The changes of routines' statuses."""
         self.retries: list[Retry] = []
+        """The retries, with planned and actual waits."""
         self._followed: defaultdict[str, _Followed] = defaultdict(_Followed)
 
     @classmethod

@@ -65,15 +65,25 @@ _log = logging.getLogger("routilux")
 class Runtime:
     """Runs any number of flows and jobs for any number of threads.
 
-    `clock` is the system's by default. With a `store`, a commit counts once it is stored.
-    `executor` runs the steps instead of our own threads. `observers` are notified of every commit.
-    `max_steps` fails a job that makes more attempts. `max_recoveries` fails a job that was resumed
-    more often in a row without progress; None never does. `history_limit` bounds the commits that
-    a job keeps in memory: at least that many, at most twice as many. A loaded job starts with its
-    commits since a snapshot.
+    `observers` are notified of every commit. `max_steps`, `max_recoveries` and `history_limit`
+    bound the attempts of a job, its resumptions without progress, and the commits that it keeps in
+    memory; None means no limit. An invalid limit raises `FlowDefinitionError`, an `executor`
+    together with another clock than the system's `RoutiluxError`. The `with` statement closes a
+    runtime at its end.
 
-    >>> Runtime(max_steps=1000).max_steps
-    1000
+    >>> from routilux import Flow, MemoryStore, Routine
+    >>> class Hello(Routine):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.define_slot("trigger", handler=self.hello)
+    ...     def hello(self):
+    ...         self.ctx.state["greeting"] = "hello"
+    >>> flow = Flow("greeting")
+    >>> _ = flow.add_routine(Hello(), "hello")
+    >>> with Runtime(store=MemoryStore(), max_steps=1000) as runtime:
+    ...     job = runtime.execute(flow, "hello", job_id="A7")
+    ...     runtime.load("A7") == job
+    True
     """
 
     def __init__(
@@ -97,6 +107,7 @@ class Runtime:
                     f"{name} must be an int of {least} or more, or None for no limit, not {limit!r}"
                 )
         self.clock: Clock = clock if clock is not None else SystemClock()
+        """The clock of its jobs, by default the system's."""
         if executor is not None and not isinstance(self.clock, SystemClock):
             raise RoutiluxError(
                 f"{type(executor).__name__} runs steps in real time, but the runtime's clock is a"
@@ -104,12 +115,22 @@ class Runtime:
                 " runtime uses its own threads, which follow the clock"
             )
         self.store = store
+        """The store of its jobs; with one, a commit counts once it is stored."""
         self.max_steps = max_steps
+        """The attempts after which a job fails; None for no limit."""
         self.max_recoveries = max_recoveries
+        """The resumptions in a row without progress after which a job fails; None for no limit."""
         self.history_limit = history_limit
+        """The commits that a job keeps in memory: at least so many, at most twice as many.
+
+        None keeps all. A job that is loaded from a store has its commits since a snapshot.
+        """
         self.executor = executor
+        """What runs the steps; None means threads of the runtime."""
         self.environment = Environment(self.clock, store, observers, max_steps)
+        """What its jobs share; for the engine."""
         self.threads = Threads(self.environment, executor)
+        """The threads that run its jobs; for the engine."""
         begin_in_children(self.environment.begin_process)
         begin_in_children(self.threads.begin_process)
 
@@ -180,8 +201,9 @@ class Runtime:
     ) -> str:
         """Store a new job for any host, and return the job's id.
 
-        No worker takes the job before `delay` seconds have passed by the store's time. Raises
-        `DuplicateJobError` if the store already holds that id.
+        No worker takes the job before `delay` seconds have passed by the store's time. That of a
+        `PostgresStore` is its server's: if that clock is set forward, the job is free earlier by as
+        much. Raises `DuplicateJobError` if the store already holds that id.
 
         >>> from datetime import timedelta
         >>> from routilux import Flow, MemoryStore, Routine

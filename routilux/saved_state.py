@@ -68,9 +68,13 @@ class SavedState:
     """
 
     flow: Flow
+    """The flow, with its routines and error handlers."""
     job: JobState
+    """The job, a copy."""
     saved_at_ns: int
+    """The time of saving by the job's clock, in UTC nanoseconds."""
     monitor_summary: dict[str, int]
+    """The counts of events, data flows and state changes."""
     _captured: tuple[str, str] | None = None  # the texts of flow and job
 
     @property

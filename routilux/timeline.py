@@ -143,7 +143,7 @@ class JobTimeline:
         self._changes: dict[int, StateChange] = {
             change.seq: change for change in monitor.state_changes if change.job_id == job_id
         }
-        self._digits = max(6, *(len(seconds_text(c.at_ns - start)) for c in commits))
+        self._digits = max((6, *(len(seconds_text(c.at_ns - start)) for c in commits)))
 
     def lines(self) -> Iterator[Line]:
         """Yield the lines of the timeline, in the order of the commits."""

@@ -31,13 +31,17 @@ NEVER_STRUCK: Final = (
 
 
 class Fault:
-    """Base class of the faults that a test injects.
+    """Base class of the faults that a test injects; `FlowFaults` makes them.
 
-    `struck` counts how often the fault struck; `used` is true once a simulation has the fault.
+    >>> from pytest_routilux import FlowFaults
+    >>> FlowFaults().raises("charge", ConnectionError, attempts=[1, 2]).struck
+    0
     """
 
     struck: int = 0
+    """How often the fault struck."""
     used: bool = False
+    """Whether a simulation has the fault."""
 
     def begin(self, writes: int) -> None:
         """Prepare for a run whose store already holds `writes` commits."""

@@ -49,12 +49,20 @@ class FlowFaults:
     passed to `on`, and of a simulation that gets them as `faults=[...]`. `attempts` are counted
     from 1; without it a fault hits all attempts. Invalid arguments raise `FlowDefinitionError`.
 
-        def test_an_outage(flow_runtime, flow_monitor, flow_faults):
-            flow_faults.raises("charge", ConnectionError, attempts=[1, 2])
-            build().execute("orders")
-            flow_monitor.assert_retried("charge", times=2)
+    A test with it::
 
-        flow_sim.crash_everywhere(build, "orders", faults=[flow_faults.raises("charge", OSError)])
+        from routilux import ErrorHandler
+
+        def test_an_outage(flow_factory, flow_runtime, flow_monitor, flow_faults):
+            def charge(order):
+                return {"paid": order}
+
+            flow = flow_factory(chain=[charge], error_handler=ErrorHandler("retry"))
+            flow_faults.raises("charge", ConnectionError, attempts=[1, 2])
+
+            flow.execute("charge", {"order": "A7"})
+
+            flow_monitor.assert_retried("charge", times=2)
     """
 
     def __init__(self) -> None:

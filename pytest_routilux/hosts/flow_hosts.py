@@ -27,7 +27,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
 from pytest_routilux.hosts.child import Child, end_text, quoted
-from pytest_routilux.settings import FlowTime
+from pytest_routilux.settings import FlowTime, start_text
 from routilux import (
     CommitKind,
     ExecutionMonitor,
@@ -49,7 +49,7 @@ Named = str | Callable[..., object]
 
 
 class HostError(Exception):
-    """Raised if a host can't carry out the test's request."""
+    """A host could not carry out the test's request; the message has what the host printed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,13 @@ class At:
     """
 
     seq: int | None = None
+    """The number of the commit."""
     kind: str | None = None
+    """The kind of the commit, such as `retry`."""
     routine_id: str | None = None
+    """The routine of its task."""
     attempt: int | None = None
+    """The number of the attempt, from 1."""
 
     def __post_init__(self) -> None:
         kinds = [kind.value for kind in CommitKind]
@@ -85,25 +89,30 @@ class At:
 
 @dataclass(frozen=True)
 class HostResult:
-    """The result of a job's run on a host.
-
-    `saved` are the documents that the host wrote, by commit; `end` is the document for the stopped
-    job, None if a store keeps the job or the host was killed at commit `killed_at`; `seq` is the
-    host's last commit. `waits` are the waits on the host's clock, `seen` is the value that `look`
-    returned there, `output` is what the host printed.
-    """
+    """The result of a job's run on a host; see `FlowHosts.start`."""
 
     pid: int
+    """The process id of the host."""
     saved: dict[int, Path]
+    """The documents that the host wrote, by the number of the commit."""
     end: Path | None
+    """The document of the stopped job; None with a store, or if the host was killed."""
     killed_at: int | None
+    """The number of the commit at which the host was killed; None if it was not."""
     waits: tuple[Wait, ...]
+    """The waits on the host's clock."""
     seen: Any
+    """What `look` returned on the host."""
     output: str
+    """What the host printed."""
     modules: tuple[str, ...]
+    """The modules that the host imported for the flow."""
     store: Path | None
+    """The path of the job's store; None without one."""
     job_id: str
+    """The id of the job."""
     seq: int
+    """The number of the host's last commit."""
 
     @property
     def document(self) -> Path:
@@ -159,14 +168,29 @@ class FlowHosts:
     `datetime` follow its virtual clock; `sleeping` is `routilux_sleep`, and `time` has the start
     and the zone of the marker `flow_time`.
 
-        host_a = flow_hosts.start("shop.flows:build", "orders", save_at=At(), kill_at=At(seq=4))
-        host_b = flow_hosts.resume(host_a.document, imports=["shop.flows"])
-        assert host_b.job.status == "completed"
+    A test with it::
 
-    or with a store, in which every commit is durable:
+        from pytest_routilux import At
+        from pytest_routilux.factory import FlowFactory
 
-        host_a = flow_hosts.start(build, "orders", job_id="A7", store=path, kill_at=At(seq=4))
-        host_b = flow_hosts.resume(store=path, job_id="A7", build=build)
+        def price(count):
+            return {"total": 2 * count}
+
+        def charge(total):
+            return {"paid": total}
+
+        def build():
+            return FlowFactory()(chain=[price, charge])
+
+        def test_another_host_ends_the_job(flow_hosts):
+            first = flow_hosts.start(build, "price", {"count": 21}, save_at=At(), kill_at=At(seq=2))
+            second = flow_hosts.resume(first.document, imports=[__name__])
+
+            assert first.killed_at == 2
+            assert second.job.outputs[0].data == {"paid": 42}
+
+    With `store=path` and `job_id=` the job is in a `SqliteStore` instead, in which each commit is
+    durable: `flow_hosts.resume(store=path, job_id="A7", build=build)`.
     """
 
     def __init__(
@@ -227,7 +251,7 @@ class FlowHosts:
             "params": codec.encode(dict(params or {}), "$.params"),
             "slot": slot,
             "job_id": job_id,
-            "clock_start": _iso(self._time.start if clock_start is None else clock_start),
+            "clock_start": _start(self._time.start if clock_start is None else clock_start),
             "store": _store(store),
         }
         return self._run(request, [*imports, name.partition(":")[0]], save_at, kill_at)
@@ -275,7 +299,7 @@ class FlowHosts:
             "build": build_name,
             "build_args": codec.encode(dict(build_args or {}), "$.build_args"),
             "look": look_name,
-            "clock_start": None if clock_start is None else _iso(clock_start),
+            "clock_start": None if clock_start is None else _start(clock_start),
             "execution_strategy": execution_strategy,
             "retry_failed": retry_failed,
         }
@@ -389,6 +413,10 @@ def _store(path: str | os.PathLike[str] | None) -> str | None:
     return None if path is None else str(Path(path).resolve())
 
 
-def _iso(instant: datetime | str) -> str:
-    moment = datetime.fromisoformat(instant) if isinstance(instant, str) else instant
+def _start(instant: object) -> str:
+    try:
+        text = start_text(instant, "clock_start")
+    except ValueError as error:
+        raise HostError(str(error)) from None
+    moment = datetime.fromisoformat(text)
     return (moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)).isoformat()

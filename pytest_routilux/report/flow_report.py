@@ -33,6 +33,17 @@ class FlowReport:
 
     A source is a job or a monitor. The report is shown with -v and if the test fails;
     `--routilux-report=always` shows every report, `never` none.
+
+    A test with it::
+
+        def test_a_payment(flow_factory, flow_runtime, flow_report):
+            def charge(order):
+                return {"paid": order}
+
+            job = flow_factory(chain=[charge]).execute("charge", {"order": "A7"})
+
+            flow_report.timeline(job, title="payment")
+            flow_report.status(job)
     """
 
     def __init__(self, node: pytest.Item, config: pytest.Config) -> None:
@@ -115,8 +126,19 @@ class FlowReport:
 class Verification:
     """Checks that are asserted together when the `with` block ends.
 
-    `verify(check, expected, actual)` compares two values; `verify.that(check, condition, detail)`
-    checks a condition. A block without a check fails.
+    The report shows a table of them. A block without a check fails.
+
+    A test with it::
+
+        def test_a_payment(flow_factory, flow_runtime, flow_report):
+            def charge(order):
+                return {"paid": order}
+
+            job = flow_factory(chain=[charge]).execute("charge", {"order": "A7"})
+
+            with flow_report.verification("payment") as verify:
+                verify("status", "completed", job.status.value)
+                verify.that("it has an output", job.outputs, job.outputs[0].data)
     """
 
     def __init__(self, report: FlowReport, title: str, brief: bool) -> None:

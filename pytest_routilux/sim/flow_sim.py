@@ -55,8 +55,21 @@ class FlowSim:
     run in this process, in virtual time. Their external calls go through doubles made by `effect`;
     other external calls really happen, each time that a handler runs.
 
-        def test_orders_survive(flow_sim):
-            flow_sim.crash_everywhere(build_orders, entry="orders", params={"id": 7})
+    A test with it::
+
+        from routilux import ErrorHandler
+
+        def test_orders_survive(flow_sim, flow_factory):
+            pay = flow_sim.effect("pay", key="key")
+
+            def charge(order):
+                return {"receipt": pay(order, key=order)}
+
+            def build():
+                return flow_factory(chain=[charge], error_handler=ErrorHandler("retry"))
+
+            coverage = flow_sim.crash_everywhere(build, entry="charge", params={"order": "A7"})
+            assert coverage.word == "complete"
     """
 
     def __init__(self, node: pytest.Item, repro: str | None, start_ns: int) -> None:

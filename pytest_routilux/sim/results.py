@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The job and the effect calls of a simulated run."""
+    """The job and the effect calls of a simulated run; see `FlowSim.run`."""
 
     job: JobState
+    """The job at its end."""
     calls: Sequence[Call]
+    """The calls of effects, in the order of virtual time."""
 
     @property
     def commits(self) -> Sequence[Commit]:
@@ -52,13 +54,18 @@ class Checks:
 
 @dataclass(slots=True)
 class Coverage:
-    """The coverage of an exploration: crash points, runs and real seconds."""
+    """What an exploration has tried; see `FlowSim.crash_everywhere`."""
 
     planned: Counter[str] = field(default_factory=Counter)
+    """The crash points that were found, by kind."""
     executed: Counter[str] = field(default_factory=Counter)
+    """The crash points that were tried, by kind."""
     seconds: float = 0.0
+    """The real time that the simulation took, in seconds."""
     runs: int = 0
+    """How many jobs were simulated."""
     notes: list[str] = field(default_factory=list)
+    """What was not tried, and why."""
 
     @property
     def word(self) -> str:

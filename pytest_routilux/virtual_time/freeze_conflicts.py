@@ -92,8 +92,9 @@ def _origin() -> str:
 
 
 def _refuse(fixture: str, freeze: str) -> NoReturn:
-    advance = "; to set the time, call flow_clock.move_to(...)" if fixture == "flow_clock" else ""
+    later = ", or call flow_clock.move_to(...)" if fixture == "flow_clock" else ""
     pytest.fail(
-        f"{fixture} and {freeze} both set the time of this test; remove one of the two{advance}",
+        f"{fixture} and {freeze} both set the time of this test; remove one of the two; to set the"
+        f" time, mark the test with @pytest.mark.flow_time(start=...){later}",
         pytrace=False,
     )

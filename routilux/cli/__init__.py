@@ -16,8 +16,8 @@ Invariants:
   show            "job": what `JobState.deserialize` reads, with all commits; "held" or null
   retry, cancel   "job_id", "status", "seq" of the commit that the command made
   export          "job_id", "status", "seq" of the last commit, "file", "bytes"
-  purge           "dry_run", "jobs" (job_id, flow_id, status, updated_ns), "damaged" (job_id,
-                  reason)
+  purge           "dry_run", "jobs" (job_id, flow_id, status, updated_ns: null if damaged),
+                  "damaged" (job_id, reason)
   backup          "file", "bytes"
   check           "damaged": (path, reason) of each damage; $.JOB is a job
   "held" is null for a job that has stopped. Otherwise it has "owner" (null: none) and "free_in_ns":
@@ -345,7 +345,8 @@ def _parser() -> argparse.ArgumentParser:
         "purge",
         _purge,
         "delete old jobs that have stopped",
-        "A SQLite file keeps its size; later jobs use the room.",
+        "A SQLite file keeps its size; later jobs use the room. A damaged job stays, unless"
+        " --status damaged selects it.",
     )
     add_arguments(purge)
     backup = _command(

@@ -1,7 +1,8 @@
 """`routilux purge`: deletes old jobs that have stopped.
 
 Invariants:
-- It deletes no job that is pending or running, and none whose last commit can't be read.
+- It deletes no job that is pending or running, unless the job is damaged and `--status damaged`
+  selects such jobs: they can't be cancelled, and their age is unknown.
 - `--dry-run` opens the store as a reader, and lists the jobs that it would delete.
 """
 
@@ -18,7 +19,7 @@ from routilux.cli.open_store import change_store, read_store
 from routilux.cli.terminal import cells, shortened
 from routilux.clocks.durations import SECOND
 from routilux.core.commits import JobStatus
-from routilux.persist.admin import Purge, purge
+from routilux.persist.admin import DAMAGED, Purge, purge
 from routilux.persist.store import STOPPED
 from routilux.timeline import plain
 
@@ -42,9 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--status",
         metavar="STATUS",
-        choices=STOPPED,
+        choices=[*STOPPED, DAMAGED],
         action="append",
-        help=f"only jobs of this status, may be repeated: {', '.join(STOPPED)} (completed)",
+        help=f"only jobs of this status, may be repeated: {', '.join(STOPPED)} (completed); or"
+        f" {DAMAGED}: jobs of any age and status that can't be read",
     )
     parser.add_argument("--flow", metavar="FLOW", help="only the jobs of this flow")
     parser.add_argument(
@@ -90,7 +92,9 @@ def show_purge(page: Page, options: argparse.Namespace, found: Purge, now: int) 
     """Write the number of deleted jobs, or the jobs that would be deleted."""
     for entry, at_ns in found.jobs if options.dry_run else ():
         head = f"{entry.job_id}  flow "
-        tail = f", {entry.status}, last commit {humanize.ago(at_ns, now)}"
+        tail = f", {entry.status}"
+        if at_ns is not None:
+            tail += f", last commit {humanize.ago(at_ns, now)}"
         flow = entry.flow_id
         if page.width is not None:
             flow = shortened(flow, max(page.width - cells(plain(head + tail)), _LEAST_FLOW))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from routilux.cli import humanize
 from routilux.cli.jobs import due_ns
+from routilux.cli.terminal import cells, shortened
 from routilux.clocks.durations import from_ns, seconds_text
 from routilux.core.commits import JobStatus
 from routilux.errors import RoutiluxError, nearest
@@ -54,14 +55,14 @@ def show_job(
     monitor = ExecutionMonitor.of(job)
     _verdict(page, job, len(monitor.retries), hold, now)
     if hold is not None:
-        page.line(str(hold))
+        page.prose(str(hold))
     page.line()
     commits = [commit for commit in job.commits if routine in (None, commit.routine_id)]
     selected = commits if last is None else commits[-last:]
     timeline = JobTimeline(monitor, job.job_id, selected, job.started_ns, thorough=True, most=MOST)
     if len(selected) < job.seq:
         which = f" of {routine}" * (routine is not None)
-        page.line((f"{len(selected):,} of {job.seq:,} commits{which}", "dim"))
+        page.line((f"{len(selected):,} of {job.seq:,} commits{which}", "dim"), cut=True)
     page.lines(list(timeline.lines()))
     tasks = [task for task in job.pending_tasks if routine in (None, task.routine_id)]
 
@@ -110,7 +111,7 @@ def _check_routine(job: JobState, routine: str | None) -> None:
 def _verdict(page: Page, job: JobState, retries: int, hold: Hold | None, now: int) -> None:
     status = job.status.value
     where, why = _status_of(job, hold, now)
-    page.line(
+    page.wrapped(
         "job ",
         (job.job_id, "bold"),
         " of flow ",
@@ -122,12 +123,12 @@ def _verdict(page: Page, job: JobState, retries: int, hold: Hold | None, now: in
     if why:
         page.prose(*why)
     length = seconds_text(job.updated_ns - job.started_ns, 4)
-    page.line(
+    page.wrapped(
         f"{retries:,} {'retry' if retries == 1 else 'retries'}"
         f" · {job.seq:,} {'commit' if job.seq == 1 else 'commits'}"
         f" · {length} s from the first commit to the last"
     )
-    page.line(
+    page.wrapped(
         f"started {from_ns(job.started_ns):%Y-%m-%d %H:%M:%S} UTC,"
         f" {humanize.ago(job.started_ns, now)}; last commit {humanize.ago(job.updated_ns, now)}"
     )
@@ -170,12 +171,14 @@ def _section(
     page.line((name, "bold"))
     numbers = Counter(map(like, entries))
     lines: list[tuple[Part, ...]] = [
-        (f"{kind} x{number:,}",) for kind, number in numbers.items() if number > MOST
+        (_counted(page, str(kind), f" x{number:,}"),)
+        for kind, number in numbers.items()
+        if number > MOST
     ]
     alone = [entry for entry in entries if numbers[like(entry)] <= MOST]
     lines += [parts(entry) for entry in alone[:_MOST_LINES]]
     for line in lines:
-        page.line("  ", *line)
+        page.wrapped("  ", *line, indent="    ")
     if len(alone) > _MOST_LINES:
         page.line((f"  … and {len(alone) - _MOST_LINES:,} more; --json has all", "dim"))
 
@@ -184,6 +187,12 @@ def _name(task: PendingTask) -> str:
     """Return slot and attempt of a pending task."""
     what = "gathers" if task.gathers else f"attempt {task.attempt}"
     return f"{task.routine_id}.{task.slot} {what}"
+
+
+def _counted(page: Page, kind: str, count: str) -> str:
+    if page.width is not None:
+        kind = shortened(kind, page.width - 2 - cells(count))
+    return kind + count
 
 
 def _failed(job: JobState, task: PendingTask, payload: str) -> tuple[Part, ...]:

@@ -2,8 +2,8 @@
 
 Invariants:
 - Only a terminal gets colours, and only if NO_COLOR is not set.
-- Rows of tables and of payloads are cut to the width of a terminal, or of COLUMNS; a pipe gets
-  whole lines.
+- Rows of tables, of timelines and of payloads are cut to the width of a terminal, or of COLUMNS,
+  and sentences are wrapped; a pipe gets whole lines.
 - Text from a store may come from anybody: it is shown, and never controls the terminal.
 """
 
@@ -53,25 +53,37 @@ class Page:
         row = [_styled(part) for part in parts]
         self.text(self._coloured(_cut(row, self.width) if cut and self.width else row))
 
-    def prose(self, text: str, style: str = "") -> None:
+    def wrapped(self, *parts: Part, indent: str = "") -> None:
+        """Write `parts` as one line, or wrapped and without styles if the line does not fit.
+
+        The lines after the first one begin with `indent`.
+        """
+        text = "".join(part for part, _ in map(_styled, parts))
+        if self.width is None or cells(text) <= self.width:
+            self.line(*parts)
+        else:
+            self.prose(text, indent=indent)
+
+    def prose(self, text: str, style: str = "", *, indent: str = "") -> None:
         """Write `text`, wrapped to the page's width."""
         rest = plain(text)
         while self.width is not None:
             end = _fitting([(char, "") for char in rest[: 2 * self.width]], self.width)
             if end == len(rest):
                 break
-            end = rest.rfind(" ", 1, end + 1) if " " in rest[1 : end + 1] else end
+            least = len(rest) - len(rest.lstrip()) + 1
+            end = rest.rfind(" ", least, end + 1) if " " in rest[least : end + 1] else end
             self.line((rest[:end], style))
-            rest = rest[end:].lstrip()
+            rest = indent + rest[end:].lstrip()
         self.line((rest, style))
 
     def lines(self, lines: Sequence[Line]) -> None:
-        """Write the lines of a timeline, and align their texts in one column."""
+        """Write the lines of a timeline, cut, with their texts aligned in one column."""
         head = max((cells(line.mark) + len(line.clock) + 2 for line in lines), default=0)
         for line in lines:
             mark = f"{line.mark} " if line.mark else ""
             gap = " " * (head - cells(mark) - len(line.clock))
-            self.line(mark, (line.clock, "dim"), gap, *line.parts, cut=line.cut)
+            self.line(mark, (line.clock, "dim"), gap, *line.parts, cut=True)
 
     def flush(self) -> None:
         """Flush the output stream."""

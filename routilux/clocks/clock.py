@@ -34,7 +34,14 @@ Key = tuple[float, ...]
 
 
 class Signal(ABC):
-    """A thread-safe flag that `Clock.wait` can wait for."""
+    """A thread-safe flag that `Clock.wait` can wait for.
+
+    >>> clock = SystemClock()
+    >>> signal = clock.signal()
+    >>> signal.set()
+    >>> clock.wait(signal, until=None)
+    True
+    """
 
     @abstractmethod
     def set(self) -> None:
@@ -75,6 +82,21 @@ class Clock(ABC):
     """A clock that the engine reads and waits on.
 
     A custom clock implements the four abstract methods. Instants are nanoseconds.
+
+    >>> class Ahead(Clock):
+    ...     "A clock that is an hour ahead."
+    ...     def __init__(self):
+    ...         self.real = SystemClock()
+    ...     def now_ns(self):
+    ...         return self.real.now_ns() + 3_600 * 10**9
+    ...     def monotonic_ns(self):
+    ...         return self.real.monotonic_ns()
+    ...     def signal(self):
+    ...         return self.real.signal()
+    ...     def wait(self, signal, until, key=(), who=""):
+    ...         return self.real.wait(signal, until)
+    >>> Ahead().now_ns() > SystemClock().now_ns()
+    True
     """
 
     @abstractmethod

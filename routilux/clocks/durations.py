@@ -60,10 +60,20 @@ def from_ns(instant: int) -> datetime:
 def instant_ns(instant: datetime | str) -> int:
     """Convert a datetime or ISO text to nanoseconds since 1970; naive means UTC.
 
+    Raises `ValueError` for any other value.
+
     >>> instant_ns("1970-01-01T00:00:01+00:00")
     1000000000
     """
-    moment = datetime.fromisoformat(instant) if isinstance(instant, str) else instant
+    try:
+        moment = datetime.fromisoformat(instant) if isinstance(instant, str) else instant
+    except ValueError:
+        moment = None
+    if not isinstance(moment, datetime):
+        raise ValueError(
+            f"{instant!r} is no instant; give a datetime or an ISO text such as"
+            " '2026-01-01T09:00:00+01:00'"
+        )
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
     return (moment - _EPOCH) // timedelta(microseconds=1) * 1000

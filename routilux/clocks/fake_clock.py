@@ -36,14 +36,18 @@ _FEW: Final = 64  # ended waits that the heap may hold before they are removed
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """One wait that a step or a job requested from a fake clock.
+    """One wait that a step or a job requested from a fake clock; see `FakeClock.waits`.
 
-    `who` requested the wait at `at_ns` (UTC nanoseconds) for `length_ns` nanoseconds.
+    >>> Wait("charge", 0, 500_000_000).length
+    datetime.timedelta(microseconds=500000)
     """
 
     who: str
+    """The step or the job that asked for the wait."""
     at_ns: int
+    """When it asked, in UTC nanoseconds."""
     length_ns: int
+    """For how long, in nanoseconds."""
 
     @property
     def length(self) -> timedelta:
@@ -158,6 +162,7 @@ class FakeClock(Clock):
 
     def __init__(self, start: datetime | str = "2026-01-01", *, autojump: bool = True) -> None:
         self.autojump = autojump
+        """Whether the time jumps when all threads wait, one of them for a result."""
         self._wall = instant_ns(start)  # what the wall clock shows at monotonic instant 0
         self._now = 0
         self._waits: list[tuple[str, int, int]] = []

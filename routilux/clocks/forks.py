@@ -6,6 +6,7 @@ Invariants:
 - Each object is reset before any other code runs in the child.
 - An object that can't be reset in the child is closed before the fork. It opens again when it is
   used, in the parent and in the child.
+- No object is kept alive. No `WeakMethod` is used: when an interpreter ends, its callback may fail.
 """
 
 from __future__ import annotations
@@ -13,16 +14,29 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING, Final
-from weakref import WeakMethod
+from functools import partial
+from types import MethodType
+from typing import TYPE_CHECKING, Final, cast
+from weakref import ref
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    _Method = WeakMethod[Callable[[], None]]
 
-_all: Final[set[_Method]] = set()
-_pairs: Final[dict[_Method, _Method]] = {}
+class _Weak(ref[object]):
+    """A weak reference to an object, with functions to call with the object."""
+
+    __slots__ = ("functions",)
+
+    functions: tuple[Callable[[object], None], ...]
+
+    # By identity: the object may be unhashable.
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+
+_to_begin: Final[set[_Weak]] = set()
+_to_close: Final[set[_Weak]] = set()
 _forking: Final = threading.Lock()
 _to_end: Final[list[Callable[[], None]]] = []  # of the fork that is going on
 
@@ -32,14 +46,22 @@ def begin_in_children(begins: Callable[[], None]) -> None:
 
     The method makes new locks and forgets threads. Its object is not kept alive.
     """
-    _all.add(WeakMethod(begins, _all.discard))
+    _keep(_to_begin, begins)
+
+
+def _keep(found: set[_Weak], *methods: Callable[[], None]) -> None:
+    bound = [cast(MethodType, method) for method in methods]
+    weak = _Weak(bound[0].__self__, found.discard)
+    weak.functions = tuple(method.__func__ for method in bound)
+    found.add(weak)
 
 
 def _begin_all() -> None:
-    for method in list(_all):
-        begins = method()
-        if begins is not None:
-            begins()
+    for weak in list(_to_begin):
+        kept = weak()
+        if kept is not None:
+            (begins,) = weak.functions
+            begins(kept)
 
 
 def around_forks(before: Callable[[], None], after: Callable[[], None]) -> None:
@@ -47,16 +69,17 @@ def around_forks(before: Callable[[], None], after: Callable[[], None]) -> None:
 
     `after` is called in the parent and in the child. The object is not kept alive.
     """
-    _pairs[WeakMethod(before, lambda method: _pairs.pop(method, None))] = WeakMethod(after)
+    _keep(_to_close, before, after)
 
 
 def _before_all() -> None:
     _forking.acquire()
-    for first, second in list(_pairs.items()):
-        before, after = first(), second()
-        if before is not None and after is not None:
-            before()
-            _to_end.append(after)
+    for weak in list(_to_close):
+        kept = weak()
+        if kept is not None:
+            before, after = weak.functions
+            before(kept)
+            _to_end.append(partial(after, kept))
 
 
 def _after_all() -> None:

@@ -46,43 +46,65 @@ if TYPE_CHECKING:
 
 
 class JobStatus(StrEnum):
-    """The status of a job.
+    """The status of a job; equal to its value as a text.
 
-    `is_final`: no commit can follow. `is_live`: a host runs the job, or a worker may take it.
+    >>> JobStatus.COMPLETED == "completed", JobStatus.COMPLETED.is_final
+    (True, True)
     """
 
     PENDING = "pending"
+    """Stored or taken over: a worker may take it, or `resume` runs it."""
     RUNNING = "running"
+    """A host runs it; or the host has died, and the job can be resumed."""
     PAUSED = "paused"
+    """Stopped by `pause`; `resume` continues it."""
     COMPLETED = "completed"
+    """No task is left. Final."""
     FAILED = "failed"
+    """A task failed for good; `resume` with `retry_failed` gives it a fresh budget."""
     CANCELLED = "cancelled"
+    """Stopped by `cancel`. Final."""
 
     def __init__(self, value: str) -> None:
         self.is_final = value in ("completed", "cancelled")
+        """Whether no commit can follow."""
         self.is_live = value in ("pending", "running")
+        """Whether a host runs the job, or a worker may take it."""
 
 
 class CommitKind(StrEnum):
-    """The kind of a commit, such as `start`, `done` or `paused`.
+    """What a commit records; equal to its value as a text.
 
-    `ends_attempt`: the commit is how an attempt of a task succeeded or failed.
+    >>> CommitKind("retry").ends_attempt, CommitKind("paused").ends_attempt
+    (True, False)
     """
 
     START = "start"
+    """The job was created, with its first task."""
     DONE = "done"
+    """An attempt succeeded; its emissions and writes are in this commit."""
     RETRY = "retry"
+    """An attempt failed, and the task waits for its next one."""
     FAILED = "failed"
+    """An attempt failed for good, and so will the job."""
     DROPPED = "dropped"
+    """An attempt failed, and CONTINUE or SKIP dropped the task."""
     CONFLICT = "conflict"
+    """An attempt had read shared data that another step changed; it runs again."""
     EFFECT = "effect"
+    """`ctx.once` recorded the result of an effect."""
     INTERRUPTED = "interrupted"
+    """An error from outside the flow ended the run, such as a broken executor."""
     RESUMED = "resumed"
+    """A host resumed the job, or an operator set it free."""
     PAUSED = "paused"
+    """The job was paused."""
     CANCELLED = "cancelled"
+    """The job was cancelled."""
 
     def __init__(self, value: str) -> None:
         self.ends_attempt = value in ("done", "retry", "failed", "dropped")
+        """Whether the commit is how an attempt of a task succeeded or failed."""
 
 
 # A module global costs less than a look-up at the enum, which is as slow as a call.
@@ -93,32 +115,47 @@ _DROPPED = CommitKind.DROPPED
 
 @dataclass(slots=True)
 class Commit:
-    """A record of what one step or request changes in a job.
+    """A record of what one step or request changes in a job; see `JobState.commits`.
 
-    `at_ns` and `started_ns` are UTC nanoseconds by the job's clock. `started_ns` is None if no
-    attempt ran, as in a task that the engine fails at `max_steps`. `delay_ns` is the planned wait
-    of a retry and `due_ns` its end. `status` is the job's status after it. `worker` numbers the
-    steps of the job that run at the same time, from 0. `detail` holds fields of one kind only.
+    A field without a value is None, or an empty tuple.
     """
 
     seq: int
+    """The number of the commit in its job, from 1."""
     kind: CommitKind
+    """What happened."""
     at_ns: int
+    """The time of the commit, in UTC nanoseconds by the job's clock."""
     status: JobStatus
+    """The status of the job after the commit."""
     task_id: str | None = None
+    """The task of the attempt; None in a commit about the whole job."""
     routine_id: str | None = None
+    """The routine of the task."""
     attempt: int = 0
+    """The number of the attempt, from 1; 0 in a commit about the whole job."""
     started_ns: int | None = None
+    """When the attempt started, in UTC nanoseconds; None if none ran."""
     worker: int = 0
+    """The number of the step among those of the job that ran at the same time, from 0."""
     emissions: tuple[Emission, ...] = ()
+    """The events that the attempt emitted, in order."""
     tasks: tuple[Task, ...] = ()
+    """The tasks that the commit created."""
     state: Writes | None = None
+    """The changes to the routine's `ctx.state`."""
     shared: Writes | None = None
+    """The changes to `ctx.shared`."""
     error: ErrorInfo | None = None
+    """The error that ended the attempt or the run."""
     delay_ns: int | None = None
+    """The planned wait before the next attempt, in nanoseconds."""
     due_ns: int | None = None
+    """When that wait ends, in UTC nanoseconds."""
     detail: Mapping[str, object] | None = None
+    """Further facts of this kind of commit; see the saved format."""
     effect: RecordedEffect | None = None
+    """The digest of the arguments, and the result, of a recorded effect."""
 
     @property
     def started_at(self) -> datetime | None:
@@ -254,20 +291,24 @@ class Commit:
 class HistoryRecord:
     """One event in a job's history, such as a start or an emission.
 
-    `event` is `start`, the emitted event's name, `error`, `error_continued` or `skipped`;
-    `at_ns` is UTC nanoseconds.
-
     >>> HistoryRecord(1, 0, "fetch", "start", {"id": 7}, "0", 1).at.year
     1970
     """
 
     seq: int
+    """The number of the commit that records this event."""
     at_ns: int
+    """The time of that commit, in UTC nanoseconds."""
     routine_id: str
+    """The routine."""
     event: str
+    """`start`, an emitted event, `error`, `error_continued` or `skipped`."""
     data: Mapping[str, object]
+    """The payload of the event, or the type and message of the error."""
     task_id: str
+    """The task."""
     attempt: int
+    """The number of the attempt, from 1."""
 
     @property
     def at(self) -> datetime:

@@ -56,7 +56,7 @@ def job_members(job: FoldedJob, *, history: bool) -> dict[str, object]:
         **stops,
         "shape": list(job.shape),
         "routine_states": {
-            routine_id: state.serialize(f"$.routine_states[{routine_id!r}]")
+            routine_id: state._serialize(f"$.routine_states[{routine_id!r}]")
             for routine_id, state in job.routine_states.items()
         },
         "shared_data": codec.encode(job.shared_data, "$.shared_data"),
@@ -94,13 +94,13 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
     job.interrupted_task = f.get("interrupted_task")
     job.shape = tuple(texts(f["shape"], f"{path}.shape"))
     job.routine_states = {
-        routine_id: RoutineState.load(entry, f"{path}.routine_states[{routine_id!r}]")
+        routine_id: RoutineState._load(entry, f"{path}.routine_states[{routine_id!r}]")
         for routine_id, entry in payload(f["routine_states"], f"{path}.routine_states").items()
     }
     job.shared_data = payload(f["shared_data"], f"{path}.shared_data")
     gathered: dict[str, int] = {}
     for i, entry in enumerate(f["pending_tasks"]):
-        pending = PendingTask.load(entry, f"{path}.pending_tasks[{i}]")
+        pending = PendingTask._load(entry, f"{path}.pending_tasks[{i}]")
         if pending.gathering is not None:
             gathered[pending.task_id] = i
         if pending.task_id in job._pending:
@@ -112,7 +112,7 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
         elif pending.reports:
             job._reports.add(pending.task_id)
     job.outputs = [
-        Output.load(entry, f"{path}.outputs[{i}]") for i, entry in enumerate(f["outputs"])
+        Output._load(entry, f"{path}.outputs[{i}]") for i, entry in enumerate(f["outputs"])
     ]
     job.dropped = [
         load_dropped(entry, f"{path}.dropped[{i}]") for i, entry in enumerate(f["dropped"])
@@ -159,7 +159,7 @@ def _check(job: FoldedJob, path: str) -> None:
 
 
 def _saved(path: str, parts: Sequence[PendingTask | Output]) -> Iterator[str]:
-    return (codec.dumps(part.serialize(f"{path}[{i}]")) for i, part in enumerate(parts))
+    return (codec.dumps(part._serialize(f"{path}[{i}]")) for i, part in enumerate(parts))
 
 
 _JOB_FIELDS: Final[codec.Fields] = {

@@ -18,20 +18,75 @@ from routilux.core.saved import job_members, load
 from routilux.errors import JobFailedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+    from routilux.core.parts import Output
+    from routilux.graph.messages import DroppedTask, ErrorInfo
 
 
 class JobState(FoldedJob):
     """The state of a job, which is one execution of a flow.
 
-    Instants are UTC. `seq` is the last commit's number. `==` compares by value. Each commit changes
-    a job that a host runs: read it between two commits, through `run.job` or in an observer.
+    `==` compares by value. Each commit changes a job that a host runs: read it between two
+    commits, through `run.job` or in an observer.
 
-    >>> JobState("job-1").status.value
-    'pending'
+    >>> from routilux import Flow, Routine
+    >>> class Hello(Routine):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.define_slot("trigger", handler=self.hello)
+    ...         self.define_event("output", ["text"])
+    ...     def hello(self, name):
+    ...         self.emit("output", text=f"hello {name}")
+    >>> flow = Flow("greeting")
+    >>> _ = flow.add_routine(Hello(), "hello")
+    >>> job = flow.execute("hello", {"name": "world"})
+    >>> job.status.value, job.outputs[0].data
+    ('completed', {'text': 'hello world'})
+    >>> [record.event for record in job.execution_history]
+    ['start', 'output']
+    >>> job.at(1).status.value
+    'running'
     """
 
     __slots__ = ()
+
+    job_id: str
+    """The id of the job."""
+    flow_id: str
+    """The id of its flow."""
+    status: JobStatus
+    """The status after the last commit."""
+    seq: int
+    """The number of the last commit; 0 before the first."""
+    started_ns: int
+    """The time of the first commit, in UTC nanoseconds."""
+    updated_ns: int
+    """The time of the last commit, in UTC nanoseconds."""
+    routine_states: dict[str, RoutineState]
+    """The saved data and the task counts of each routine, by its id."""
+    shared_data: dict[str, object]
+    """What handlers keep in `ctx.shared`."""
+    outputs: list[Output]
+    """The emitted events that no connection takes, in order."""
+    dropped: list[DroppedTask]
+    """The failed tasks that CONTINUE or SKIP dropped, in order."""
+    error: ErrorInfo | None
+    """The error that failed the job."""
+    shape: tuple[str, ...]
+    """The graph of its flow, as `Flow.shape`."""
+    recoveries: int
+    """The resumptions in a row after an unclean stop without progress."""
+    stops: tuple[str, ...]
+    """What ended each run that `recoveries` counts, the last ten."""
+    interruption: ErrorInfo | None
+    """The error from outside the flow that ended the last run, until the job is resumed."""
+    interrupted_task: str | None
+    """The task whose attempt that error interrupted."""
+    history_limit: int | None
+    """The `history_limit` of the runtime that runs or loaded it."""
+    clock_ns: Callable[[], int] | None
+    """The clock of its runtime: a saved form says when it was saved."""
 
     # --- reading it -----------------------------------------------------------------------------
 
@@ -70,7 +125,7 @@ class JobState(FoldedJob):
         return earlier
 
     def raise_for_status(self) -> None:
-        """Raise `JobFailedError` if the job failed.
+        """Raise `JobFailedError` if the job failed, with each failed task and its error.
 
         Its cause is the exception of the handler, if it was raised in this process.
         """
@@ -79,12 +134,18 @@ class JobState(FoldedJob):
         failed = [task for task in self.pending_tasks if task.failed]
         who = "".join(
             f"; task {task.task_id} of {task.routine_id} failed at attempt {task.attempt - 1}"
+            f"{self._other_error(task)}"
             for task in failed
         )
         error = self.error
         cause = None if error is None else error.exception
         trace = f"\n{error.traceback}" if error and error.traceback and cause is None else ""
         raise JobFailedError(f"job {self.job_id} failed: {error}{who}{trace}") from cause
+
+    def _other_error(self, task: PendingTask) -> str:
+        """Return the error of a failed task for a message if it is not the error of the job."""
+        error = self.routine_states[task.routine_id].error
+        return "" if error is None or error == self.error else f": {' '.join(str(error).split())}"
 
     def copy(self) -> JobState:
         """Return a copy that later commits of this job do not change."""

@@ -60,7 +60,7 @@ _RUNNING = JobStatus.RUNNING
 class DrivingLoop(Protocol):
     """The methods of `Loop` that a `Drive` calls."""
 
-    def block(self, change: int) -> None: ...
+    def block(self, change: int) -> bool: ...
 
     def look(self, drive: Drive) -> None: ...
 
@@ -83,6 +83,7 @@ class Drive:
         "_open",
         "_snapshot_at",
         "_waits",
+        "_warned",
         "context",
         "environment",
         "error",
@@ -131,6 +132,7 @@ class Drive:
         self.limit: int | None = None  # when the first of its steps reaches its timeout
         self._open: dict[int, Context] = {}
         self._waits: dict[int, int] = {}  # for other jobs, by the number of the step
+        self._warned: frozenset[str] = frozenset()  # routines that took the last thread for a wait
         self._look_at = 0  # when to ask the store next whether the job is lost
         self._journal = environment.journal
         self._snapshot_at = sys.maxsize
@@ -384,6 +386,18 @@ class Drive:
                     loop.drop(self)  # at once: the driver may have no room for a long time
                 loop.look(self)
 
+    def warn_of_wait(self, routine_id: str) -> None:
+        """Log, once per routine, that a step which waits for a job took the last thread."""
+        if routine_id not in self._warned:
+            self._warned |= {routine_id}
+            _log.warning(
+                "job %s: %s waits for another job and holds the last free thread of its runtime, so"
+                " a thread is added for the time of the wait; let an event start what comes next,"
+                " or give the runtime more threads",
+                self.machine.job.job_id,
+                routine_id,
+            )
+
     def snapshot(self) -> JobState:
         """Return a copy of the job as of the last commit."""
         with self.environment.lock:
@@ -412,8 +426,9 @@ def waiting_step() -> Iterator[Drive | None]:
         loop = drive.loop
         if loop is not None:
             waits[number] = waits.get(number, 0) + 1
-            if waits[number] == 1:  # an async handler may wait for many jobs at once
-                loop.block(1)
+            # An async handler may wait for many jobs at once.
+            if waits[number] == 1 and loop.block(1):
+                drive.warn_of_wait(context.step.task.routine_id)
     try:
         yield drive
     finally:

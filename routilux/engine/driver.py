@@ -70,10 +70,11 @@ class Driver(Protocol):
     def poke(self) -> None:
         """Make `next` return at once, from any thread."""
 
-    def block(self, change: int) -> None:
+    def block(self, change: int) -> bool:
         """Note that a step begins (1) or ends (-1) to wait for another job.
 
-        Such a step takes up no room. The caller holds the runtime's lock.
+        Such a step takes up no room. Returns whether there was none before. The caller holds the
+        runtime's lock.
         """
 
 
@@ -112,5 +113,6 @@ class InlineDriver:
     def poke(self) -> None:
         self._poked.set()
 
-    def block(self, change: int) -> None:
+    def block(self, change: int) -> bool:
         """Do nothing: no other step waits for this thread."""
+        return False

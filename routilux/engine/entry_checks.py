@@ -1,4 +1,4 @@
-"""Checks that a starting or resumed job fits the flow.
+"""Checks that a starting or resumed job fits the flow, and that a worker can use its arguments.
 
 Invariants:
 - A check comes before any commit; a refusal leaves the job and the flow as they were.
@@ -30,6 +30,7 @@ _WORKER_CURE: Final = (
     " allow changed flows by Worker(..., allow_changed_flow=True)"
 )
 _LONGEST_DELAY: Final = 100 * 366 * 86_400 * SECOND  # a store counts in 64 bits
+_LONGEST_LEASE: Final = 366 * 86_400 * SECOND
 _LONGEST_ID: Final = 255  # characters; an index of PostgreSQL holds 2,700 bytes
 
 
@@ -57,6 +58,27 @@ def checked_delay(delay: float | timedelta) -> int:
             f"delay must be 0 s or more and at most 100 years, not {short_repr(delay)}"
         )
     return length
+
+
+def checked_lease(lease: float | timedelta) -> int:
+    """Return the length of a lease in nanoseconds, or raise `FlowDefinitionError`."""
+    try:
+        length = to_ns(lease)
+    except ValueError:
+        length = 0
+    if not 0 < length <= _LONGEST_LEASE:
+        raise FlowDefinitionError(f"lease must be more than 0 s and at most a year, not {lease!r}")
+    return length
+
+
+def checked_concurrency(concurrency: int | None) -> int | None:
+    """Return the concurrency of a worker, or raise `FlowDefinitionError`."""
+    if concurrency is not None and (type(concurrency) is not int or concurrency < 1):
+        raise FlowDefinitionError(
+            "concurrency must be an int of 1 or more, or None for as many jobs as the runtime has"
+            f" threads, not {concurrency!r}"
+        )
+    return concurrency
 
 
 def checked_flag(name: str, flag: object) -> bool:

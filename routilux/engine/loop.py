@@ -60,9 +60,12 @@ class Loop:
         drive.loop = self
         self._mark(drive)  # if the loop runs, the caller also calls `look`
 
-    def block(self, change: int) -> None:
-        """Note that a step begins (1) or ends (-1) to wait for a job; the caller holds the lock."""
-        self._driver.block(change)
+    def block(self, change: int) -> bool:
+        """Note that a step begins (1) or ends (-1) to wait for a job; the caller holds the lock.
+
+        Returns whether other steps had no thread left before.
+        """
+        return self._driver.block(change)
 
     def look(self, drive: Drive) -> None:
         """Check a job that another thread changed; the caller holds the lock."""

@@ -29,11 +29,14 @@ _log = logging.getLogger("routilux")
 
 @dataclass(slots=True)
 class ObserverFailure:
-    """The first error and the error count of an observer."""
+    """The first error and the error count of an observer; see `Runtime.observer_failures`."""
 
     observer: object
+    """The observer."""
     error: Exception
+    """Its first error."""
     count: int = 1
+    """How many errors it has raised."""
 
 
 class Observers:

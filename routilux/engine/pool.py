@@ -3,9 +3,9 @@
 Invariants:
 - On threads the clock knows a step before the step's thread runs. So a fake clock can't skip the
   step's start.
-- An executor of processes gets and returns pickled values; effects travel with the outcome, and
-  time is real. Such a step can't ask the store for the owner of the job, so the store is asked
-  before the step is sent. If this host loses the job afterwards, the effects of the step still run.
+- An executor of processes gets and returns parcels (`engine/remote`), and time is real. Such a step
+  can't ask the store for the owner of the job, so the store is asked before the step is sent. If
+  this host loses the job afterwards, the effects of the step still run.
 - The first step waits until the executor has run a call of ours. So an executor that can't start
   its processes is never taken for a step that ended its process.
 - A process that a handler forks ends when it returns from the handler: it has no other thread.
@@ -25,10 +25,12 @@ from concurrent.futures import BrokenExecutor, CancelledError, ThreadPoolExecuto
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from routilux.engine.driver import StepNotRunError
-from routilux.engine.step import run_remote
+from routilux.engine.remote import Parcel, StepParcel, run_remote
+from routilux.engine.step import failure
+from routilux.errors import UnserializableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from routilux.clocks.clock import Clock, Key, Party
     from routilux.engine.driver import Driven, Ended
+    from routilux.engine.remote import Returned
     from routilux.graph.messages import StepInput, StepOutcome
 
 
@@ -177,10 +180,19 @@ class PoolDriver:
     def poke(self) -> None:
         self._signal.set()
 
-    def block(self, change: int) -> None:
+    def block(self, change: int) -> bool:
+        full = not self.room
         self._blocked += change
         self._threads.resize(self._width + self._blocked)
         self._signal.set()
+        return full
+
+    def widen(self, size: int) -> None:
+        """Take up to `size` steps at once in its own threads; the caller holds the lock."""
+        if size > self.size:
+            self.size = self._width = size
+            self._threads.resize(size + self._blocked)
+            self._signal.set()
 
     def close(self) -> None:
         """Let the pool's own threads end."""
@@ -193,17 +205,13 @@ class PoolDriver:
         error = _refusal(first_call)
         if error is None:
             try:
-                future = executor.submit(
-                    run_remote,
-                    step,
-                    plan.routines[task.routine_id],
-                    task.slot,
-                    plan.handlers[task.routine_id],
-                )
+                routine_id = task.routine_id
+                code = plan.routines[routine_id], task.slot, plan.handlers[routine_id]
+                future = executor.submit(run_remote, step.number, StepParcel(step), Parcel(code))
             except Exception as refused:
                 error = refused
             else:
-                future.add_done_callback(lambda done: self._end(driven, step, _outcome(done)))
+                future.add_done_callback(lambda done: self._end(driven, step, _outcome(step, done)))
         if error is not None:
             self._end(driven, step, StepNotRunError(error))
 
@@ -244,11 +252,16 @@ def _do_nothing() -> None:
     """Show that a process of the executor has begun."""
 
 
-def _outcome(done: Future[Any]) -> StepOutcome | BaseException:
+def _outcome(step: StepInput, done: Future[Returned]) -> StepOutcome | BaseException:
     """Return the outcome of a step in another process, or what broke off the step."""
     error = _refusal(done)
     if error is None:
-        return cast("StepOutcome", done.result())
+        try:
+            return done.result().open(step.number)
+        except Exception as broken:  # else the step would never end
+            return broken
+    if isinstance(error, UnserializableError):
+        return failure(step.number, error)  # of the job's data, not of the executor
     if isinstance(error, BrokenExecutor) or not isinstance(error, Exception):
         return error  # the step was running
     return StepNotRunError(error)  # it could not be sent

@@ -11,22 +11,19 @@ Invariants:
 from __future__ import annotations
 
 import inspect
-import pickle
 from typing import TYPE_CHECKING, Any, cast
 
-from routilux.clocks.clock import SystemClock
 from routilux.clocks.durations import SECOND
 from routilux.codec.copying import copy_value
 from routilux.errors import (
     ClockStalledError,
     FlowDefinitionError,
     StepTimeoutError,
-    UnserializableError,
     short_repr,
 )
 from routilux.graph.context import Context, active
 from routilux.graph.gathered import Gathered
-from routilux.graph.messages import ErrorInfo, RecordedEffect, StepInput, StepOutcome, traceback_of
+from routilux.graph.messages import ErrorInfo, StepInput, StepOutcome, traceback_of
 from routilux.retry.error_handler import ErrorHandler, RetryAfter
 from routilux.retry.raised import is_failure, leaves_of, requested_delay_ns
 
@@ -145,74 +142,3 @@ def _run_coroutine(coroutine: Coroutine[object, object, object], slot: Slot) -> 
         f"the handler of slot {slot.name!r} is async, but this thread already runs an event loop;"
         " use 'await flow.aexecute(...)' in this thread"
     )
-
-
-class _RemoteHost:
-    """The host of a step in a worker process.
-
-    An effect is recorded only when the step ends; a crash of the process loses the effect.
-    """
-
-    __slots__ = ("_clock", "_offset", "effects")
-
-    def __init__(self, step: StepInput) -> None:
-        self._clock = SystemClock()
-        self._offset = step.started_ns - self._clock.monotonic_ns()
-        self.effects: dict[str, RecordedEffect] = {}
-
-    cancelled = False  # unknown in this process
-
-    def now_ns(self) -> int:
-        return self._clock.monotonic_ns() + self._offset
-
-    def sleep(self, step: StepInput, length: int) -> None:
-        until = self.now_ns() + length
-        if step.timeout_ns is not None:
-            until = min(until, step.started_ns + step.timeout_ns)
-        self._clock.wait(None, until - self._offset)
-
-    def check(self, step: StepInput) -> None:
-        """Do nothing: the sender has already asked the store."""
-
-    def record(self, step: StepInput, name: str, effect: RecordedEffect) -> None:
-        self.effects[name] = effect
-
-    def opened(self, context: Context) -> None:
-        """Do nothing: the engine can't close contexts in other processes."""
-
-
-def run_remote(step: StepInput, routine: Routine, slot: str, handler: ErrorHandler) -> StepOutcome:
-    """Run one step in a worker process."""
-    host = _RemoteHost(step)
-    try:
-        outcome = run_step(step, routine, routine.slots[slot], handler, host)
-    except BaseException as error:
-        error.add_note(f"raised in another process at {ErrorInfo.of(error).where}")
-        raise
-    outcome.effects = host.effects or None
-    return _portable(outcome)
-
-
-def _portable(outcome: StepOutcome) -> StepOutcome:
-    # A value that can't be pickled is the handler's fault, not the executor's: the attempt fails.
-    if outcome.error_type is not None:
-        outcome.error_type, *leaves = map(_portable_type, (outcome.error_type, *outcome.leaf_types))
-        outcome.leaf_types = tuple(leaves)
-    try:
-        pickle.dumps(outcome)
-    except Exception as error:
-        reason = f"the outcome can't be sent back from the executor's process: {error}"
-        return failure(outcome.number, UnserializableError("$", reason))
-    return outcome
-
-
-def _portable_type(kind: type[BaseException]) -> type[BaseException]:
-    return next(filter(_travels, kind.__mro__))
-
-
-def _travels(value: object) -> bool:
-    try:
-        pickle.dumps(value)
-    except Exception:
-        return False
-    return True

@@ -17,6 +17,7 @@ from routilux.engine.drive import running_drive
 from routilux.engine.driver import InlineDriver
 from routilux.engine.loop import Loop
 from routilux.engine.pool import PoolDriver
+from routilux.errors import FlowDefinitionError
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -50,16 +51,27 @@ class Threads:
         self._spare: list[PoolDriver] = []
         self.background: Loop | None = None
         self._thread: threading.Thread | None = None  # of that loop
+        self._pool: PoolDriver | None = None  # of that loop
 
     def reserve(self, steps: int | None) -> int:
         """Return how many background steps can run at once.
 
-        Makes room for `steps` in later pools of the runtime's own threads, and returns `steps`.
+        Makes room for `steps` in the runtime's own threads, also in those that run now, and returns
+        `steps`. Raises `FlowDefinitionError` if the runtime's executor has fewer workers.
         """
         if steps is None:
             return self._size
         if self._executor is None:
-            self._size = max(self._size, steps)
+            with self._environment.lock:
+                self._size = max(self._size, steps)
+                if self.background is not None and self._pool is not None:
+                    self._pool.widen(self._size)
+        elif steps > getattr(self._executor, "_max_workers", steps):
+            raise FlowDefinitionError(
+                f"concurrency is {steps}, but the runtime's {type(self._executor).__name__} runs"
+                f" {self._size} step{'s' * (self._size != 1)} at once; give the executor {steps}"
+                " workers, or leave out concurrency"
+            )
         return steps
 
     def close(self) -> None:
@@ -132,7 +144,7 @@ class Threads:
                     )
                     loop.add(drive)
                     # Before the thread starts: if the job has stopped already, the thread ends.
-                    self.background, self._thread = loop, thread
+                    self.background, self._thread, self._pool = loop, thread, pool
                     thread.start()
                 except BaseException as error:  # the system has no thread left, or an interrupt
                     self.background = self._thread = None

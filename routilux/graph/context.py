@@ -15,6 +15,7 @@ Invariants:
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Iterator, MutableMapping
 from contextvars import ContextVar
 from random import Random
@@ -63,9 +64,10 @@ class StepHost(Protocol):
 
 
 class View(MutableMapping[str, object]):
-    """Saved data for one handler, with private copies of the values.
+    """The mapping `ctx.state` or `ctx.shared`: saved data, with private copies of the values.
 
-    `read_all` is set by operations that depend on all keys: iteration, `len`, comparison.
+    Keys are strings. What differs when the handler returns is committed, also a value that was
+    changed in place; other steps see it after the commit.
     """
 
     __slots__ = ("_copies", "_open", "_removed", "_snapshot", "read", "read_all")
@@ -76,7 +78,9 @@ class View(MutableMapping[str, object]):
         self._removed: set[str] = set()
         self._open = open_
         self.read: set[str] = set()
+        """The keys that the handler has read."""
         self.read_all = False
+        """Whether it has read what depends on all keys: an iteration, `len`, a comparison."""
 
     def __getitem__(self, key: str) -> object:
         self._open()
@@ -145,8 +149,21 @@ class View(MutableMapping[str, object]):
 class Context:
     """The data and methods that a running handler reaches as `self.ctx`.
 
-    `attempt` is 1 for the first attempt. `idempotency_key` names the task and is the same in every
-    attempt and on every host.
+    Outside a running step, and after the step's end, all of it raises `NoActiveStepError`.
+
+    >>> from routilux import Flow, Routine
+    >>> class Charge(Routine):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.define_slot("trigger", handler=self.charge)
+    ...         self.define_event("output", ["key", "count"])
+    ...     def charge(self, order):
+    ...         self.ctx.state["count"] = self.ctx.state.get("count", 0) + 1
+    ...         self.emit("output", key=self.ctx.key("charge"), count=self.ctx.state["count"])
+    >>> flow = Flow("payment")
+    >>> _ = flow.add_routine(Charge(), "charge")
+    >>> flow.execute("charge", {"order": 7}, job_id="A7").outputs[0].data
+    {'key': 'A7/0/charge', 'count': 1}
     """
 
     __slots__ = (
@@ -163,10 +180,15 @@ class Context:
 
     def __init__(self, step: StepInput, owner: object, host: StepHost) -> None:
         self.step: StepInput | None = step
+        """The running step; None after its end."""
         self.owner = owner
+        """The routine."""
         self.outbox: list[Emission] = []
+        """The events that the handler has emitted so far."""
         self.named: set[str] | None = None
-        self.touched = False  # whether the handler used state or shared data
+        """The names of `once` in this attempt; None before the first."""
+        self.touched = False
+        """Whether the handler has used state or shared data."""
         self._host = host
         self._state: View | None = None
         self._shared: View | None = None
@@ -286,9 +308,9 @@ class Context:
 
         The result is committed before this returns. An error of `fn` is not recorded. Raises
         `LeaseLostError`, without running `fn`, if the store says that this host does not own the
-        job any more (a step in another process does not ask); `FlowDefinitionError` for a name
-        used twice in an attempt, or for other arguments than those recorded; `UnserializableError`
-        for arguments or a result that can't be saved.
+        job any more (a step in another process does not ask); `FlowDefinitionError` for an
+        async `fn`, a name used twice in an attempt, or other arguments than those recorded;
+        `UnserializableError` for arguments or a result that can't be saved.
         """
         step = self._open_step()
         if self.named is None:
@@ -312,6 +334,13 @@ class Context:
             return cast(_T, copy_value(recorded.result))
         self._host.check(step)
         result = fn(*args, **kwargs)
+        if inspect.isawaitable(result):
+            if inspect.iscoroutine(result):
+                result.close()
+            raise FlowDefinitionError(
+                f"once({name!r}) of {step.task.routine_id} calls an async function, whose result"
+                " would have to be awaited; pass a function that is not async"
+            )
         self._open_step()
         codec.encode(result, f"{place}.result")
         self._host.record(step, name, RecordedEffect(digest, copy_value(result)))

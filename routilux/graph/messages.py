@@ -26,31 +26,35 @@ _MOST_CAUSES: Final = 10
 _MOST_FRAMES: Final = 40
 _MOST_LEAVES: Final = 20
 _MOST_NOTES: Final = 20
-_type_names: dict[type[BaseException], str] = {}
+_MOST_CLASSES: Final = 1_000
+_classes: dict[str, type[BaseException]] = {}  # the last ones that were recorded, by their names
 
 
-def _type_name(error_type: type[BaseException]) -> str:
-    module = error_type.__module__
-    name = error_type.__qualname__
+def _name_of(kind: type[BaseException]) -> str:
+    module, name = kind.__module__, kind.__qualname__
     if module != "builtins":
         name = f"{module}.{name}"
-    _type_names[error_type] = name
+    if _classes.get(name) is not kind:
+        _remember(name, kind)
     return name
 
 
+def _remember(name: str, kind: type[BaseException]) -> None:
+    # Bounded: a program may make a class for each error.
+    if len(_classes) >= _MOST_CLASSES and name not in _classes:
+        for oldest in list(_classes)[: _MOST_CLASSES // 10]:
+            _classes.pop(oldest, None)  # another thread may be faster
+    _classes[name] = kind
+
+
 def error_class(name: str) -> type[BaseException] | None:
-    """Return the class with this name, if an error of the class was recorded in this process."""
-    return next((kind for kind, known in _type_names.items() if known == name), None)
+    """Return the class with this name, if an error of it was recorded lately in this process."""
+    return _classes.get(name)
 
 
 @dataclass(slots=True)
 class ErrorInfo:
-    """The data of an exception: type name, message, place (file:line) and traceback.
-
-    `notes` are those of `add_note`. `leaves` are the first 20 leaves of an exception group. Only
-    the error of a failed or dropped task has a traceback, with the traceback of each leaf.
-    `exception` is the exception that failed a job, in the process where it was raised; it is not
-    saved.
+    """An exception as data, which can be saved.
 
     >>> ErrorInfo.of(ValueError("no stock")).type
     'ValueError'
@@ -59,12 +63,19 @@ class ErrorInfo:
     """
 
     type: str
+    """The name of the type; outside of builtins with its module."""
     message: str
+    """Its message, at most 10,000 characters."""
     where: str | None = None
+    """The place that raised it, as file:line; None if it was not raised."""
     traceback: str | None = None
+    """The traceback, also of each leaf; only of the error of a failed or dropped task."""
     notes: tuple[str, ...] = ()
+    """The texts of `add_note`, at most 20."""
     leaves: tuple[ErrorInfo, ...] = ()
+    """The leaves of an exception group, at most 20."""
     exception: BaseException | None = field(default=None, compare=False, repr=False)
+    """The exception that failed a job, in the process where it was raised; never saved."""
 
     def __reduce__(self) -> tuple[object, ...]:
         # An exception may hold frames, which can't be copied or sent to another process.
@@ -79,9 +90,8 @@ class ErrorInfo:
         except Exception as broken:
             message = f"<its str() raised {type(broken).__name__}>"
         trace = error.__traceback__
-        kind = type(error)
         info = cls(
-            _type_names.get(kind) or _type_name(kind),
+            _name_of(type(error)),
             _bounded(message),
             None if trace is None else _place(trace),
         )
@@ -205,11 +215,14 @@ def copied_payload(payload: Mapping[str, object], place: str) -> dict[str, objec
 
 @dataclass(slots=True)
 class Emission:
-    """An emitted event and its payload."""
+    """An emitted event and its payload; see `Commit.emissions`."""
 
     event: str
+    """The name of the event."""
     payload: dict[str, object]
-    flat: bool  # the payload has only scalars
+    """The fields of the payload by name."""
+    flat: bool
+    """Whether all values are scalars."""
 
 
 ROOT: Final = -1
@@ -220,86 +233,101 @@ GATHER: Final = -2
 
 @dataclass(slots=True)
 class Task:
-    """A unit of work: one payload for one slot of one routine.
-
-    `emission` is the index, in the commit that created the task, of the emission that it
-    delivers; `ROOT` (-1) for the task that a job starts with, `GATHER` (-2) for a gather. `keeps`
-    are the ids of the open gathers that the task, or a task that descends from it, can still
-    deliver to. A task with `into` is only a delivery to the gather of this id: it never runs.
-    """
+    """A unit of work: one payload for one slot of one routine; see `Commit.tasks`."""
 
     task_id: str
+    """The id, from its lineage: `0` is the first, `0.1` the second task that it created."""
     routine_id: str
+    """The routine that handles it."""
     slot: str
+    """The slot that receives the payload."""
     payload: dict[str, object]
+    """The fields by name."""
     flat: bool
+    """Whether all values are scalars."""
     emission: int
+    """The index of the delivered emission in the commit; `ROOT` (-1) for the first task of a job,
+    `GATHER` (-2) for a gather."""
     keeps: tuple[str, ...] = ()
+    """The ids of the open gathers that it, or a task that descends from it, can deliver to."""
     into: str | None = None
+    """The gather that receives the payload: the task is only a delivery, and never runs."""
 
 
 @dataclass(slots=True)
 class DroppedTask:
-    """A failed task that strategy `CONTINUE` or `SKIP` dropped.
-
-    `outcome` is `error_continued` for `CONTINUE`, and `skipped` for `SKIP`.
-    """
+    """A failed task that strategy CONTINUE or SKIP dropped; see `JobState.dropped`."""
 
     seq: int
+    """The number of the commit that dropped the task."""
     task_id: str
+    """The id of the task."""
     routine_id: str
+    """Its routine."""
     slot: str
+    """The slot that received its payload."""
     payload: Mapping[str, object]
+    """The payload; of a gather the list of its payloads, under the handler's parameter."""
     attempt: int
+    """The number of the attempt that failed."""
     outcome: str
+    """`error_continued` under CONTINUE, `skipped` under SKIP."""
     error: ErrorInfo
+    """The error of that attempt."""
 
 
 @dataclass(slots=True)
 class Collected:
-    """What the step of a gather gets beside its payloads.
-
-    `dropped` are the dropped tasks of the scope; `sources` the routine and the event of each
-    payload.
-    """
+    """What the step of a gather gets beside its payloads; see `Gathered`."""
 
     dropped: tuple[DroppedTask, ...]
+    """The dropped tasks of the scope."""
     sources: tuple[tuple[str, str], ...]
+    """The routine and the event of each payload."""
 
 
 @dataclass(slots=True)
 class RecordedEffect:
     """The recorded result of an external effect."""
 
-    arguments: str  # the digest of the effect's arguments
+    arguments: str
+    """The SHA-256 digest of its arguments."""
     result: object
+    """What it returned."""
 
 
 @dataclass(slots=True)
 class StepInput:
-    """The input of one attempt: the task and the job's data.
-
-    `number` is unique in this process. `state` and `shared` are snapshots and must not be changed;
-    `seq` is the last commit that they include. Times are nanoseconds of the job's clock.
-    `timeout_ns` limits the attempt; `worker` is its number among the steps of the job that run at
-    the same time; `order` says when the task was created (commit, position); `final` says that a
-    failure can't be retried. `collected` is set for a gather only.
-    """
+    """The input of one attempt: the task and the job's data; see `Observer`."""
 
     number: int
+    """The number of the step, unique in this process."""
     task: Task
+    """The task."""
     attempt: int
+    """The number of the attempt, from 1."""
     job_id: str
+    """The id of the job."""
     state: dict[str, object]
+    """A snapshot of the routine's state; must not be changed."""
     shared: dict[str, object]
+    """A snapshot of the shared data; must not be changed."""
     seq: int
+    """The number of the last commit that the snapshots include."""
     effects: dict[str, RecordedEffect] | None
+    """The effects that earlier attempts recorded, by name."""
     started_ns: int
+    """When it starts, in UTC nanoseconds by the job's clock."""
     timeout_ns: int | None
+    """The limit of the attempt, in nanoseconds; None for no limit."""
     worker: int
+    """Its number among the steps of the job that run at the same time, from 0."""
     order: tuple[int, int]
+    """When the task was created: the commit's number, and the position in it."""
     final: bool
+    """Whether a failure can't be retried."""
     collected: Collected | None = None
+    """What a gather gets beside its payloads; None for other tasks."""
 
     @property
     def who(self) -> str:
@@ -312,26 +340,34 @@ class Writes:
     """A step's changes to state or to shared data."""
 
     values: dict[str, object]
+    """The changed and the new keys, with their values."""
     removed: tuple[str, ...] = ()
+    """The deleted keys, sorted."""
 
 
 @dataclass(slots=True)
 class StepOutcome:
-    """The outcome of one attempt: emissions and writes, or an error.
-
-    `shared_reads` are the shared keys that it read; None means all keys. `effects` are effects that
-    were not recorded at once, because the step ran in another process. `leaf_types` are the types
-    of an exception group's leaves. `spends`: a retry after this error spends one of the budget.
-    """
+    """The outcome of one attempt: emissions and writes, or an error."""
 
     number: int
+    """The number of the step."""
     emissions: list[Emission]
+    """The emitted events, in order."""
     state: Writes | None = None
+    """The changes to the routine's state."""
     shared: Writes | None = None
+    """The changes to the shared data."""
     shared_reads: frozenset[str] | None = frozenset()
+    """The shared keys that it read; None means all keys."""
     error: ErrorInfo | None = None
+    """What the handler raised; None if it returned."""
     error_type: type[BaseException] | None = None
+    """The type of that error."""
     retry_after_ns: int | None = None
+    """The wait that a `RetryAfter` asks for, in nanoseconds."""
     effects: dict[str, RecordedEffect] | None = None
+    """Effects that were not recorded at once, as the step ran in another process."""
     leaf_types: tuple[type[BaseException], ...] = ()
+    """The types of an exception group's leaves."""
     spends: bool = True
+    """Whether a retry after this error spends one of the budget."""

@@ -28,21 +28,24 @@ if TYPE_CHECKING:
     from routilux.retry.error_handler import ErrorHandler
 
 ExecutionStrategy = Literal["sequential", "concurrent"]
+"""How a flow runs the steps of a job: one at a time, or up to `max_workers` at once."""
 STRATEGIES: Final = ("sequential", "concurrent")
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """One edge of a flow, from an event to a slot.
-
-    `param_mapping` renames event fields to handler parameters.
-    """
+    """One edge of a flow, from an event to a slot; see `Flow.connections`."""
 
     source: str
+    """The id of the routine that emits."""
     event: str
+    """The name of its event."""
     target: str
+    """The id of the routine that receives."""
     slot: str
+    """The name of its slot."""
     param_mapping: Mapping[str, str]
+    """{event field: handler parameter} for the fields that are renamed."""
 
     @property
     def ends(self) -> tuple[str, str, str, str]:

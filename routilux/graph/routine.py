@@ -42,8 +42,11 @@ class Binding:
     """The names of the payload fields that a handler takes."""
 
     names: frozenset[str]
+    """The parameters of the handler."""
     required: frozenset[str]
+    """Those without a default."""
     takes_rest: bool
+    """Whether it has `**kwargs`, which get all other fields."""
 
     @classmethod
     def of(cls, handler: Callable[..., object]) -> Binding:
@@ -88,15 +91,16 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A named input of a routine, with a handler.
-
-    `gather` says that the handler runs once a scope, with all deliveries of the scope.
-    """
+    """A named input of a routine, with a handler; see `Routine.slots`."""
 
     name: str
+    """The name of the slot."""
     handler: Callable[..., object]
+    """The handler, which gets the payload's fields by name."""
     binding: Binding
+    """The fields that the handler takes: `names`, `required` and `takes_rest`."""
     gather: bool = False
+    """Whether the handler runs once a scope, with all deliveries; see `Routine.define_slot`."""
 
     @property
     def parameter(self) -> str:
@@ -106,19 +110,22 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A named output of a routine, with the payload's field names."""
+    """A named output of a routine, with the payload's field names; see `Routine.events`."""
 
     name: str
+    """The name of the event."""
     fields: tuple[str, ...]
+    """The fields that its payload may have, in the order of their definition."""
     allowed: frozenset[str]
+    """The same fields as a set."""
 
 
 class Routine:
     """Base class of all routines.
 
-    Class attributes: `routine_name`, a name in saved flows that stays the same when the code moves;
-    `max_concurrency`, how many of its steps may be in flight at once (with more than 1 a handler
-    may read `ctx.state`, but not write it). Define slots and events in the constructor.
+    Define slots and events in the constructor. Its arguments are kept: a saved flow builds the
+    routine from them again. Attributes are for configuration and caches; what must last belongs
+    in `ctx.state`.
 
     >>> class Greet(Routine):
     ...     def __init__(self, greeting: str = "hello"):
@@ -133,7 +140,9 @@ class Routine:
     """
 
     routine_name: ClassVar[str | None] = None
+    """A name for saved flows, which stays when the code moves; None means `module:qualname`."""
     max_concurrency: ClassVar[int] = 1
+    """The most of its steps in flight at once; with more than 1, `ctx.state` is read-only."""
 
     _slots: dict[str, Slot]
     _events: dict[str, Event]

@@ -5,7 +5,8 @@ Invariants:
 - An operation is one commit. If a host was faster, the job is read again.
 - Only an operator knows that a process which holds a job without a lease has ended for good. So the
   job is taken over only on request, and the refusal names the process.
-- A purge deletes no job that was resumed meanwhile, and reads only the last commit of each job.
+- A purge deletes no job that was resumed meanwhile. It deletes many jobs with one write, and reads
+  only the last commit of each, unless it looks for damaged jobs.
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from routilux.clocks.clock import SystemClock
 from routilux.core import requests
-from routilux.errors import LeaseLostError, NotResumableError, SavedStateError
+from routilux.errors import (
+    CorruptStateError,
+    LeaseLostError,
+    NotResumableError,
+    SavedStateError,
+)
 from routilux.persist.journal import Journal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from routilux.clocks.clock import Clock
     from routilux.core.commits import Commit
@@ -27,16 +33,18 @@ if TYPE_CHECKING:
     from routilux.persist.store import Entry, Hold, JobStore
 
 _FLAG: Final = "take_over=True (--take-over)"
+DAMAGED: Final = "damaged"
+_MOST_ROWS: Final = 2_000  # that one write deletes, so that no other host waits for long
 _TRIES: Final = 20  # enough to be faster once than a host that commits all the time
 
 
 class Purge(NamedTuple):
     """The jobs that a purge has deleted, each with the time of its last commit, and damaged jobs.
 
-    A damaged job is not deleted, because its age is unknown.
+    A damaged job is only deleted if the status `DAMAGED` was selected, because its age is unknown.
     """
 
-    jobs: list[tuple[Entry, int]]
+    jobs: list[tuple[Entry, int | None]]
     damaged: dict[str, SavedStateError]
 
 
@@ -116,25 +124,56 @@ def purge(
 ) -> Purge:
     """Delete the jobs of these statuses whose last commit is older than `before_ns`.
 
-    With `dry_run`, only return these jobs.
+    The status `DAMAGED` selects each job that can't be read, of whatever age and status, unless a
+    host holds it with a lease. With `dry_run`, only return the jobs.
     """
     journal = Journal(store)
-    jobs: list[tuple[Entry, int]] = []
-    damaged: dict[str, SavedStateError] = {}
+    found = Purge([], {})
+    batch: list[tuple[Entry, int | None]] = []
+    rows = 0
     for entry in store.entries():
         try:
-            if entry.damage is not None:
-                raise entry.damage
-            if entry.status not in statuses or flow_id not in (None, entry.flow_id):
-                continue
-            at_ns = journal.last_ns(entry)
-            if at_ns is not None and at_ns < before_ns and (dry_run or store.delete(entry.job_id)):
-                jobs.append((entry, at_ns))
+            at_ns = _age_of(journal, entry, statuses, flow_id)
         except SavedStateError as error:
-            damaged[entry.job_id] = error
-        except NotResumableError:
-            pass  # it was resumed meanwhile
-    return Purge(jobs, damaged)
+            lost = isinstance(error, CorruptStateError) and DAMAGED in statuses
+            if not lost or entry.hold.is_leased:
+                found.damaged[entry.job_id] = error
+            elif dry_run or store.delete(entry.job_id, force=True):
+                found.jobs.append((entry._replace(status=DAMAGED), None))
+            continue
+        if at_ns is not None and at_ns < before_ns:
+            batch.append((entry, at_ns))
+            rows += entry.seq
+        if rows >= _MOST_ROWS:
+            found.jobs.extend(batch if dry_run else _deleted(store, batch))
+            batch, rows = [], 0
+    found.jobs.extend(batch if dry_run else _deleted(store, batch))
+    return found
+
+
+def _age_of(
+    journal: Journal, entry: Entry, statuses: Collection[str], flow_id: str | None
+) -> int | None:
+    """Return the time of the last commit of a job that a purge selects; None for other jobs.
+
+    Raises `SavedStateError` for a damaged job; if these are selected, by reading all of each job.
+    """
+    if entry.damage is not None:
+        raise entry.damage
+    if flow_id not in (None, entry.flow_id):
+        return None
+    if DAMAGED in statuses:
+        for history in (True, False):
+            journal.read(entry.job_id, history=history)
+    return journal.last_ns(entry) if entry.status in statuses else None
+
+
+def _deleted(
+    store: JobStore, batch: Sequence[tuple[Entry, int | None]]
+) -> list[tuple[Entry, int | None]]:
+    """Delete jobs with one write; return those that were neither resumed nor deleted meanwhile."""
+    results = store.delete_all([entry.job_id for entry, _ in batch]) if batch else []
+    return [chosen for chosen, deleted in zip(batch, results, strict=True) if deleted is True]
 
 
 def _overrule(

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from routilux.clocks.clock import Clock
-    from routilux.errors import RoutiluxError
+    from routilux.errors import NotResumableError, RoutiluxError
 
 
 @dataclass(slots=True)
@@ -85,12 +85,17 @@ class MemoryStore(JobStore):
             elif (job.rows, job.writers) != ([row], [owner]):
                 raise duplicate(job_id)
 
-    def delete(self, job_id: str) -> bool:
+    def delete_all(
+        self, job_ids: Sequence[str], *, force: bool = False
+    ) -> list[bool | NotResumableError]:
         with self._lock:
-            job = self._jobs.get(job_id)
-            if job is not None and job.status in LIVE:
-                raise undeletable(job_id, job.status, self._hold(job))
-            return self._jobs.pop(job_id, None) is not None
+            return [self._delete(job_id, force=force) for job_id in job_ids]
+
+    def _delete(self, job_id: str, *, force: bool) -> bool | NotResumableError:
+        job = self._jobs.get(job_id)
+        if job is not None and job.status in LIVE and not force:
+            return undeletable(job_id, job.status, self._hold(job))
+        return self._jobs.pop(job_id, None) is not None
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         with self._lock:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from routilux.clocks.clock import Clock
-    from routilux.errors import RoutiluxError
+    from routilux.errors import NotResumableError, RoutiluxError
 
 
 def _seal(**new: str) -> str:
@@ -148,6 +148,7 @@ class SqliteStore(SharedStore):
         self, path: str | os.PathLike[str], *, clock: Clock | None = None, read_only: bool = False
     ) -> None:
         self.path = Path(path)
+        """The path of the file."""
         self._file = SqliteFile(self.path, read_only=read_only)
         real = clock is None or isinstance(clock, SystemClock)
         self._now = boot_ns if clock is None or real else clock.now_ns
@@ -263,21 +264,25 @@ class SqliteStore(SharedStore):
 
         self._file.write(work)
 
-    def delete(self, job_id: str) -> bool:
-        def work(db: sqlite3.Connection) -> bool:
-            found = db.execute(_ENTRIES.format("job_id = ?"), (job_id,)).fetchall()
-            if not found:
-                return False
-            [entry] = self._read_entries(found)
-            if entry.damage is not None:
-                raise entry.damage
-            if entry.status in LIVE:
-                raise undeletable(job_id, entry.status, entry.hold)
-            for table in ("commits", "snapshots", "jobs"):
-                db.execute(f"DELETE FROM {table} WHERE {_OF_JOB}", (job_id,))
-            return True
+    def delete_all(
+        self, job_ids: Sequence[str], *, force: bool = False
+    ) -> list[bool | NotResumableError]:
+        return self._file.write(
+            lambda db: [self._delete(db, job_id, force=force) for job_id in job_ids]
+        )
 
-        return self._file.write(work)
+    def _delete(
+        self, db: sqlite3.Connection, job_id: str, *, force: bool
+    ) -> bool | NotResumableError:
+        found = db.execute(_ENTRIES.format("job_id = ?"), (job_id,)).fetchall()
+        if not found:
+            return False
+        [entry] = self._read_entries(found)
+        if entry.damage is None and entry.status in LIVE and not force:
+            return undeletable(job_id, entry.status, entry.hold)
+        for table in ("commits", "snapshots", "jobs"):
+            db.execute(f"DELETE FROM {table} WHERE {_OF_JOB}", (job_id,))
+        return True
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         if status in LIVE and self._file.add(_STEP, (job_id, seq, row, owner, status)):

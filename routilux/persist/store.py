@@ -57,15 +57,14 @@ class Acquired(NamedTuple):
     """
 
     job_id: str
+    """The id of the job."""
     clean: bool
+    """Whether the last owner gave the job back; False after a crash."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
     """A job's owner, and the time until the job is free.
-
-    `owner` is None if no host owns it. `free_in_ns` is None if the job stopped or is held without
-    a lease. `clean` says whether the last owner gave the job back.
 
     >>> print(Hold.of("web-1:4711:9f86d081", 5_000_000_000, now=0))
     held by web-1:4711:9f86d081, whose lease ends in 5 s
@@ -74,8 +73,11 @@ class Hold:
     """
 
     owner: str | None
+    """The host that owns the job; None if none does."""
     free_in_ns: int | None
+    """The nanoseconds until any host may take the job; None if it stopped or has no lease."""
     clean: bool
+    """Whether the last owner gave the job back."""
 
     @classmethod
     def of(cls, owner: str, free_at: int | None, *, now: int) -> Hold:
@@ -123,13 +125,18 @@ class Entry(NamedTuple):
 
 
 class Append(NamedTuple):
-    """A row to append: the arguments of `JobStore.append`."""
+    """A row to append: the arguments of `JobStore.append`, for `JobStore.append_all`."""
 
     job_id: str
+    """The id of the job."""
     seq: int
+    """The number of the commit."""
     row: bytes
+    """The commit as bytes."""
     owner: str
+    """The host that writes it."""
     status: str
+    """The status of the job after the commit."""
 
 
 class JobStore(Protocol):
@@ -139,7 +146,7 @@ class JobStore(Protocol):
     `status` is the value of the `JobStatus` after the commit. Durations are nanoseconds. A method
     raises `OSError` if the store can't be used now; the call may have taken effect or not, and the
     caller may repeat it. A method that is given a job id raises `CorruptStateError` if the entry of
-    that job is damaged.
+    that job is damaged; only the methods that delete jobs don't.
     """
 
     def create(
@@ -159,16 +166,31 @@ class JobStore(Protocol):
         job exists.
         """
 
-    def delete(self, job_id: str) -> bool:
+    def delete(self, job_id: str, *, force: bool = False) -> bool:
         """Remove a job that has stopped, with its rows; return whether the store held the job.
 
-        A new job may then have the id. Raises `NotResumableError` if the job is pending or running.
+        A new job may then have the id. The rows are not read, and a job with a damaged entry is
+        removed, too: no host can run it. Raises `NotResumableError` if the job is pending or
+        running, unless `force` is true, for a damaged job that can't be cancelled. A host that runs
+        the job can commit no more.
 
         >>> from routilux import MemoryStore
         >>> store = MemoryStore()
         >>> store.create("job-1", b"{}", "host-a", flow_id="orders", status="completed")
         >>> store.delete("job-1"), store.delete("job-1")
         (True, False)
+        """
+        [deleted] = self.delete_all([job_id], force=force)
+        if isinstance(deleted, NotResumableError):
+            raise deleted
+        return deleted
+
+    def delete_all(
+        self, job_ids: Sequence[str], *, force: bool = False
+    ) -> list[bool | NotResumableError]:
+        """Remove several jobs with one write, which removes all of them or, if it fails, none.
+
+        Returns for each job what `delete` would return, or the error that it would raise.
         """
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:

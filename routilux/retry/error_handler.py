@@ -55,18 +55,11 @@ _NEVER_RETRIED: Final = (
 class ErrorHandler:
     """An immutable policy for failed tasks.
 
-    `retry_delay`, `max_delay`, `timeout` and `deadline` are seconds. The delay before retry k is
-    `retry_delay × retry_backoff^(k−1)`, at most `max_delay`, then spread by `jitter` (0.1 is
-    ±10 %), but never above `max_delay`: there jitter only shortens.
-    `max_retries=None` means endless retries. `on_exhausted` is the strategy when no retry is left,
-    or the type of the error forbids one. `timeout` limits one attempt, under every strategy;
-    `deadline` limits the task since its first start. Retry options with a strategy other than
-    RETRY, retryable types that are all non-retryable, and invalid values raise
+    The delay before retry k is `retry_delay × retry_backoff^(k−1)`, at most `max_delay`, then
+    spread by `jitter`; it is computed exactly. `retry_delay`, `max_delay`, `timeout` and `deadline`
+    are seconds; None means no limit, and `max_retries=None` endless retries. Retry options with a
+    strategy other than RETRY, retryable types that are all non-retryable, and invalid values raise
     `FlowDefinitionError`.
-
-    `retry_count` is information: on a handler of a loaded flow it is the most retries that a task
-    had spent when the job was captured, else 0. It is part of the saved form, but not of equality
-    or of the flow's fingerprint, and the engine never reads it.
 
     >>> handler = ErrorHandler("retry", retry_delay=0.3, retry_backoff=1.5)
     >>> [handler.delay_ns(retry) for retry in (1, 2, 3)]
@@ -133,23 +126,40 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
             )
 
         self.strategy: Final[ErrorStrategy] = options["strategy"]
+        """How a failed task is handled."""
         self.max_retries: Final[int | None] = options["max_retries"]
+        """The retries of a task, 0 or more; None means endless retries."""
         self.retry_delay: Final[float] = options["retry_delay"]
+        """The delay before the first retry, in seconds."""
         self.retry_backoff: Final[float] = options["retry_backoff"]
+        """The factor by which each further delay grows, 1 or more."""
         self.retryable_exceptions: Final[_Classes] = options["retryable_exceptions"]
+        """The types that are retried, with their subclasses."""
         self.non_retryable_exceptions: Final[_Classes] = options["non_retryable_exceptions"]
+        """The types that are never retried; they take precedence."""
         self.max_delay: Final[float | None] = options["max_delay"]
+        """The longest delay, in seconds; None for no limit."""
         self.jitter: Final[float] = options["jitter"]
+        """The random part of a delay: 0.1 is ±10 %; at `max_delay` it only shortens."""
         self.timeout: Final[float | None] = options["timeout"]
+        """The limit of one attempt under every strategy, in seconds; None for no limit."""
         self.deadline: Final[float | None] = options["deadline"]
+        """The limit of a task since its first start, in seconds; None for no limit."""
         self.on_exhausted: Final[ErrorStrategy] = options["on_exhausted"]
+        """The strategy when no retry is left, or the error forbids one."""
         self.retry_count: Final[int] = 0
+        """On a handler of a loaded flow, the most retries that a task had spent; else 0.
 
-        # max_retries as a number to compare with: 0 if nothing is retried, infinity for None.
+        It is in the saved form, but not in equality, and the engine never reads it.
+        """
+
         most = float("inf") if self.max_retries is None else self.max_retries
         self.most_retries: Final[float] = most if chosen is ErrorStrategy.RETRY else 0
+        """`max_retries` to compare with: 0 if nothing is retried, infinity for None."""
         self.timeout_ns: Final = _nanoseconds(self.timeout)
+        """`timeout` in nanoseconds."""
         self.deadline_ns: Final = _nanoseconds(self.deadline)
+        """`deadline` in nanoseconds."""
         ceiling = _nanoseconds(self.max_delay)
         self._ceiling_ns: Final = MAX_DELAY_NS if ceiling is None else ceiling
         self._equal: Final = self.retry_delay == 0 or self.retry_backoff == 1  # all delays

@@ -30,9 +30,13 @@ class ErrorStrategy(Enum):
     """
 
     STOP = "stop"
+    """The job fails; its other tasks stay pending."""
     CONTINUE = "continue"
+    """The task is dropped and its error recorded; the job continues."""
     RETRY = "retry"
+    """The task runs again after a delay; then `on_exhausted` decides."""
     SKIP = "skip"
+    """The task is dropped and recorded as skipped; the job continues."""
 
 
 # --- the checks ---------------------------------------------------------------------------------

@@ -44,7 +44,9 @@ class RetryAfter(Exception):  # noqa: N818 - it is a request, as StopIteration i
             raise ValueError(f"RetryAfter: spends must be True or False, not {short_repr(spends)}")
         super().__init__(number, message)
         self.seconds: float = number
+        """The requested delay in seconds."""
         self.spends: bool = spends
+        """Whether the retry spends one of the budget."""
 
     @property
     def delay_ns(self) -> int:

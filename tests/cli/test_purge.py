@@ -10,6 +10,7 @@ from routilux import Flow, Runtime, SqliteStore
 from routilux.cli import main
 from routilux.cli.terminal import cells
 from tests.cli.payments import NOW, after
+from tests.persist.stores import damage_entry, damage_row
 from tests.routines import Works, rest
 
 
@@ -59,6 +60,25 @@ def test_the_deleted_jobs_are_an_object_for_programs(store, output):
     [job] = found["jobs"]
     assert ("done", "payment", "completed") == tuple(job.values())[:3]
     assert 59 == (found["at_ns"] - job["updated_ns"]) // (60 * 10**9)
+
+
+def test_damaged_jobs_are_deleted_on_request(store, output, capsys):
+    every = job_ids(store)
+    with SqliteStore(store, clock=NOW) as jobs:
+        damage_row(jobs, "done")
+        damage_row(jobs, "queued")
+        damage_entry(jobs, "failed")
+    assert 1 == main(["purge", str(store), "--older-than", "1min"], clock=NOW)
+    out, err = capsys.readouterr()
+    assert ("deleted 0 jobs\n", True) == (out, f"job done in {store} is damaged: $.done" in err)
+    damaged = ["purge", store, "--older-than", "1min", "--status", "damaged"]
+    text = output(*damaged, "--dry-run")
+    assert "done  flow payment, damaged\n" in text
+    assert text.endswith("would delete 3 jobs: 3 damaged\n")
+    assert "deleted 3 jobs: 3 damaged\n" == output(*damaged)
+    assert every - {"done", "queued", "failed"} == job_ids(store)
+    found = json.loads(output(*damaged, "--json"))
+    assert ([], []) == (found["jobs"], found["damaged"])
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from routilux import Flow, MemoryStore, Routine, Runtime, SqliteStore, cancel_job
+from routilux import ErrorHandler, Flow, MemoryStore, Routine, Runtime, SqliteStore, cancel_job
 from routilux.cli.terminal import cells
 from tests.cli.pages import DONE
 from tests.cli.payments import NOW, after, payment, replace_in_rows
@@ -66,6 +66,50 @@ def test_errors_and_reasons_fit_the_terminal_and_the_verdict_has_them_whole(
         shown = "".join(head.split())
         assert "".join(text.replace("\x1b", r"\x1b").split()) in shown
         assert "…" in timeline
+
+
+@pytest.mark.parametrize("columns", [40, 72, 80, 200])
+@pytest.mark.parametrize("long", ["n" * 150, "ü 😀" * 60], ids=["one word", "words"])
+def test_every_line_fits_the_terminal_with_very_long_names(
+    tmp_path, output, monkeypatch, columns, long
+):
+    """In jobs of each end, with failed, pending, dropped and like tasks and with outputs."""
+
+    def sends_many(self, n=0):
+        for number in range(n):
+            self.emit("out", n=number)
+
+    def build(strategy: str) -> Flow:
+        flow = Flow(f"flow {long}")
+        flow.add_routine(Works(sends_many), f"first {long}")
+        flow.add_routine(Works(raises), f"then {long}")
+        flow.connect(f"first {long}", "out", f"then {long}", "trigger")
+        flow.set_error_handler(ErrorHandler(strategy))
+        return flow
+
+    def raises(self, n=0):
+        raise ValueError(long)
+
+    path = tmp_path / "jobs.db"
+    with SqliteStore(path, clock=NOW) as jobs:
+        runtime = Runtime(clock=after(0), store=jobs)
+        for strategy in ("stop", "skip"):
+            for n in (0, 3, 60):
+                job_id = f"job {strategy} {n} {long}"
+                build(strategy).execute(f"first {long}", {"n": n}, job_id=job_id, runtime=runtime)
+        runtime.submit(build("stop"), f"first {long}", job_id=f"queued {long}")
+        runtime.submit(build("stop"), f"first {long}", job_id=f"cancelled {long}")
+        cancel_job(jobs, f"cancelled {long}", long, clock=NOW)
+        jobs.acquire(f"host {long}", [f"flow {long}"], 10**9)
+        job_ids = jobs.job_ids()
+    monkeypatch.setenv("COLUMNS", str(columns))
+    for job_id in job_ids:
+        for options in ((), ("--last", "1"), ("--routine", f"first {long}")):
+            lines = output("show", path, job_id, *options).splitlines()
+            assert [] == [line for line in lines if cells(line) > columns]
+            assert job_id.replace(" ", "") in "".join(lines[:20]).replace(" ", "")
+            if " 60 " in job_id and not options:
+                assert any(line.endswith((" x60", " x59")) for line in lines)
 
 
 def test_stored_text_never_controls_the_terminal(store, output):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 import time
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import Any
 
@@ -49,6 +50,14 @@ def test_a_fake_clock_shows_the_same_time_until_it_is_moved():
     clock.advance(timedelta(seconds=1))
     assert START + timedelta(seconds=1.25) == clock.now()
     assert 1_250_000_000 == clock.monotonic_ns()
+
+
+@pytest.mark.parametrize("instant", ["soon", "", 5, 1.5, None, date(2026, 1, 1)])
+def test_a_value_that_is_no_instant_is_refused_with_its_cure(instant):
+    says = re.escape(f"{instant!r} is no instant; give a datetime or an ISO text such as '2026-")
+    for use in (FakeClock, FakeClock().move_to):
+        with pytest.raises(ValueError, match=says):
+            use(instant)
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**12))

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from routilux import FakeClock, MemoryStore, Runtime
 from tests.engine.concurrency import in_a_child
 from tests.routines import PATIENCE, chain, rest
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
 
@@ -60,3 +65,17 @@ def test_a_child_that_a_step_forks_does_not_wait_for_steps_of_its_parent():
         runs = [runtime.start(chain(a=does), "a") for does in (sleeps, forks)]
         for run in runs:
             run.wait(60).raise_for_status()
+
+
+@pytest.mark.parametrize("kept", ["MemoryStore()", "Runtime()"])
+def test_a_program_that_ends_writes_nothing(kept):
+    program = f"""
+from routilux import MemoryStore, Runtime
+
+kept = {kept}
+kept.cycle = kept  # only the collector of the ending interpreter frees it
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (0, "", "") == (done.returncode, done.stdout, done.stderr)

@@ -213,7 +213,7 @@ def test_history_length_is_the_length_of_the_history(commit, kind, error, task_i
 def test_a_routines_status_is_the_worst_of_its_tasks(counts, status):
     state = RoutineState(attempts=9, **counts)
     assert state.status is status
-    assert RoutineState.load(codec.decode(state.serialize("$")), "$") == state
+    assert RoutineState._load(codec.decode(state._serialize("$")), "$") == state
 
 
 def test_a_pending_task_shows_when_it_is_due_and_how_long_it_waits():

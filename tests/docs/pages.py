@@ -91,6 +91,9 @@ def run_page(page: Page, folder: Path, run: Run) -> int:
 
     Return how many commands and doctests there were.
     """
+    fences = len(re.findall("^```", page.path.read_text("utf-8"), re.M))
+    if fences != 2 * len([*page.blocks]):
+        raise Differs(f"{page}: a block has no end, so that it would not be run")
     done = 0
     doctests: list[str] = []
     for block in page.blocks:

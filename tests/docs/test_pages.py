@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -23,6 +24,13 @@ from tests.docs.pages import (
 from tests.plugin.inner import PLUGIN, run_command
 
 PAGES = all_pages()
+OTHER_PLUGINS: Final = {
+    "-n": "xdist",
+    "--timeout": "pytest_timeout",
+    "--random-order": "random_order.plugin",
+    "--benchmark-only": "pytest_benchmark.plugin",
+}
+"""Plugins of others that pages use, by an option; all others stay off, so that output is steady."""
 
 
 def run(command: list[str], folder: Path) -> tuple[int, str]:
@@ -41,8 +49,8 @@ def run(command: list[str], folder: Path) -> tuple[int, str]:
     }
     match command:
         case ["pytest", *args]:
-            workers = ["-p", "xdist"] if "-n" in args else []
-            command = ["pytest", *PLUGIN, *workers, f"--basetemp={folder / '.tmp'}", *args]
+            others = [f"-p{name}" for option, name in OTHER_PLUGINS.items() if option in args]
+            command = ["pytest", *PLUGIN, *others, f"--basetemp={folder / '.tmp'}", *args]
         case ["python" | "routilux", *_]:
             pass
         case _:
@@ -108,6 +116,7 @@ def test_an_output_may_leave_out_text(output: str, tmp_path: Path) -> None:
         (GREETING.format(output=""), r"else than the page says \(exit status 0\):\nhello world$"),
         ("```python\nprint(1)\n```\n", r"page\.md:1: a block of python is neither a file"),
         ("```\nwhat\n```\n", r"page\.md:1: .* has no language"),
+        ("```sh\nls\n\n```sh\nls\n```\n", r"page\.md: a block has no end"),
         ("```console\nls\n```\n", r"page\.md:1: a console block begins with"),
         ("```python\n>>> 1 + 1\n3\n```\n", r"page\.md: the doctests of the page fail"),
     ],

@@ -7,7 +7,17 @@ from typing import Any
 
 import pytest
 
-from routilux import ErrorHandler, FakeClock, Flow, JobState, MemoryStore, Routine, Runtime, Worker
+from routilux import (
+    ErrorHandler,
+    FakeClock,
+    Flow,
+    JobFailedError,
+    JobState,
+    MemoryStore,
+    Routine,
+    Runtime,
+    Worker,
+)
 from tests.routines import MODES, Works, chain, error_of, fails, kinds, rest, retrying, run, run_by
 
 DRIVERS = pytest.mark.parametrize("how", ["execute", "start", "aexecute", "worker"])
@@ -135,6 +145,34 @@ def test_a_task_that_reports_a_failure_reports_none_of_its_own(strategy, how, wo
     assert ["0.0"] * (1 + (strategy == "retry")) == ran
     assert "StepLimitError" not in {commit.error.type for commit in job.commits if commit.error}
     assert ("completed" if strategy in ("continue", "skip") else "failed") == job.status
+
+
+@MODES
+def test_the_errors_of_a_chain_of_failing_error_handlers_are_all_reported(workers, caplog):
+    heard: list[str] = []
+
+    def handles(self: Routine, message: str) -> None:
+        raise OSError("the dead-letter store\nis down")
+
+    flow = chain(workers=workers, a=Works(fails(9), error=["message"]))
+    flow.add_routine(Works(handles, error=["message"]), "dlq1")
+    flow.add_routine(Works(lambda self, message: heard.append(message)), "dlq2")
+    flow.connect("a", "error", "dlq1", "trigger")
+    flow.connect("dlq1", "error", "dlq2", "trigger")
+    store = MemoryStore()
+    with Runtime(store=store) as runtime:
+        runtime.submit(flow, "a", job_id="j")
+        Worker(store, [flow], runtime=runtime).run(until_idle=True)
+        job = runtime.load("j")
+    assert [] == heard, "the task of an error event emits none"
+    second = "dlq1 failed at attempt 1: OSError: the dead-letter store is down"
+    with pytest.raises(JobFailedError, match=r"ValueError: .*; task 0 of a failed at attempt 1; "):
+        job.raise_for_status()
+    with pytest.raises(JobFailedError, match=f"; task 0.0 of {second}"):
+        job.raise_for_status()
+    [warning] = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert warning.startswith("job j of flow tale failed for good at a attempt 1: ValueError")
+    assert warning.endswith(f"; {second}")
 
 
 def test_the_task_of_an_error_event_that_kills_its_host_is_poisoned_under_the_same_limit():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import pickle
 import weakref
 from typing import Any
 
@@ -16,13 +15,11 @@ from routilux import (
     ErrorHandler,
     NoActiveStepError,
     RetryAfter,
-    Routine,
     StepInput,
-    UnserializableError,
 )
 from routilux.clocks.durations import SECOND
 from routilux.codec.copying import is_flat
-from routilux.engine.step import run_remote, run_step
+from routilux.engine.step import run_step
 from routilux.graph.context import active
 from routilux.graph.messages import RecordedEffect, Task
 from tests.routines import MODES, Works, chain, error_of, kinds, retrying, run
@@ -207,38 +204,6 @@ def test_an_async_handler_sees_the_context_of_its_step_and_its_errors_are_failur
 
     assert [{"n": 3}] == [e.payload for e in attempt(body, step({"n": 0}, attempt=3)).emissions]
     assert "async" == attempt(body, step({"n": 1})).error.message
-
-
-class Local:
-    """A value that can't be pickled."""
-
-    def __reduce__(self):
-        raise TypeError("no way out")
-
-
-def test_an_outcome_that_can_not_be_pickled_fails_the_attempt_only():
-    class LocalError(ValueError):
-        pass
-
-    def raises(self):
-        raise LocalError("here")
-
-    for body, error in (
-        (raises, ValueError),
-        (lambda self: self.emit("out", n=Local()), UnserializableError),
-    ):
-        outcome = run_remote(step(), Works(body), "trigger", ErrorHandler())
-        assert error is pickle.loads(pickle.dumps(outcome)).error_type
-
-
-def test_a_remote_step_sleeps_in_real_time_and_not_past_its_timeout():
-    outcome = run_remote(step(timeout_ns=1_000_000), Works(_oversleeps), "trigger", ErrorHandler())
-    assert outcome.error is not None
-    assert "routilux.StepTimeoutError" == outcome.error.type
-
-
-def _oversleeps(self: Routine) -> None:
-    self.ctx.sleep(3600)
 
 
 # --- what a handler returns -----------------------------------------------------------------------

@@ -208,6 +208,29 @@ def test_waiting_for_a_job_of_another_runtime_frees_the_thread_too():
     within_patience(runs)
 
 
+@pytest.mark.parametrize(("pool", "expected"), [(1, 1), (2, 0)])
+def test_a_wait_in_the_last_thread_is_logged_once_per_job_and_routine(pool, expected, caplog):
+    def runs() -> None:
+        with ExitStack() as stack:
+            runtime = runtime_on(stack, pool)
+
+            def waits_twice(self: Routine, n: object = 0) -> None:
+                for _ in range(2):
+                    child_flow().start("a", {"n": n}, runtime=runtime).wait()
+
+            job = chain(a=waits_twice).start("a", runtime=runtime, job_id="j").wait()
+            job.raise_for_status()
+
+    within_patience(runs)
+    texts = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    text = (
+        "job j: a waits for another job and holds the last free thread of its runtime, so a thread"
+        " is added for the time of the wait; let an event start what comes next, or give the"
+        " runtime more threads"
+    )
+    assert [text] * expected == texts
+
+
 def test_threads_that_were_added_for_waits_end():
     hold = threading.Event()
     with Runtime() as runtime:

@@ -308,6 +308,19 @@ def test_arguments_and_results_without_a_saved_form_are_refused_with_their_path(
     assert [] == called
 
 
+def test_an_async_effect_is_refused():
+    async def charge():
+        pass
+
+    def pays(self):
+        self.ctx.once("charge", charge)
+
+    kind, message = error_of(job := run(chain(a=Works(pays, retrying()))))
+    assert "FlowDefinitionError" == kind
+    assert message.startswith("once('charge') of a calls an async function")
+    assert ["start", "failed"] == kinds(job)
+
+
 def test_an_effect_may_be_run_by_a_thread_of_the_handler():
     def pays(self):
         ctx = self.ctx

@@ -70,6 +70,43 @@ def at(where: str, clock: Clock | None = None) -> SqliteStore | PostgresStore:
     return kind(where, clock=clock)
 
 
+def damage_row(store: JobStore, job_id: str) -> None:
+    """Damage the last row of a job in the store."""
+    if isinstance(store, MemoryStore):
+        store._jobs[job_id].rows[-1] = b"{}"
+    elif isinstance(store, SqliteStore):
+        _execute(store, f"UPDATE commits SET row = CAST('{{}}' AS BLOB) {_of_job(job_id)}")
+    else:
+        _execute(store, f"UPDATE routilux_commits SET data = '{{}}' {_of_job(job_id, 'routilux_')}")
+
+
+def damage_entry(store: JobStore, job_id: str) -> None:
+    """Damage the entry of a job; a store in memory has no damaged entries."""
+    if isinstance(store, SqliteStore):
+        _execute(store, f"UPDATE jobs SET seal = seal + 1 {_of_job(job_id)}")
+    elif isinstance(store, PostgresStore):
+        _execute(
+            store,
+            "ALTER TABLE routilux_jobs ALTER COLUMN seal DROP EXPRESSION;"
+            f"UPDATE routilux_jobs SET seal = seal + 1 {_of_job(job_id, 'routilux_')}",
+        )
+
+
+def _of_job(job_id: str, prefix: str = "") -> str:
+    return f"WHERE job = (SELECT job FROM {prefix}jobs WHERE job_id = '{job_id}')"
+
+
+def _execute(store: JobStore, statement: str) -> None:
+    if isinstance(store, SqliteStore):
+        with using(store) as db:
+            db.execute(statement)
+    elif isinstance(store, PostgresStore):
+        import psycopg
+
+        with psycopg.connect(store._database._dsn, autocommit=True) as admin:
+            admin.execute(statement)
+
+
 def acquire(store: JobStore, owner: str, flow_ids: Collection[str], lease_ns: int) -> str | None:
     """The id of the job that a host acquired; None if none was free."""
     acquired = store.acquire(owner, flow_ids, lease_ns)
@@ -129,6 +166,7 @@ CALLS: dict[str, Callable[[JobStore], object]] = {
         "new", b"1", "a", flow_id="f", status="pending", after_ns=MINUTE
     ),
     "delete": lambda store: store.delete("ended"),
+    "delete_all": lambda store: store.delete_all(["ended", "leased"], force=True),
     "keep_snapshot": lambda store: store.keep_snapshot("leased", 1, b"one"),
     "snapshot": lambda store: store.snapshot("abandoned"),
     "rows": lambda store: store.rows("leased"),

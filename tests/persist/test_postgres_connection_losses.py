@@ -84,7 +84,8 @@ def test_a_server_that_is_down_is_reported_with_its_name_and_a_cure(postgres, se
 
 
 def test_a_worker_continues_when_a_server_that_was_down_answers_again(dsn, server, monkeypatch):
-    monkeypatch.setattr("routilux.worker._RENEWALS", 1000)  # the job that broke off is resumed soon
+    # The job that broke off is resumed soon.
+    monkeypatch.setattr("routilux.worker.leases._RENEWALS", 1000)
     done: list[str] = []
     starting, first = threading.Thread(target=server.start), threading.Lock()
 

@@ -25,9 +25,9 @@ from routilux import (
 )
 from tests.engine.concurrency import at_once as together
 from tests.persist.hosts import go, line_of, processes, rest_of
-from tests.persist.stores import STORES, acquire, at
+from tests.persist.stores import STORES, acquire, at, damage_entry, damage_row
 from tests.routines import PATIENCE, SECOND
-from tests.soak import examples
+from tests.soak import also, examples
 
 
 def filled(store: JobStore, count: int, *, status: str = "running") -> JobStore:
@@ -150,6 +150,41 @@ def test_a_job_that_is_pending_or_running_is_not_deleted(store, clock):
             store.delete(job_id)
     assert ["j", "later", "leased", "queued"] == store.job_ids()
     assert 2 == len(store.rows("j"))
+
+
+def test_a_damaged_job_is_deleted_without_reading_it(store):
+    filled(store, 2)
+    store.append("j", 3, b"3", "a", status="failed")
+    queued(store, "other")
+    damage_row(store, "j")
+    damage_entry(store, "j")
+    assert [True, False] == [store.delete("j"), store.delete("j")]
+    assert ["other"] == store.job_ids()
+    assert ([], []) == (store.rows("j"), store.damage())
+
+
+def test_a_job_of_any_status_is_deleted_by_force_and_its_host_can_commit_no_more(store):
+    queued(store, "queued", "leased")
+    assert "queued" == acquire(store, "b", ["f"], SECOND)
+    filled(store, 2)
+    for job_id, owner in (("queued", "b"), ("leased", "a"), ("j", "a")):
+        with pytest.raises(NotResumableError):
+            store.delete(job_id)
+        assert store.delete(job_id, force=True)
+        with pytest.raises(LeaseLostError, match=f"holds no job '{job_id}'"):
+            store.append(job_id, 3, b"late", owner, status="running")
+    assert ([], [], []) == (store.job_ids(), store.damage(), store.renew("b", SECOND))
+
+
+def test_several_jobs_are_deleted_by_one_call_which_answers_for_each(store):
+    for job_id in "abc":
+        store.create(job_id, b"1", "a", flow_id="f", status="completed")
+    filled(store, 1)
+    refused = store.delete_all(["c", "none", "j", "a"])
+    assert [True, False, True] == [refused[0], refused[1], refused[3]]
+    assert isinstance(refused[2], NotResumableError)
+    assert ["b", "j"] == store.job_ids()
+    assert [] == store.delete_all([])
 
 
 def test_of_a_host_and_a_deletion_at_once_either_the_job_stays_or_nothing_does(store):
@@ -306,12 +341,13 @@ with at(sys.argv[1]) as store:
 """
 
 
-def test_processes_that_make_a_store_at_once_share_it(where):
-    with processes(OPENS, *([where, number] for number in range(3))) as children:
-        assert [""] * 3 == [line_of(child) for child in children]
+@pytest.mark.parametrize("count", also(2, 3))
+def test_processes_that_make_a_store_at_once_share_it(where, count):
+    with processes(OPENS, *([where, number] for number in range(count))) as children:
+        assert [""] * count == [line_of(child) for child in children]
         go(children)
         taken = [job_id for child in children for job_id in rest_of(child).split()]
-    assert 60 == len(taken)
+    assert 20 * count == len(taken)
     with at(where) as store:
         assert sorted(taken) == store.job_ids()
 

@@ -21,6 +21,7 @@ from time import perf_counter
 from typing import Any, Final
 
 import pytest
+from _pytest.config import default_plugins
 
 ROOT: Final = Path(__file__).parents[2]
 PLUGIN: Final = ("-p", "pytest_routilux.plugin", "-p", "no:cacheprovider")
@@ -38,7 +39,10 @@ NAP: Final = """
         return isinstance(default_runtime().clock, FakeClock)
 """
 """The start of an inner test module: a flow that sleeps for 1.5 s."""
-_IMPORTED: Final = ("asyncio", "freezegun", "rich.console", "rich.table", "routilux")
+_IMPORTED: Final = (
+    *("asyncio", "freezegun", "pdb", "rich.console", "rich.table", "routilux"),
+    *(f"_pytest.{name}" for name in default_plugins),
+)
 _servers: Final[list[subprocess.Popen[str]]] = []
 
 

@@ -31,6 +31,9 @@ HANDLERS = """
 
     def down(self, n=0):
         raise OSError("no line")
+
+    def checks(self, message):
+        raise WrongTotal(message)
 """
 STRATEGIES = ["retry", "continue", "skip", "stop"]
 
@@ -61,6 +64,13 @@ JOBS = f"""
     async def executes():
         await chain(a=raises).aexecute("a")
 
+    @pytest.mark.parametrize("strategy", {STRATEGIES})
+    def test_error_handlers(strategy, flow_runtime):
+        flow = chain(a=Works(down, ErrorHandler(strategy), error=["message"]))
+        flow.add_routine(Works(checks, ErrorHandler(strategy), error=["message"]), "checks")
+        flow.connect("a", "error", "checks", "trigger")
+        flow.execute("a")
+
     def test_awaits(flow_runtime):
         asyncio.run(executes())
 
@@ -79,7 +89,7 @@ JOBS = f"""
 
 
 def test_every_driver_and_strategy_fails_the_test(pytester):
-    result = check(pytester, JOBS, passed=30, errors=30, failed=11)
+    result = check(pytester, JOBS, passed=34, errors=34, failed=11)
     result.stdout.fnmatch_lines(
         [
             "an assertion failed in a: AssertionError: assert 0 == 7 (test_it.py:*)",
@@ -93,7 +103,7 @@ def test_every_driver_and_strategy_fails_the_test(pytester):
 
 def test_the_setting_leaves_assertions_to_the_flow(pytester):
     pytester.makeini("[pytest]\nroutilux_handler_assertions = ignore")
-    result = check(pytester, JOBS, passed=40, failed=1)
+    result = check(pytester, JOBS, passed=44, failed=1)
     result.stdout.fnmatch_lines(["UNEXPECTED END: the undisturbed job failed: WrongTotal: *"])
 
 

@@ -89,7 +89,7 @@ def test_a_second_signal_ends_the_worker_while_its_step_still_runs(number, runti
 
 @pytest.mark.parametrize("number", BOTH)
 def test_a_signal_wakes_an_idle_worker_at_once(number, runtime, monkeypatch):
-    monkeypatch.setattr("routilux.worker.POLL", 3600)
+    monkeypatch.setattr("routilux.worker.worker.POLL", 3600)
     host = worker(runtime, chain(a=rest), lease=3 * 3600)
     free_in = runtime.store.free_in
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -100,16 +100,16 @@ def test_jobs_that_come_back_from_a_wait_take_up_room_again(runtime, clock):
     for _ in range(40):
         runtime.submit(flow, "a")
     host = worker(runtime, flow)
-    while host._has_room() and host._take(False):
+    while host._capacity.check() and host._take(False):
         clock.advance(0)
-    assert host._has_room(), "all wait"
+    assert host._capacity.check(), "all wait"
     clock.advance(60)
     for _ in range(2):
         runtime.submit(flow, "a")
         assert host._take(False), "it had checked for room before"
-    assert not host._has_room()
+    assert not host._capacity.check()
     clock.advance(100)
-    assert host._has_room()
+    assert host._capacity.check()
     host.run(until_idle=True)
 
 
@@ -319,6 +319,35 @@ def test_a_worker_has_a_thread_for_each_job_of_its_concurrency(runtime, clock):
         runtime.submit(flow, "a")
     worker(runtime, flow, concurrency=100).run(until_idle=True)
     assert began + SECOND == clock.now_ns()
+
+
+def test_a_worker_adds_threads_to_those_that_run_already(store):
+    met = threading.Barrier(41)  # more than the threads of a runtime
+
+    def meets(self):
+        met.wait(PATIENCE)
+
+    flow = chain(a=meets)
+    with Runtime(store=store) as runtime:
+        first = flow.start("a", runtime=runtime)
+        for _ in range(40):
+            runtime.submit(flow, "a")
+        worker(runtime, flow, concurrency=41).run(until_idle=True)
+        assert "completed" == first.wait(PATIENCE).status
+
+
+@pytest.mark.parametrize("executor", [ThreadPoolExecutor, ProcessPoolExecutor])
+@pytest.mark.parametrize(("size", "steps"), [(1, "1 step"), (4, "4 steps")])
+def test_a_worker_refuses_more_jobs_at_once_than_its_executor_runs(executor, size, steps, store):
+    name = executor.__name__
+    with executor(size) as pool, Runtime(store=store, executor=pool) as runtime:
+        worker(runtime, chain(a=rest), concurrency=size)
+        with pytest.raises(
+            FlowDefinitionError,
+            match=rf"^concurrency is 5, but the runtime's {name} runs {steps} at once; give the"
+            " executor 5 workers, or leave out concurrency$",
+        ):
+            worker(runtime, chain(a=rest), concurrency=5)
 
 
 def test_a_job_whose_wait_ended_while_no_thread_was_free_is_given_back(store, clock, monkeypatch):

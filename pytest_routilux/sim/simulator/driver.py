@@ -139,8 +139,9 @@ class SimDriver:
     def poke(self) -> None:
         """Do nothing: `next` never waits."""
 
-    def block(self, change: int) -> None:
+    def block(self, change: int) -> bool:
         """Do nothing: there is one thread, and it never waits."""
+        return False
 
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
         """Return the next step that ends; None if `until` comes first."""

@@ -29,11 +29,24 @@ _OURS: Final = ("pytest_routilux.", "routilux.")
 
 
 class Effect:
-    """A test double for one external call.
+    """A test double for one external call, made by `FlowSim.effect`.
 
     `key` is the name of the parameter that carries an idempotency key. `returns` makes the result
-    from the same arguments; without it the result is a text that depends on the inputs. `numbers`
-    counts the effects of each attempt, for several doubles.
+    from the same arguments; without it the result is a text that depends on the inputs. A call
+    outside a handler raises `RoutiluxError`.
+
+    A test with it::
+
+        def test_an_order_is_paid_once(flow_factory, flow_runtime, flow_sim):
+            pay = flow_sim.effect("pay", returns=lambda order: f"{order} is paid")
+
+            def charge(order):
+                return {"receipt": pay(order)}
+
+            job = flow_factory(chain=[charge]).execute("charge", {"order": "A7"})
+
+            assert job.outputs[0].data == {"receipt": "A7 is paid"}
+            assert [call.arguments for call in pay.calls] == [{"0": "A7"}]
     """
 
     def __init__(
@@ -44,7 +57,9 @@ class Effect:
         numbers: Counter[int] | None = None,
     ) -> None:
         self.name = name
+        """The name in failures and records."""
         self.key = key
+        """The name of the parameter that carries the idempotency key; None without one."""
         self._returns = returns
         self._numbers: Counter[int] = Counter() if numbers is None else numbers
         self._calls: list[Call] = []
@@ -58,6 +73,7 @@ class Effect:
         return tuple(self._calls)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Record a call with these arguments, and return its result."""
         context = active.get()
         step = None if context is None else context.step
         if context is None or step is None:

@@ -123,22 +123,28 @@ class CrashPoint:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One recorded call of an `Effect`.
-
-    `number` counts the effects of this attempt from 1; `arguments` are its inputs by name, without
-    the key; `where` is the line of the user's code; `at_ns` is virtual time (UTC).
-    """
+    """One recorded call of an `Effect`; see `Effect.calls` and `Outcome.calls`."""
 
     effect: str
+    """The name of the effect."""
     number: int
+    """Its number among the effects of the attempt, from 1."""
     arguments: Mapping[str, object]
+    """The inputs by name, or by position as "0", "1", …; without the key."""
     key: object
+    """The idempotency key; None without one."""
     result: object
+    """What the double returned."""
     where: str
+    """The line of the handler's code that made the call."""
     routine_id: str
+    """The routine."""
     task_id: str
+    """The task."""
     attempt: int
+    """The number of the attempt, from 1."""
     at_ns: int
+    """The virtual time of the call, in UTC nanoseconds."""
 
     def __str__(self) -> str:
         return f"{self.effect}({', '.join(shown(value, 24) for value in self.arguments.values())})"

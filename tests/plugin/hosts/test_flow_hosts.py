@@ -246,6 +246,30 @@ def test_resume_takes_either_a_document_or_a_store(flow_hosts, where, says):
         flow_hosts.resume(**where)
 
 
+@pytest.mark.parametrize(
+    ("instant", "says"),
+    [
+        (
+            "soon",
+            r"^clock_start='soon' is no instant; give a datetime or an ISO text such as '2024",
+        ),
+        (5, "^clock_start=5 is no instant; give"),
+        ("", "^clock_start='' is no instant; give"),
+        (
+            "0001-01-01",
+            r"^clock_start='0001-01-01' is too near .*; give an instant from 0001-01-03T",
+        ),
+        (datetime.max, r"^clock_start=datetime\.datetime\(9999.* to 9999-12-30T00:00:00\+00:00$"),
+    ],
+)
+def test_a_host_whose_clock_can_not_start_there_is_refused(flow_hosts, tmp_path, instant, says):
+    with pytest.raises(HostError, match=says):
+        start(flow_hosts, 1, clock_start=instant)
+    store = tmp_path / "jobs.db"
+    with pytest.raises(HostError, match=says):
+        flow_hosts.resume(store=store, job_id="A7", build=shop, clock_start=instant)
+
+
 def test_a_job_that_the_store_does_not_hold_is_named_with_those_that_it_does(flow_hosts, tmp_path):
     store = tmp_path / "jobs.db"
     start(flow_hosts, job_id="A7", store=store)

@@ -211,7 +211,7 @@ def terminal_output(folder: Path, environ: dict[str, str], *args: str) -> list[s
         ({}, (), True),
         ({}, WORKER, True),
         ({"NO_COLOR": "1"}, (), False),
-        ({"TERM": "dumb"}, (), False),
+        pytest.param({"TERM": "dumb"}, (), False, marks=pytest.mark.soak),
     ],
 )
 def test_a_terminal_sets_the_width_and_gets_colours_unless_it_refuses_them(

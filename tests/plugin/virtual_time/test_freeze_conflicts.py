@@ -164,22 +164,23 @@ def test_a_library_that_a_frozen_test_imports_first_is_refused_too(pytester, lib
 
 
 @pytest.mark.parametrize(
-    ("frozen", "ours", "advice"),
+    ("frozen", "ours", "later"),
     [
-        (frozen_clock, "flow_clock", "; to set the time, call flow_clock.move_to(...)"),
+        (frozen_clock, "flow_clock", ", or call flow_clock.move_to(...)"),
         (lambda: frozen_simulation(0), "flow_sim", ""),
     ],
 )
-def test_a_freeze_around_it_is_refused(frozen, ours, advice):
+def test_a_freeze_around_it_is_refused(frozen, ours, later):
     with (
         freezegun.freeze_time("2030-01-01"),
         pytest.raises(pytest.fail.Exception) as caught,
         frozen(),
     ):
         pass
-    assert str(caught.value).startswith(
+    assert str(caught.value) == (
         f"{ours} and freeze_time('2030-01-01 00:00:00') around it both set the time of this"
-        f" test; remove one of the two{advice}"
+        " test; remove one of the two; to set the time, mark the test with"
+        f" @pytest.mark.flow_time(start=...){later}"
     )
     with frozen():
         pass

@@ -248,7 +248,7 @@ FLOWS = [
 ]
 
 
-@pytest.mark.parametrize("case", sampled(FLOWS, [*FLOWS[1:3], FLOWS[5]]))
+@pytest.mark.parametrize("case", sampled(FLOWS, [FLOWS[1], FLOWS[5]]))
 def test_the_flows_of_the_showcase_are_clean(case: Case) -> None:
     assert check_determinism(case, START) is None
     assert swallowed_crash(case, START) is None

@@ -5,9 +5,7 @@ Invariants:
   that was suspended loses the lease, and with it the right to commit.
 - A worker that ends gives its jobs back; the jobs of a killed worker are free when their leases
   end. If the store's answer to an acquire was lost, the job is given back too.
-- A worker holds at most `concurrency` jobs that have a step to run; jobs that wait for a retry
-  don't count. So jobs that it can't run now are free for other workers. A job whose wait has ended
-  while all threads are busy is given back, at the latest, after two renewals.
+- A worker takes no more jobs than it can run; `Capacity` has the rules, `Leases` those of leases.
 - A worker waits for events: a job that stops, the next free job, the next renewal. Changes by other
   processes raise no event, so it reads the store for them every `POLL` seconds.
 - A job that can't be resumed is put aside for the length of a lease, for another worker to take,
@@ -31,30 +29,29 @@ from concurrent.futures import BrokenExecutor
 from typing import TYPE_CHECKING, Final
 
 from routilux.clocks.clock import SystemClock
-from routilux.clocks.durations import SECOND, seconds_text, to_ns
+from routilux.clocks.durations import SECOND, seconds_text
 from routilux.core.commits import JobStatus
 from routilux.engine.drive import Drive
-from routilux.engine.entry_checks import checked_flag
-from routilux.engine.stop_signals import StopSignals
+from routilux.engine.entry_checks import checked_concurrency, checked_flag, checked_lease
 from routilux.errors import FlowDefinitionError, LeaseLostError, RoutiluxError, short_repr
 from routilux.flow import Flow
 from routilux.graph.messages import ErrorInfo
 from routilux.persist.store import POLL
 from routilux.runtime import Runtime
+from routilux.worker.capacity import Capacity
+from routilux.worker.leases import Leases
+from routilux.worker.stop_signals import StopSignals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from datetime import timedelta
 
     from routilux.core.state import JobState
-    from routilux.persist.store import Acquired, JobStore
+    from routilux.persist.store import JobStore
 
 _log = logging.getLogger("routilux")
-_MOST: Final = 32  # jobs that one claim takes
-_RENEWALS: Final = 3  # in a lease, so that one late renewal does no harm
+_MOST_FAILED: Final = 5  # tasks that a line of the log names
 _FIRST_WAIT: Final = SECOND // 20
 _LONGEST_WAIT: Final = SECOND
-_LONGEST_LEASE: Final = 366 * 86_400 * SECOND
 
 
 class Worker:
@@ -63,8 +60,9 @@ class Worker:
     It takes jobs that were submitted, given back, or left by a host whose lease has ended. `lease`
     is in seconds: how long other hosts wait before they take over from a host that has died. Jobs
     run with `runtime`, whose store is `store`. `concurrency` is the most jobs that it runs at once,
-    by default as many as its runtime has threads: 32, or those of the runtime's executor. A job
-    that can't be resumed is logged once, and tried again after each `lease`.
+    by default as many as its runtime has threads: 32, or those of the runtime's executor; more than
+    the executor has is refused. A job that can't be resumed is logged once, and tried again after
+    each `lease`.
 
     `flows` may hold several flows of one id, such as an old and a new release: a job runs on the
     flow of its shape. With `allow_changed_flow` a job whose shape none of them has runs on the
@@ -102,30 +100,25 @@ class Worker:
         self._store = store
         self._flows = _by_id(flows)
         self._allow_changed_flow = checked_flag("allow_changed_flow", allow_changed_flow)
-        self._lease_ns = _checked_lease(lease)
+        lease_ns = checked_lease(lease)
         self._runtime = Runtime(store=store) if runtime is None else runtime
         if self._runtime.store is not store:
             raise FlowDefinitionError(
                 "the worker and its runtime have different stores;"
                 " pass the store of the worker to Runtime(store=...)"
             )
-        self._concurrency = self._runtime.threads.reserve(_checked_concurrency(concurrency))
-        self._environment = self._runtime.environment
+        self._environment = environment = self._runtime.environment
+        self._capacity = Capacity(
+            environment.lock, self._runtime.threads.reserve(checked_concurrency(concurrency))
+        )
+        self._leases = Leases(environment, store, lease_ns, self._lose)
         self._clock = self._runtime.clock
         self._signal = self._clock.signal()
         self._stopping = False
         self._drives: dict[str, Drive] = {}
-        self._active: set[Drive] = set()  # had a step to run at the last check, or have one since
-        self._late: dict[Drive, int] = {}  # waited for a thread at the last renewal, since a commit
         self._stopped_jobs: deque[Drive] = deque()
-        # Twice as large after each full one, so that workers share a few jobs. 1 after an unclean
-        # stop: if a job kills its hosts, few other jobs' runs end with each host.
-        self._batch = 1
-        self._renew_at = 0
         self._report_at = 0
         self._put_aside: dict[str, str] = {}  # job id -> the reason, as it was logged
-        # Jobs to give back: the instant from which each is free, and whether it stopped cleanly.
-        self._to_release: dict[str, tuple[int, bool]] = {}
         self._outage: int | None = None  # the instant at which the store began to fail
         self._next_wait = _FIRST_WAIT
         self._signals = StopSignals(self._signal.set)
@@ -202,7 +195,7 @@ class Worker:
         if self._trouble is not None:
             return True
         self._report_damaged()
-        room = self._has_room()
+        room = self._alone is None and self._capacity.check()
         if room and self._take(until_idle):
             return True
         free_in = self._store.free_in(self._flows)
@@ -215,7 +208,7 @@ class Worker:
         self._find_lost()
         for drive in self._drives.values():
             drive.leave()
-        while self._drives or self._to_release or self._broke_off:
+        while self._drives or self._leases.to_release or self._broke_off:
             try:
                 self._maintain()
                 if self._signals.repeated:
@@ -233,11 +226,7 @@ class Worker:
             for drive in self._drives.values():
                 if drive.loop is None and drive not in self._stopped_jobs:
                     self._stopped_jobs.append(drive)
-        with self._environment.lease_lock:
-            for job_id, lost in self._environment.leases.items():
-                known = job_id in self._drives or job_id in self._to_release
-                if lost == self._lose and not known:
-                    self._release_later(job_id, 0, clean=False)
+        self._leases.release_unknown(self._drives)
 
     def _give_up_steps(self) -> None:
         with self._environment.lock:
@@ -250,9 +239,9 @@ class Worker:
         now = self._clock.monotonic_ns()
         if self._outage is None:
             self._outage, self._next_wait = now, _FIRST_WAIT
-            length = seconds_text(self._lease_ns, 1)
+            length = seconds_text(self._leases.length_ns, 1)
             _log.warning("the store fails; the worker retries for at most %s s: %s", length, error)
-        end = self._outage + self._lease_ns
+        end = self._outage + self._leases.length_ns
         if now >= end:
             raise error
         self._clock.wait(self._signal, min(now + self._next_wait, end), who="a worker")
@@ -263,9 +252,11 @@ class Worker:
         while self._stopped_jobs:
             self._finish(self._stopped_jobs[0])
             self._stopped_jobs.popleft()
-        self._release()
+        self._leases.release()
         self._look_at_alone()
-        if self._broke_off or (self._drives and self._renew_at <= self._clock.monotonic_ns()):
+        if self._broke_off or (
+            self._drives and self._leases.renew_at <= self._clock.monotonic_ns()
+        ):
             self._renew()
             self._broke_off = False
 
@@ -274,7 +265,7 @@ class Worker:
         now = self._clock.monotonic_ns()
         if now < self._report_at:
             return
-        self._report_at = now + self._lease_ns
+        self._report_at = now + self._leases.length_ns
         for entry in self._store.entries(live=True):
             if entry.damage is not None:
                 self._log_skipped(entry.job_id, entry.damage)
@@ -286,8 +277,7 @@ class Worker:
 
     def _wait(self, free_in: int | None) -> None:
         now = self._clock.monotonic_ns()
-        renewal = self._lease_ns // _RENEWALS
-        until = self._renew_at if self._drives else now + renewal
+        until = self._leases.renew_at if self._drives else now + self._leases.interval_ns
         if free_in is not None:
             until = min(until, now + free_in)
         if isinstance(self._clock, SystemClock):  # other processes use no other clock
@@ -308,31 +298,20 @@ class Worker:
         elif not (began and busy and job.recoveries):
             self._alone = None  # it made progress, waits for a retry, or has stopped
 
-    def _has_room(self) -> bool:
-        if self._alone is not None:
-            return False
-        if len(self._active) >= self._concurrency:
-            with self._environment.lock:
-                self._active = {
-                    drive
-                    for drive in self._active
-                    if drive.loop is not None and (drive.ready or drive.machine.in_flight)
-                }
-        return len(self._active) < self._concurrency
-
     # --- its jobs -------------------------------------------------------------------------------
 
     def _take(self, raises: bool) -> bool:
         """Acquire and resume jobs; with `raises`, raise the error of one that can't be resumed."""
-        taken = self._acquire()
+        if not self._drives:
+            self._leases.plan_renewal()
+        taken = self._leases.acquire(self._flows, self._capacity.batch())
         failed: list[Exception] = []
         results: list[Drive | Exception] = []
         if taken:
             results = self._runtime.resume_acquired(
-                self._flows, taken, self._renew_at, allow_changed=self._allow_changed_flow
+                self._flows, taken, self._leases.renew_at, allow_changed=self._allow_changed_flow
             )
-        grows = len(results) == self._batch and all(clean for _, clean in taken)
-        self._batch = 2 * self._batch if grows else 1
+        self._capacity.note_claim(len(results), clean=all(clean for _, clean in taken))
         # Jobs without a result are still to be released.
         for (job_id, clean), result in zip(taken, results, strict=False):
             if isinstance(result, Drive):
@@ -342,48 +321,28 @@ class Worker:
                     _log.info("took job %s of flow %s at commit %d", job_id, flow_id, seq)
                     self._drive(job_id, result)
                 else:
-                    self._release_later(job_id, 0, clean=True)
+                    self._leases.release_later(job_id, 0, clean=True)
             elif isinstance(result, LeaseLostError):
                 _log.info("%s", result)
-                with self._environment.lease_lock:
-                    self._forget(job_id)
-                del self._to_release[job_id]
+                self._leases.forget(job_id)
+                self._leases.keep(job_id)
             elif isinstance(result, RoutiluxError):
                 self._log_skipped(job_id, result)
-                self._release_later(job_id, self._lease_ns, clean=clean)
+                self._leases.release_later(job_id, self._leases.length_ns, clean=clean)
                 failed += [result] if raises else []
             else:
                 failed.append(result)  # of the store
-        self._release()
+        self._leases.release()
         if failed:
             raise failed[0]
         return bool(taken)
 
-    def _acquire(self) -> list[Acquired]:
-        environment = self._environment
-        now = self._clock.monotonic_ns()
-        if not self._drives:
-            self._renew_at = now + self._lease_ns // _RENEWALS
-        room = self._concurrency - len(self._active)
-        self._batch = max(1, min(self._batch, _MOST, room))  # a wait may have ended meanwhile
-        lost: dict[str, Callable[[str], None]] = {}
-        with environment.lease_lock:
-            taken = self._store.acquire(environment.owner, self._flows, self._lease_ns, self._batch)
-            for job_id, clean in taken:
-                if job_id in environment.leases:
-                    lost[job_id] = environment.leases[job_id]
-                environment.leases[job_id] = self._lose
-                self._release_later(job_id, 0, clean=clean)  # unless this worker drives it
-        for job_id, lose in lost.items():  # this worker or another one of this owner lost the job
-            lose(job_id)
-        return taken
-
     def _drive(self, job_id: str, drive: Drive) -> None:
         drive.on_stop, drive.on_wait = self._note_stop, self._note_wait
-        drive.lease_ns = self._lease_ns
+        drive.lease_ns = self._leases.length_ns
         self._drives[job_id] = drive
-        self._active.add(drive)
-        del self._to_release[job_id]
+        self._capacity.add(drive)
+        self._leases.keep(job_id)
         recoveries = drive.machine.job.recoveries
         if recoveries and recoveries == self._runtime.max_recoveries:
             self._alone = drive
@@ -400,13 +359,13 @@ class Worker:
 
     def _note_wait(self, drive: Drive) -> None:
         if drive.ready:
-            self._active.add(drive)
-        elif len(self._active) >= self._concurrency:
+            self._capacity.add(drive)
+        elif self._capacity.full:
             self._signal.set()  # there may be room for another job
 
     def _finish(self, drive: Drive) -> None:
         job, error = drive.machine.job, drive.error
-        self._active.discard(drive)
+        self._capacity.discard(drive)
         if isinstance(error, LeaseLostError):
             _log.info("%s", error)
         elif isinstance(error, OSError) and not drive.trouble:
@@ -429,63 +388,21 @@ class Worker:
         if error is None and job.status is JobStatus.RUNNING:
             task = drive.machine.next_task()
             wait = 0 if task is None else max(0, task.due_ns - drive.now_ns())
-            self._release_later(job.job_id, wait, clean=True)
+            self._leases.release_later(job.job_id, wait, clean=True)
         elif drive.trouble or isinstance(error, OSError):
             # Not the job's fault. If only this job meets the trouble, a short wait saves work.
-            self._release_later(job.job_id, self._lease_ns // _RENEWALS, clean=True)
+            self._leases.release_later(job.job_id, self._leases.interval_ns, clean=True)
         elif error is not None and not isinstance(error, LeaseLostError):
-            self._release_later(job.job_id, 0, clean=False)
+            self._leases.release_later(job.job_id, 0, clean=False)
         else:
-            with self._environment.lease_lock:
-                self._forget(job.job_id)
+            self._leases.forget(job.job_id)
         del self._drives[job.job_id]
 
-    def _release_later(self, job_id: str, after_ns: int, *, clean: bool) -> None:
-        self._to_release[job_id] = self._clock.monotonic_ns() + after_ns, clean
-
-    def _release(self) -> None:
-        environment = self._environment
-        for job_id, (free_at, clean) in list(self._to_release.items()):
-            with environment.lease_lock:
-                if environment.leases.get(job_id) == self._lose:  # else another worker owns it
-                    wait = max(0, free_at - self._clock.monotonic_ns())
-                    self._store.release(job_id, environment.owner, wait, clean=clean)
-                    self._forget(job_id)
-            del self._to_release[job_id]
-
-    def _forget(self, job_id: str) -> None:
-        """Forget this worker's lease of a job; the caller holds `lease_lock`."""
-        taken = self._environment.leases
-        if taken.get(job_id) == self._lose:
-            del taken[job_id]
-
     def _renew(self) -> None:
-        # Counted from before the call, so that the next renewal comes early enough.
-        now = self._clock.monotonic_ns()
-        environment, store = self._environment, self._store
-        with environment.lease_lock:
-            held = set(store.renew(environment.owner, self._lease_ns))
-            for job_id in sorted(held - environment.leases.keys()):
-                _log.info("the worker releases job %s: no worker here runs it", job_id)
-                # How it stopped is unknown, so it counts as unclean, as if the lease had ended.
-                store.release(job_id, environment.owner, 0, clean=False)
-        self._renew_at = now + self._lease_ns // _RENEWALS
+        held = self._leases.renew()
         for job_id in sorted(self._drives.keys() - held):
             self._lose(job_id)
-        self._give_back_late()
-
-    def _give_back_late(self) -> None:
-        """Give back the jobs that have waited for a thread since the last renewal."""
-        with self._environment.lock:
-            late = {
-                drive: drive.machine.job.seq
-                for drive in self._active
-                if drive.ready and not drive.machine.in_flight
-            }
-            for drive, seq in late.items():
-                if self._late.get(drive) == seq:
-                    drive.leave()
-            self._late = late
+        self._capacity.give_back_late()
 
     def _lose(self, job_id: str) -> None:
         """Stop running a job whose lease is lost; thread-safe."""
@@ -516,12 +433,15 @@ def _log_stop(job: JobState) -> None:
     elif status is not JobStatus.FAILED:
         _log.info("%s is %s at commit %d", name, status.value, job.seq)
     else:
-        failed = [
-            f" at {t.routine_id} attempt {t.attempt - 1}" for t in job.pending_tasks if t.failed
-        ]
+        failed = [task for task in job.pending_tasks if task.failed]
+        where = "".join(f" at {t.routine_id} attempt {t.attempt - 1}" for t in failed[:1])
         error = " ".join(str(job.error).split())
         line = f" ({job.error.where})" if job.error is not None and job.error.where else ""
-        _log.warning("%s failed for good%s: %s%s", name, "".join(failed[:1]), error, line)
+        rest = "".join(
+            f"; {t.routine_id} failed at attempt {t.attempt - 1}{job._other_error(t)}"
+            for t in failed[1:_MOST_FAILED]
+        )
+        _log.warning("%s failed for good%s: %s%s%s", name, where, error, line, rest)
 
 
 def _by_id(flows: Iterable[Flow]) -> dict[str, list[Flow]]:
@@ -548,22 +468,3 @@ def _by_id(flows: Iterable[Flow]) -> dict[str, list[Flow]]:
             "a worker needs at least one flow; pass the flows whose jobs the worker runs"
         )
     return found
-
-
-def _checked_concurrency(concurrency: int | None) -> int | None:
-    if concurrency is not None and (type(concurrency) is not int or concurrency < 1):
-        raise FlowDefinitionError(
-            "concurrency must be an int of 1 or more, or None for as many jobs as the runtime has"
-            f" threads, not {concurrency!r}"
-        )
-    return concurrency
-
-
-def _checked_lease(lease: float | timedelta) -> int:
-    try:
-        length = to_ns(lease)
-    except ValueError:
-        length = 0
-    if not 0 < length <= _LONGEST_LEASE:
-        raise FlowDefinitionError(f"lease must be more than 0 s and at most a year, not {lease!r}")
-    return length

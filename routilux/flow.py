@@ -248,11 +248,12 @@ class Flow:
             (target, self._routine(target), slot),
             param_mapping,
         )
-        if connection.ends in self._ends:
+        ends = connection.ends
+        if ends in self._ends:
             raise FlowDefinitionError(f"{connection} already exists; remove the second connect()")
-        self._returns.add(connection.ends, gather=self._routines[target].slots[slot].gather)
+        self._returns.add(ends, gather=self._routines[target].slots[slot].gather)
         self._connections.append(connection)
-        self._ends.add(connection.ends)
+        self._ends.add(ends)
         self._graph = None
         return connection
 
@@ -307,7 +308,7 @@ class Flow:
         graph = shape, routes = self._shape_and_routes()
         if self._gathers_of is not graph:
             self._gathers = gathers_of(
-                self.flow_id, self._routines, [c.ends for c in self._connections], self._splits
+                self.flow_id, self._routines, (c.ends for c in self._connections), self._splits
             )
             self._gathers_of = graph
         default = self._error_handler or _STOP

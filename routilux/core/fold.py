@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Final, cast
 
 from routilux.codec.equality import same_value
 from routilux.core.commits import Commit, CommitKind, JobStatus
-from routilux.core.gathering import advance
-from routilux.core.parts import Gathering, Output, PendingTask, RoutineState, RoutineStatus
+from routilux.core.gathering import create, gathers_in
+from routilux.core.parts import Output, PendingTask, RoutineState, RoutineStatus
 from routilux.core.wire import in_range, texts
 from routilux.errors import IllegalTransitionError
-from routilux.graph.messages import GATHER, DroppedTask
+from routilux.graph.messages import DroppedTask
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +46,7 @@ class FoldedJob:
     __slots__ = (
         "_commits",
         "_failed",
+        "_gathers",
         "_pending",
         "_replaying",
         "_reports",
@@ -94,6 +95,7 @@ class FoldedJob:
         self._failed: set[str] = set()  # pending tasks that failed
         self._reports: set[str] = set()  # pending tasks that report a failure
         self._waiting: set[str] = set()  # pending tasks that got a due time since the last resume
+        self._gathers = False  # whether its flow has gathers: all others take the short way
         self._replaying = False  # nothing refers to its mappings, so that they are changed in place
         self._commits: list[Commit] = []
         self.history_limit: int | None = None
@@ -182,10 +184,13 @@ class FoldedJob:
         self.flow_id = str(detail["flow_id"])
         self._take_shape(detail)
         self.started_ns = commit.at_ns
-        return self._create(commit, None)
+        if self._gathers:
+            return create(commit, None, None, self._pending, None)
+        return self._create(commit)
 
     def _take_shape(self, detail: Mapping[str, object]) -> None:
         self.shape = tuple(texts(detail["shape"], "$.shape"))
+        self._gathers = gathers_in(self.shape)
         for routine_id in texts(detail["routines"], "$.routines"):
             self.routine_states.setdefault(routine_id, RoutineState())
 
@@ -211,7 +216,9 @@ class FoldedJob:
                 routine.state = self._written(routine.state, commit.state)
             if commit.shared is not None:
                 self.shared_data = self._written(self.shared_data, commit.shared)
-            return self._ended(commit, pending, pending.reports)
+            if commit.emissions:
+                return self._deliver(commit, pending, pending.reports)
+            return create(commit, pending, None, self._pending, None) if pending.places else ()
         if kind is _RETRY:
             due = commit.due_ns
             if due is None:
@@ -256,7 +263,7 @@ class FoldedJob:
                 self.error = commit.error
         else:
             self._drop(commit, pending, routine)
-        return self._ended(commit, pending, True)
+        return self._deliver(commit, pending, True) if commit.emissions or pending.places else ()
 
     def _drop(self, commit: Commit, pending: PendingTask, routine: RoutineState) -> None:
         outcome = str(cast("Mapping[str, object]", commit.detail)["as"])
@@ -345,17 +352,6 @@ class FoldedJob:
                 pending.due_ns = commit.at_ns + left
         self._waiting.clear()
 
-    def _ended(self, commit: Commit, pending: PendingTask, reports: bool) -> Sequence[PendingTask]:
-        """Deliver what a task emitted at its end, and return the tasks to schedule."""
-        if commit.emissions:
-            return self._deliver(commit, pending, reports)
-        return (
-            advance(commit, pending, self._record(commit), self._pending) if pending.places else ()
-        )
-
-    def _record(self, commit: Commit) -> DroppedTask | None:
-        return self.dropped[-1] if commit.kind is _DROPPED else None
-
     def _deliver(self, commit: Commit, parent: PendingTask, reports: bool) -> Sequence[PendingTask]:
         if not commit.tasks or len(commit.emissions) > 1:  # else its only emission is delivered
             delivered = {task.emission for task in commit.tasks}
@@ -370,32 +366,27 @@ class FoldedJob:
                             str(commit.task_id),
                         )
                     )
-        return self._create(commit, parent, reports) if commit.tasks or parent.places else ()
+        if self._gathers:
+            return create(
+                commit,
+                parent,
+                self.dropped[-1] if commit.kind is _DROPPED else None,
+                self._pending,
+                self._reports if reports else None,
+            )
+        return self._create(commit, reports) if commit.tasks else ()
 
-    def _create(
-        self, commit: Commit, parent: PendingTask | None, reports: bool = False
-    ) -> Sequence[PendingTask]:
+    def _create(self, commit: Commit, reports: bool = False) -> Sequence[PendingTask]:
         seq = commit.seq
         at_ns = commit.at_ns
         pending = self._pending
         created: list[PendingTask] = []
-        gathers = parent is not None and bool(parent.places)
         for task in commit.tasks:
-            if task.into is not None:
-                continue
-            new = PendingTask(task, seq, len(created), at_ns)
-            pending[task.task_id] = new
-            if task.keeps:
-                gathers = True
-            if task.emission == GATHER:
-                new.gathering = Gathering()
-                continue  # it is not ready, and reports no failure
+            new = pending[task.task_id] = PendingTask(task, seq, len(created), at_ns)
             created.append(new)
             if reports:
                 new.reports = True
                 self._reports.add(task.task_id)
-        if gathers:
-            created += advance(commit, parent, self._record(commit), pending)
         return created
 
     def _written(self, old: dict[str, object], writes: Writes) -> dict[str, object]:
@@ -406,7 +397,9 @@ class FoldedJob:
         return new
 
 
-_DERIVED: Final = ("_failed", "_replaying", "_reports", "_waiting", "history_limit", "clock_ns")
+_DERIVED: Final = (
+    *("_failed", "_gathers", "_replaying", "_reports", "_waiting", "history_limit", "clock_ns"),
+)
 _COMPARED: Final = tuple(name for name in FoldedJob.__slots__ if name not in _DERIVED)
 
 

@@ -3,7 +3,7 @@
 Invariants:
 - A gather's task is pending from the commit on that begins its scope. It becomes ready once: in
   the commit that ends the last task which keeps it open, since it could still deliver.
-- A commit holds all that `advance` needs, so that a job can be rebuilt without its flow.
+- A commit holds all that `create` needs, so that a job can be rebuilt without its flow.
 - Deliveries are in the order of lineage: each emission in its place, whichever task ended first. A
   task's place passes to its children, so that no path is ever compared.
 """
@@ -14,7 +14,7 @@ import hashlib
 from typing import TYPE_CHECKING, Final
 
 from routilux.core.commits import CommitKind
-from routilux.core.parts import Delivery, Gathering, Place
+from routilux.core.parts import Delivery, Gathering, PendingTask, Place
 from routilux.core.wire import LONGEST_ID
 from routilux.errors import CorruptStateError, IllegalTransitionError
 from routilux.graph.messages import GATHER, Collected, DroppedTask, Task
@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from routilux.core.commits import Commit
-    from routilux.core.parts import Entry, PendingTask
+    from routilux.core.parts import Entry
     from routilux.graph.gathers import Gathers
-    from routilux.graph.plan import Route
 
 _FAILED = CommitKind.FAILED
 _NO_GATHERS: Final[Mapping[int, str]] = {}
@@ -59,14 +58,17 @@ class Scope:
         kept = [pending[gather_id].task for gather_id in task.keeps]
         return cls(gathers, {gathers.numbers[g.routine_id, g.slot]: g.task_id for g in kept})
 
-    def add(self, tasks: list[Task], task: Task, route: Route) -> None:
-        """Add the task that delivers an emission, with the gathers whose scope it begins."""
-        number = self._gathers.numbers.get((route.target, route.slot))
-        if number is None:
-            self.begin(tasks, task, self._gathers.opened_by.get(route.target, ()))
-        else:
-            task.into = self._ids[number]
-            tasks.append(task)
+    def placed(self, created: Sequence[Task]) -> list[Task]:
+        """Return new tasks, with the gathers whose scope they begin."""
+        tasks: list[Task] = []
+        for task in created:
+            number = self._gathers.numbers.get((task.routine_id, task.slot))
+            if number is None:
+                self.begin(tasks, task, self._gathers.opened_by.get(task.routine_id, ()))
+            else:
+                task.into = self._ids[number]
+                tasks.append(task)
+        return tasks
 
     def begin(self, tasks: list[Task], task: Task, opened: Sequence[int]) -> None:
         """Add a task, and the gathers numbered `opened`, whose scope the task begins."""
@@ -91,17 +93,47 @@ class Scope:
         return keeps
 
 
-def advance(
+def gathers_in(shape: Sequence[str]) -> bool:
+    """Return whether a flow of this shape may have gathers."""
+    return any("(gathers" in line for line in shape)
+
+
+def create(
+    commit: Commit,
+    parent: PendingTask | None,
+    dropped: DroppedTask | None,
+    pending: dict[str, PendingTask],
+    reports: set[str] | None,
+) -> list[PendingTask]:
+    """Add the tasks and the deliveries of a commit to a job whose flow has gathers.
+
+    `parent` is the task that the commit belongs to, `dropped` its record if the commit drops it.
+    The new tasks report a failure, and are added to `reports`, unless it is None. Returns the
+    tasks to schedule: new ones, and gathers that are now ready.
+    """
+    created: list[PendingTask] = []
+    for task in commit.tasks:
+        if task.into is not None:
+            continue
+        new = PendingTask(task, commit.seq, len(created), commit.at_ns)
+        pending[task.task_id] = new
+        if task.emission == GATHER:
+            new.gathering = Gathering()  # it is not ready, and reports no failure
+            continue
+        created.append(new)
+        if reports is not None:
+            new.reports = True
+            reports.add(task.task_id)
+    return created + _advance(commit, parent, dropped, pending)
+
+
+def _advance(
     commit: Commit,
     parent: PendingTask | None,
     dropped: DroppedTask | None,
     pending: Mapping[str, PendingTask],
 ) -> list[PendingTask]:
-    """Apply a commit to the open gathers, and return those that are now ready.
-
-    `parent` is the task that the commit belongs to, `dropped` its record if the commit drops it.
-    `pending` has the commit's tasks, and all gathers that the commit concerns.
-    """
+    """Apply a commit to the open gathers, and return those that are now ready."""
     places: dict[str, Place] = {}  # where the next entry of each gather goes
     kept: tuple[str, ...] = ()
     if parent is not None:

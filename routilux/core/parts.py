@@ -160,15 +160,18 @@ class Place:
 
 
 class Gathering:
-    """What a gather has received and still waits for.
-
-    `waits_for` is the number of pending tasks that it waits for, `deliveries` of its payloads.
+    """What a gather has received and still waits for; see `PendingTask.gathering`.
 
     The places are linked, in the order of lineage: a task that ends is replaced by its children in
     constant time. `collected` is set when no place holds a pending task any more.
     """
 
     __slots__ = ("collected", "deliveries", "first", "waits_for")
+
+    waits_for: int
+    """The number of pending tasks that could still deliver."""
+    deliveries: int
+    """The number of payloads that it has received."""
 
     def __init__(self) -> None:
         self.waits_for = 0

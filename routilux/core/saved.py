@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from routilux import codec
 from routilux.core.commits import Commit, JobStatus
 from routilux.core.fold import FoldedJob
-from routilux.core.gathering import check_gathers, link
+from routilux.core.gathering import check_gathers, gathers_in, link
 from routilux.core.parts import (
     Output,
     PendingTask,
@@ -93,6 +93,7 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
         job.interruption = load_error(f["interruption"], f"{path}.interruption")
     job.interrupted_task = f.get("interrupted_task")
     job.shape = tuple(texts(f["shape"], f"{path}.shape"))
+    job._gathers = gathers_in(job.shape)
     job.routine_states = {
         routine_id: RoutineState._load(entry, f"{path}.routine_states[{routine_id!r}]")
         for routine_id, entry in payload(f["routine_states"], f"{path}.routine_states").items()

@@ -92,14 +92,11 @@ def commit_of_outcome(
 
 
 def _fan_out(
-    plan: Plan, job: JobState, parent: Task, emissions: tuple[Emission, ...], number: int
+    plan: Plan, job: JobState, parent: Task, emissions: tuple[Emission, ...], first: int
 ) -> tuple[Task, ...]:
-    # `number` tasks were created by earlier failures of the parent.
+    # `first` tasks were created by earlier failures of the parent.
     tasks: list[Task] = []
     parent_id = parent.task_id
-    scope = None
-    if plan.gathers is not None:
-        scope = Scope.around(plan.gathers, parent, job._pending)
     index = -1
     for emission in emissions:
         index += 1
@@ -112,21 +109,20 @@ def _fan_out(
                     f" {route.target}.{route.slot} needs"
                 )
             mapping = route.mapping
-            task = Task(
-                child_id(parent_id, number),
-                route.target,
-                route.slot,
-                payload
-                if mapping is None
-                else {mapping.get(name, name): v for name, v in payload.items()},
-                emission.flat,
-                index,
+            tasks.append(
+                Task(
+                    child_id(parent_id, first + len(tasks)),
+                    route.target,
+                    route.slot,
+                    payload
+                    if mapping is None
+                    else {mapping.get(name, name): v for name, v in payload.items()},
+                    emission.flat,
+                    index,
+                )
             )
-            number += 1
-            if scope is None:
-                tasks.append(task)
-            else:
-                scope.add(tasks, task, route)
+    if plan.gathers is not None:
+        return tuple(Scope.around(plan.gathers, parent, job._pending).placed(tasks))
     return tuple(tasks)
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from routilux.graph.context import StepHost
+    from routilux.graph.gathered import Payloads
     from routilux.graph.routine import Routine, Slot
 
 
@@ -43,14 +44,15 @@ def run_step(
     try:
         task = step.task
         arguments: dict[str, Any] = task.payload
-        if step.collected is not None:
-            [payloads] = arguments.values()
-            arguments = {slot.parameter: Gathered.of(copy_value(payloads), step.collected)}
-        else:
-            if not slot.binding.names.issuperset(arguments):
-                arguments = slot.binding.arguments(arguments)
-            if not task.flat:
+        if not slot.binding.names.issuperset(arguments):
+            arguments = slot.binding.arguments(arguments)
+        if not task.flat:
+            if step.collected is None:
                 arguments = {name: copy_value(value) for name, value in arguments.items()}
+            else:
+                [payloads] = task.payload.values()
+                gathered = Gathered.of(cast("Payloads", copy_value(payloads)), step.collected)
+                arguments = {slot.parameter: gathered}
         if step.timeout_ns is not None:
             host.opened(context)
         result = slot.handler(**arguments)

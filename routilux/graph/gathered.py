@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from routilux.graph.messages import Collected, DroppedTask
 
 
+Payloads = Sequence[Mapping[str, Any]]
+
+
 class Gathered(Sequence[Mapping[str, Any]]):
     """The payloads that a gather slot received in its scope, in the order of lineage.
 
     It is a sequence of payloads, each a mapping from field name to value, after `param_mapping`.
-    Lineage is the order of the emissions, whichever task ended first. `dropped` are the dropped
-    tasks of the scope that could have delivered, or led to a delivery. `sources` holds the routine
-    and the event of each payload.
+    Lineage is the order of the emissions, whichever task ended first.
 
     >>> found = Gathered([{"price": 3}, {"price": 4}], (), (("a", "output"), ("b", "output")))
     >>> sum(payload["price"] for payload in found), len(found), found.dropped
@@ -29,9 +30,14 @@ class Gathered(Sequence[Mapping[str, Any]]):
 
     __slots__ = ("_payloads", "dropped", "sources")
 
+    dropped: tuple[DroppedTask, ...]
+    """The dropped tasks of the scope that could have delivered, or led to a delivery."""
+    sources: tuple[tuple[str, str], ...]
+    """The routine and the event of each payload."""
+
     def __init__(
         self,
-        payloads: Sequence[Mapping[str, Any]],
+        payloads: Payloads,
         dropped: tuple[DroppedTask, ...] = (),
         sources: tuple[tuple[str, str], ...] = (),
     ) -> None:
@@ -40,7 +46,7 @@ class Gathered(Sequence[Mapping[str, Any]]):
         self.sources = sources
 
     @classmethod
-    def of(cls, payloads: Sequence[Mapping[str, Any]], collected: Collected) -> Gathered:
+    def of(cls, payloads: Payloads, collected: Collected) -> Gathered:
         """Make a `Gathered` from private payloads."""
         dropped = tuple(
             [replace(task, payload=copy_value(task.payload)) for task in collected.dropped]

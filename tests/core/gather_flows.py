@@ -106,6 +106,7 @@ class Expected:
         """Run a task, what descends from it, and then the gathers of its scope."""
         own = [*whole, *(slot for slot, split in self.splits.items() if split == routine)]
         # A gather comes after those from which it gets deliveries.
+        own.sort(key=self._gathers().index)
         own.sort(key=lambda slot: sum(slot in self._below(other) for other in self._gathers()))
         inner = {**around, **{slot: ([], [], []) for slot in own}}
         self._run(task_id, routine, inner, reports=reports)

@@ -24,8 +24,8 @@ from routilux import (
     Routine,
 )
 from routilux.codec import encoding
-from routilux.core import fold, transitions
 from routilux.core import gathering as gathers
+from routilux.core import transitions
 from routilux.core.fold import FoldedJob
 from routilux.core.machine import Machine
 from routilux.core.schedule import Schedule
@@ -786,15 +786,15 @@ def after_a_resume_time_runs_back_where_the_clock_was_set_back(patch: Patch) -> 
     routine="total",
 )
 def a_gather_starts_before_its_last_delivery(patch: Patch) -> None:
-    def advance(ready: list[Any], commit: Commit, parent: Any, _: Any, pending: Any) -> list[Any]:
+    def early(ready: list[Any], commit: Commit, parent: Any, _: Any, pending: Any) -> list[Any]:
         gather = pending.get("0.g0")
         if gather is None or gather.gathering.collected or gather.gathering.deliveries < 1:
             return ready
         gathers._collect(gather, gather.gathering)
         return [*ready, gather]
 
-    original = fold.advance
-    patch.setattr(fold, "advance", lambda *args: advance(original(*args), *args))
+    original = gathers._advance
+    patch.setattr(gathers, "_advance", lambda *args: early(original(*args), *args))
 
 
 @bug(
@@ -804,8 +804,8 @@ def a_gather_starts_before_its_last_delivery(patch: Patch) -> None:
     routine="total",
 )
 def a_gather_starts_twice(patch: Patch) -> None:
-    original = fold.advance
-    patch.setattr(fold, "advance", lambda *args: original(*args) * 2)
+    original = gathers._advance
+    patch.setattr(gathers, "_advance", lambda *args: original(*args) * 2)
 
 
 @bug(
@@ -815,8 +815,8 @@ def a_gather_starts_twice(patch: Patch) -> None:
     routine="total",
 )
 def a_gather_never_starts(patch: Patch) -> None:
-    original = fold.advance
-    patch.setattr(fold, "advance", lambda *args: original(*args) * 0)
+    original = gathers._advance
+    patch.setattr(gathers, "_advance", lambda *args: original(*args) * 0)
 
 
 @bug("gather-wrong", "dropped", build=gathering, routine="total")

@@ -30,11 +30,6 @@ class Gathered(Sequence[Mapping[str, Any]]):
 
     __slots__ = ("_payloads", "dropped", "sources")
 
-    dropped: tuple[DroppedTask, ...]
-    """The dropped tasks of the scope that could have delivered, or led to a delivery."""
-    sources: tuple[tuple[str, str], ...]
-    """The routine and the event of each payload."""
-
     def __init__(
         self,
         payloads: Payloads,
@@ -43,7 +38,9 @@ class Gathered(Sequence[Mapping[str, Any]]):
     ) -> None:
         self._payloads = tuple(payloads)
         self.dropped = dropped
+        """The dropped tasks of the scope that could have delivered, or led to a delivery."""
         self.sources = sources
+        """The routine and the event of each payload."""
 
     @classmethod
     def of(cls, payloads: Payloads, collected: Collected) -> Gathered:

@@ -228,6 +228,7 @@ def wrong_gathers(commit: Commit, pending: Mapping[str, PendingTask]) -> str | N
     kept = () if parent is None else parent.task.keeps
     known = {gather: pending[gather].task for gather in kept}
     opened = {task.task_id: task for task in commit.tasks if task.emission == GATHER}
+    kept_open = {name for task in commit.tasks for name in task.keeps}
     begun: set[str] = set()
     for task in commit.tasks:
         if task.into is not None:
@@ -241,7 +242,7 @@ def wrong_gathers(commit: Commit, pending: Mapping[str, PendingTask]) -> str | N
             if name not in known and (name not in opened or name in begun):
                 return f"its task {task.task_id} keeps {name}, which is not an open gather"
         if task.emission == GATHER:
-            if not any(task.task_id in other.keeps for other in commit.tasks):
+            if task.task_id not in kept_open:
                 return f"no task keeps its gather {task.task_id} open"
             begun.add(task.task_id)
     return None

@@ -164,11 +164,11 @@ class Flow:
             raise FlowDefinitionError(
                 f"max_workers must be an int of 1 or more, not {max_workers!r}"
             )
-        self.flow_id = flow_id if flow_id is not None else "flow"
+        self.flow_id: str = flow_id if flow_id is not None else "flow"
         """The id of the flow; a worker finds the flow of a job by it."""
-        self.execution_strategy = execution_strategy
+        self.execution_strategy: ExecutionStrategy = execution_strategy
         """"sequential" runs one step of a job at a time, "concurrent" up to `max_workers`."""
-        self.max_workers = max_workers
+        self.max_workers: int = max_workers
         """The most steps of a concurrent job in flight, 1 or more."""
         self._routines: dict[str, Routine] = {}
         self._connections: list[Connection] = []
@@ -364,8 +364,9 @@ class Flow:
     ) -> JobState:
         """Run a new job from routine `entry`, and return the stopped job.
 
-        A failed job is returned, not raised: see `JobState.raise_for_status`. Raises
-        `FlowDefinitionError` where `entry`, `slot` or `params` don't fit.
+        `runtime` is the `Runtime` that runs it, by default that of `use_runtime`. A failed job is
+        returned, not raised: see `JobState.raise_for_status`. Raises `FlowDefinitionError` where
+        `entry`, `slot` or `params` don't fit.
         """
         return _runner(runtime).execute(self, entry, params, slot=slot, job_id=job_id)
 

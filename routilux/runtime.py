@@ -114,18 +114,18 @@ class Runtime:
                 f" {type(self.clock).__name__}; leave out executor, so that the"
                 " runtime uses its own threads, which follow the clock"
             )
-        self.store = store
+        self.store: JobStore | None = store
         """The store of its jobs; with one, a commit counts once it is stored."""
-        self.max_steps = max_steps
+        self.max_steps: int | None = max_steps
         """The attempts after which a job fails; None for no limit."""
-        self.max_recoveries = max_recoveries
+        self.max_recoveries: int | None = max_recoveries
         """The resumptions in a row without progress after which a job fails; None for no limit."""
-        self.history_limit = history_limit
+        self.history_limit: int | None = history_limit
         """The commits that a job keeps in memory: at least so many, at most twice as many.
 
         None keeps all. A job that is loaded from a store has its commits since a snapshot.
         """
-        self.executor = executor
+        self.executor: Executor | None = executor
         """What runs the steps; None means threads of the runtime."""
         self.environment = Environment(self.clock, store, observers, max_steps)
         """What its jobs share; for the engine."""

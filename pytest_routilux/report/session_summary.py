@@ -142,7 +142,8 @@ def summary_lines(facts: Mapping[str, int], width: int) -> list[str]:
 def _length(length_ns: int) -> str:
     if length_ns < 60 * SECOND:
         return f"{seconds(length_ns)} s"
-    hours, minutes = divmod(length_ns // (60 * SECOND), 60)
+    minutes, rest = divmod(length_ns // SECOND, 60)
+    hours, minutes = divmod(minutes, 60)
     if hours >= 24:
         return f"{hours:,} h"
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

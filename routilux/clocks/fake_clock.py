@@ -161,7 +161,7 @@ class FakeClock(Clock):
     """
 
     def __init__(self, start: datetime | str = "2026-01-01", *, autojump: bool = True) -> None:
-        self.autojump = autojump
+        self.autojump: bool = autojump
         """Whether the time jumps when all threads wait, one of them for a result."""
         self._wall = instant_ns(start)  # what the wall clock shows at monotonic instant 0
         self._now = 0

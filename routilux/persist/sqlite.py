@@ -147,7 +147,7 @@ class SqliteStore(SharedStore):
     def __init__(
         self, path: str | os.PathLike[str], *, clock: Clock | None = None, read_only: bool = False
     ) -> None:
-        self.path = Path(path)
+        self.path: Path = Path(path)
         """The path of the file."""
         self._file = SqliteFile(self.path, read_only=read_only)
         real = clock is None or isinstance(clock, SystemClock)

@@ -6,10 +6,12 @@ import argparse
 import json
 import re
 from collections import Counter
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
 from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -187,6 +189,7 @@ def test_the_page_of_commands_has_the_members_of_json(
 
 # --- the saved format -----------------------------------------------------------------------------
 
+GOLDEN = ROOT / "tests" / "golden" / "routilux-1"
 FORMAT = sections(page("saved-format"))
 TYPES = {
     "text": (str,),
@@ -271,8 +274,7 @@ def test_the_tags_of_values_are_those_of_the_code() -> None:
 
 
 def test_a_saved_file_has_the_members_of_the_tables() -> None:
-    path = Path(__file__).parents[1] / "golden" / "routilux-1.json"
-    document = json.loads(path.read_text("utf-8"))
+    document = json.loads(GOLDEN.with_suffix(".json").read_text("utf-8"))
     flow, job = document["flow"], document["job_state"]
     found: list[tuple[str, dict[str, object]]] = [
         ("The document", document),
@@ -296,3 +298,15 @@ def test_a_saved_file_has_the_members_of_the_tables() -> None:
             if name in entry and heading != "An error handler":
                 assert isinstance(entry[name], types(kind)), f"{heading}: {name}"
     assert {heading for heading, _ in found} >= MEMBERS.keys() - {"An output", "An effect"}
+
+
+def test_checksums_cover_what_the_page_says() -> None:
+    data = GOLDEN.with_suffix(".json").read_bytes()
+    row = GOLDEN.with_name("routilux-1-rows.jsonl").read_bytes().splitlines()[1]
+    snapshot = GOLDEN.with_name("routilux-1-snapshot.json").read_bytes()
+
+    digest = sha256(data.rpartition(b',\n"digest"')[0]).hexdigest()
+    assert f"sha256:{digest}" == json.loads(data)["digest"]
+    for place, text in (("$.job-1[2]", row), ("$.job-1.snapshot", snapshot)):
+        covered = place.encode() + text.rpartition(b',"crc"')[0]
+        assert f"{crc32(covered):08x}" == json.loads(text)["crc"]

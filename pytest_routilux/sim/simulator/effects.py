@@ -56,9 +56,9 @@ class Effect:
         returns: Callable[..., object] | None = None,
         numbers: Counter[int] | None = None,
     ) -> None:
-        self.name = name
+        self.name: str = name
         """The name in failures and records."""
-        self.key = key
+        self.key: str | None = key
         """The name of the parameter that carries the idempotency key; None without one."""
         self._returns = returns
         self._numbers: Counter[int] = Counter() if numbers is None else numbers

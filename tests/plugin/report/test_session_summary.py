@@ -106,6 +106,7 @@ SET_UP: Final = """
 
     def test_one(paid): pass
 """
+MINUTES: Final = "    def test_minutes(flow_clock_bare): flow_clock_bare.advance(90)"
 HOUR: Final = "    def test_hour(flow_clock_bare): flow_clock_bare.advance(3_780)"
 SIMULATED: Final = """
     def test_simulated(flow_sim):
@@ -121,6 +122,7 @@ SIMULATED: Final = """
 COUNTED: Final = {
     "sums over the tests": (TWO, TWO_LINE.removeprefix("routilux: ").removesuffix(" in ⏱ s")),
     "a resumed job once": (PAUSED, "1 job, 6 commits, 2 retries, 2.25 s of virtual time"),
+    "minutes with their seconds": (MINUTES, "1 min 30 s of virtual time"),
     "time without jobs": (HOUR, "1 h 3 min of virtual time"),
     "jobs without time": (INSTANT, "1 job, 2 commits, 0 retries"),
     "a set-up that fails": (SET_UP, "1 job, 3 commits, 1 retry, 1.3 s of virtual time"),

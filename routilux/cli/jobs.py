@@ -169,7 +169,8 @@ def due_ns(job: JobState, task: PendingTask, hold: Hold | None, now: int) -> int
 
 def _task(job: JobState) -> dict[str, object] | None:
     """Return the task at which the job failed, or the task that is next."""
-    tasks = [task for task in job.pending_tasks if task.failed] or job.pending_tasks
+    others = [task for task in job.pending_tasks if not task.gathers]
+    tasks = [task for task in others if task.failed] or others
     if not tasks:
         return None
     task = tasks[0]
@@ -180,7 +181,7 @@ def _task(job: JobState) -> dict[str, object] | None:
         "slot": task.slot,
         "attempt": task.attempt - task.failed,
         "error": None if error is None or task.attempt == 1 else str(error),
-        "more": len(job.pending_tasks) - 1,
+        "more": len(others) - 1,
     }
 
 

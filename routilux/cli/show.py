@@ -139,7 +139,7 @@ def _status_of(
 ) -> tuple[tuple[Part, ...], tuple[str, ...]]:
     """Return where the job has stopped or which task is next, and why it has stopped."""
     failed = [task for task in job.pending_tasks if task.failed]
-    waiting = [task for task in job.pending_tasks if not task.failed]
+    waiting = [task for task in job.pending_tasks if not (task.failed or task.gathers)]
     if job.status is JobStatus.FAILED:
         where = [f" at {task.routine_id} attempt {task.attempt - 1}" for task in failed]
         error = " ".join(str(job.error).split())

@@ -23,7 +23,7 @@ from routilux.clocks.clock import Clock, Signal, SystemClock
 from routilux.clocks.fake_clock import FakeClock, Wait
 from routilux.codec import register_type
 from routilux.core.commits import Commit, CommitKind, HistoryRecord, JobStatus
-from routilux.core.parts import DroppedTask, Output, PendingTask, RoutineState, RoutineStatus
+from routilux.core.parts import Output, PendingTask, RoutineState, RoutineStatus
 from routilux.core.state import JobState
 from routilux.errors import (
     ClockStalledError,
@@ -47,7 +47,8 @@ from routilux.errors import (
 )
 from routilux.flow import Flow
 from routilux.graph.context import Context
-from routilux.graph.messages import Emission, ErrorInfo, StepInput, StepOutcome
+from routilux.graph.gathered import Gathered
+from routilux.graph.messages import DroppedTask, Emission, ErrorInfo, StepInput, StepOutcome
 from routilux.graph.plan import Connection, ExecutionStrategy
 from routilux.graph.routine import Event, Routine, Slot
 from routilux.monitor import DataFlow, ExecutionMonitor, Observer, Retry, StateChange
@@ -91,6 +92,7 @@ __all__ = [
     "Flow",
     "FlowDefinitionError",
     "FlowMismatchError",
+    "Gathered",
     "HistoryRecord",
     "Hold",
     "IllegalTransitionError",

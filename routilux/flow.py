@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypedDict, Unpack
 from routilux import codec
 from routilux.errors import CorruptStateError, FlowDefinitionError, FlowMismatchError
 from routilux.graph.diff import mismatch
+from routilux.graph.gathers import ReturnCheck, gathers_of
 from routilux.graph.plan import (
     STRATEGIES,
     Connection,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from routilux.core.state import JobState
+    from routilux.graph.gathers import Gathers
     from routilux.run import Run
 
 _STOP: Final = ErrorHandler()
@@ -172,15 +174,28 @@ class Flow:
         self._connections: list[Connection] = []
         self._ends: set[tuple[str, str, str, str]] = set()
         self._error_handler: ErrorHandler | None = None
+        self._splits: dict[str, str] = {}  # by the routine that gathers
+        self._returns = ReturnCheck()
         self._graph: Graph | None = None  # made when it is first needed
+        self._gathers: Gathers | None = None  # made with the first plan of that graph
+        self._gathers_of: Graph | None = None
         self._declared = 0  # slots and events that existed when the graph was made
 
     # --- building it ----------------------------------------------------------------------------
 
-    def add_routine(self, routine: Routine, routine_id: str | None = None) -> str:
+    def add_routine(
+        self,
+        routine: Routine,
+        routine_id: str | None = None,
+        *,
+        gather_per: str | None = None,
+    ) -> str:
         """Add `routine` to the flow, and return the routine's id.
 
-        The default id is the name of the class. Raises `FlowDefinitionError` if the id is taken.
+        The default id is the name of the class. `gather_per` is the id of a routine upstream: the
+        gather slots of `routine` then run once for each task of that routine, not once for the
+        job. Raises `FlowDefinitionError` if the id is taken, or if `routine` has no gather slot
+        for `gather_per`. A plan of the flow checks that the routine `gather_per` is upstream.
         """
         if not isinstance(routine, Routine):
             raise FlowDefinitionError(
@@ -196,9 +211,23 @@ class Flow:
                 f"flow {self.flow_id!r} already has a routine {name!r};"
                 " pass another routine_id to add_routine"
             )
+        if gather_per is not None:
+            self._set_split(name, routine, gather_per)
         self._routines[name] = routine
         self._graph = None
         return name
+
+    def _set_split(self, routine_id: str, routine: Routine, split: object) -> None:
+        if not isinstance(split, str) or not split:
+            raise FlowDefinitionError(
+                f"gather_per of {routine_id!r} must be the id of a routine, not {split!r}"
+            )
+        if not any(slot.gather for slot in routine.slots.values()):
+            raise FlowDefinitionError(
+                f"gather_per of {routine_id!r} is {split!r}, but the routine has no gather slot;"
+                " define one by define_slot(..., gather=True)"
+            )
+        self._splits[routine_id] = split
 
     def connect(
         self,
@@ -212,17 +241,19 @@ class Flow:
 
         `param_mapping` is {event field: handler parameter}. Raises `FlowDefinitionError` for an
         unknown end, a field or parameter that does not exist, a required parameter that no field
-        covers, or a connection that already exists.
+        covers, a connection that already exists, or a gather that could then reach itself.
         """
         connection = checked_connection(
             (source, self._routine(source), event),
             (target, self._routine(target), slot),
             param_mapping,
         )
-        if connection.ends in self._ends:
+        ends = connection.ends
+        if ends in self._ends:
             raise FlowDefinitionError(f"{connection} already exists; remove the second connect()")
+        self._returns.add(ends, gather=self._routines[target].slots[slot].gather)
         self._connections.append(connection)
-        self._ends.add(connection.ends)
+        self._ends.add(ends)
         self._graph = None
         return connection
 
@@ -239,6 +270,11 @@ class Flow:
     def connections(self) -> tuple[Connection, ...]:
         """The connections of the flow, in the order of the `connect` calls."""
         return tuple(self._connections)
+
+    @property
+    def gather_per(self) -> Mapping[str, str]:
+        """A read-only mapping from the id of a routine to its `gather_per`."""
+        return MappingProxyType(self._splits)
 
     @property
     def error_handler(self) -> ErrorHandler | None:
@@ -258,7 +294,7 @@ class Flow:
     @property
     def shape(self) -> tuple[str, ...]:
         """The flow's graph as sorted lines of text."""
-        return self.plan().shape
+        return self._shape_and_routes()[0]
 
     @property
     def fingerprint(self) -> str:
@@ -269,11 +305,12 @@ class Flow:
         """Return a fixed copy of the flow for running a job."""
         strategy = execution_strategy or self.execution_strategy
         _check_strategy(strategy)
-        # A routine may have been given slots and events after it was added.
-        declared = sum(len(r._slots) + len(r._events) for r in self._routines.values())
-        if self._graph is None or self._declared != declared:
-            self._graph, self._declared = graph_of(self._routines, self._connections), declared
-        shape, routes = self._graph
+        graph = shape, routes = self._shape_and_routes()
+        if self._gathers_of is not graph:
+            self._gathers = gathers_of(
+                self.flow_id, self._routines, (c.ends for c in self._connections), self._splits
+            )
+            self._gathers_of = graph
         default = self._error_handler or _STOP
         return Plan(
             self.flow_id,
@@ -282,7 +319,16 @@ class Flow:
             routes,
             self.max_workers if strategy == "concurrent" else 1,
             {name: routine._error_handler or default for name, routine in self._routines.items()},
+            self._gathers,
         )
+
+    def _shape_and_routes(self) -> Graph:
+        # A routine may have been given slots and events after it was added.
+        declared = sum(len(r._slots) + len(r._events) for r in self._routines.values())
+        if self._graph is None or self._declared != declared:
+            self._graph = graph_of(self._routines, self._connections, self._splits)
+            self._declared = declared
+        return self._graph
 
     def to_mermaid(self) -> str:
         """Return the graph as a Mermaid flowchart.
@@ -384,7 +430,9 @@ class Flow:
             "max_workers": self.max_workers,
             "error_handler": saved_handler(self.error_handler, "$.flow"),
             "routines": [
-                saved_routine(routine_id, routine, f"$.flow.routines[{index}]")
+                saved_routine(
+                    routine_id, routine, self._splits.get(routine_id), f"$.flow.routines[{index}]"
+                )
                 for index, (routine_id, routine) in enumerate(self._routines.items())
             ],
             "connections": [
@@ -420,14 +468,19 @@ class Flow:
         except FlowDefinitionError as error:
             raise CorruptStateError(path, str(error)) from None
         flow.set_error_handler(load_handler(data, path))
+        misfit: tuple[str, str] | None = None
         for index, entry in enumerate(data["routines"]):
             place = f"{path}.routines[{index}]"
-            routine_id, routine = load_routine(entry, place)
+            routine_id, routine, split = load_routine(entry, place)
             try:
                 flow.add_routine(routine, routine_id)
             except FlowDefinitionError as error:
                 raise CorruptStateError(place, str(error)) from None
-        misfit: tuple[str, str] | None = None
+            try:
+                if split is not None:
+                    flow._set_split(routine_id, routine, split)
+            except FlowDefinitionError as error:
+                misfit = misfit or (f"{place}.gather_per", str(error))
         for index, entry in enumerate(data["connections"]):
             place = f"{path}.connections[{index}]"
             edge = codec.check_fields(entry, place, _CONNECTION_FIELDS)
@@ -435,6 +488,7 @@ class Flow:
                 flow.connect(**edge)
             except FlowDefinitionError as error:
                 misfit = misfit or (place, str(error))  # connect the rest, to list all differences
+        flow._graph = None
         if misfit is None and flow.fingerprint != data["fingerprint"]:
             misfit = (
                 f"{path}.fingerprint",

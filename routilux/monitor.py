@@ -161,7 +161,7 @@ class _Followed:
 
 
 def _delivered(commit: Commit) -> Sequence[Task]:
-    return () if commit.kind is _START else commit.tasks
+    return [task for task in commit.tasks if task.emission >= 0]
 
 
 class ExecutionMonitor:

@@ -6,7 +6,13 @@ from collections.abc import Sequence
 
 from routilux import ErrorHandler, ErrorStrategy, ExecutionStrategy, Flow
 from showcase.routines.api import APICallRoutine, DatabaseWriteRoutine, NotificationRoutine
-from showcase.routines.fan import GatherRoutine, ResizeRoutine, SplitRoutine, TallyRoutine
+from showcase.routines.fan import (
+    CountPicturesRoutine,
+    GatherRoutine,
+    ResizeRoutine,
+    SplitRoutine,
+    TallyRoutine,
+)
 from showcase.routines.pipeline import (
     DataFetchRoutine,
     DataProcessRoutine,
@@ -79,10 +85,13 @@ def api_to_database(
     return flow
 
 
-def fan_out_and_in(max_workers: int, tally_seconds: float = 0.1) -> Flow:
-    """Return split → resize → tally → gather; a picture gets 2 retries and is then dropped."""
+def fan_out_and_in(max_workers: int, tally_seconds: float = 0.1, *, by_hand: bool = False) -> Flow:
+    """Return split → resize → tally → gather; a picture gets 2 retries and is then dropped.
+
+    `by_hand` counts the pictures instead of gathering them.
+    """
     flow = Flow("fan_out_and_in", execution_strategy="concurrent", max_workers=max_workers)
-    resize = ResizeRoutine()
+    resize = ResizeRoutine(reports=by_hand)
     resize.set_error_handler(
         ErrorHandler(
             ErrorStrategy.RETRY,
@@ -96,10 +105,11 @@ def fan_out_and_in(max_workers: int, tally_seconds: float = 0.1) -> Flow:
     flow.add_routine(SplitRoutine(), "split")
     flow.add_routine(resize, "resize")
     flow.add_routine(TallyRoutine(tally_seconds), "tally")
-    flow.add_routine(GatherRoutine(), "gather")
+    flow.add_routine(CountPicturesRoutine() if by_hand else GatherRoutine(), "gather")
     flow.connect("split", "picture", "resize", "input")
     flow.connect("resize", "output", "tally", "input")
-    flow.connect("resize", "error", "gather", "dropped")
+    if by_hand:
+        flow.connect("resize", "error", "gather", "dropped")
     flow.connect("tally", "output", "gather", "done")
     return flow
 

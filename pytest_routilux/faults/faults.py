@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -133,7 +134,7 @@ class Raises(OfRoutine):
     def affect(self, step: StepInput, slot: Slot, clock: Clock) -> Slot:
         if not self._hits(step):
             return slot
-        return Slot(slot.name, self._raise, slot.binding)
+        return replace(slot, handler=self._raise)
 
     def _raise(self, **_: object) -> None:
         # The same instance each time, since its `args` may not be its constructor's arguments;
@@ -177,7 +178,7 @@ class Slow(OfRoutine):
             context.sleep(self._seconds)
             return slot.handler(**payload)
 
-        return Slot(slot.name, late, slot.binding)
+        return replace(slot, handler=late)
 
     def __repr__(self) -> str:
         return f"slow({self.routine!r}, {self.length / SECOND:g}{self._when()})"

@@ -390,4 +390,6 @@ def _times(times: int | None) -> str:
 
 def _task_text(task: PendingTask) -> str:
     state = f"failed at attempt {task.attempt - 1}" if task.failed else "is pending"
+    if task.gathers:
+        state = f"gathers: {task.gathering}"
     return f"{task.routine_id}.{task.slot} {state}"

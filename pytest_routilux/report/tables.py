@@ -257,6 +257,8 @@ def saved_state(saved: SavedState, path: str | os.PathLike[str] | None) -> Rende
     for task in job.pending_tasks:
         left = max(task.due_ns - saved.saved_at_ns, 0)
         text = f"{task.routine_id}.{task.slot}, attempt {task.attempt}"
+        if task.gathers:
+            text = f"{task.routine_id}.{task.slot} gathers: {task.gathering}"
         if task.delay_ns:
             text += f" due in {_seconds(left)} s of a wait of {_seconds(task.delay_ns or 0)} s"
         table.add_row("failed" if task.failed else "pending", text)

@@ -53,6 +53,8 @@ def view_of(job: JobState, world: World) -> View:
             if kind is not CommitKind.RETRY:
                 known["ended"] = kind.value
         for task in commit.tasks:
+            if task.into is not None:
+                continue  # it never runs; what it delivers is an emission
             entry = {"payload": task.payload, "attempts": 0, "errors": [], "ended": "pending"}
             by_id[task.task_id] = entry
             tasks.setdefault(f"{task.routine_id}.{task.slot}", []).append(entry)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from routilux.cli import humanize
@@ -135,7 +134,7 @@ def show_jobs(page: Page, found: Listing, now: int) -> None:
 
 def _row(job: JobState, hold: Hold, now: int) -> Row:
     tasks = job.pending_tasks if job.status.is_live else ()
-    due = (due_ns(job, task, hold, now) for task in tasks if not task.failed)
+    due = (due_ns(job, task, hold, now) for task in tasks if not (task.failed or task.gathers))
     return {
         "job_id": job.job_id,
         "flow_id": job.flow_id,
@@ -170,10 +169,11 @@ def due_ns(job: JobState, task: PendingTask, hold: Hold | None, now: int) -> int
 
 def _task(job: JobState) -> dict[str, object] | None:
     """Return the task at which the job failed, or the task that is next."""
-    tasks = [task for task in job.pending_tasks if task.failed] or job.pending_tasks
+    others = [task for task in job.pending_tasks if not task.gathers]
+    tasks = [task for task in others if task.failed] or others
     if not tasks:
         return None
-    task = min(tasks, key=attrgetter("order"))
+    task = tasks[0]
     error = job.routine_states[task.routine_id].error
     return {
         "task_id": task.task_id,
@@ -181,7 +181,7 @@ def _task(job: JobState) -> dict[str, object] | None:
         "slot": task.slot,
         "attempt": task.attempt - task.failed,
         "error": None if error is None or task.attempt == 1 else str(error),
-        "more": len(job.pending_tasks) - 1,
+        "more": len(others) - 1,
     }
 
 

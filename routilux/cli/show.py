@@ -9,7 +9,6 @@ Invariants:
 from __future__ import annotations
 
 from collections import Counter
-from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from routilux.cli import humanize
@@ -26,8 +25,9 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from routilux.cli.terminal import Page
-    from routilux.core.parts import DroppedTask, Output, PendingTask
+    from routilux.core.parts import Output, PendingTask
     from routilux.core.state import JobState
+    from routilux.graph.messages import DroppedTask
     from routilux.persist.store import Hold
     from routilux.timeline import Part
 
@@ -81,7 +81,7 @@ def show_job(
         "never run" if job.status.is_final else "pending",
         [task for task in tasks if not task.failed],
         lambda task: _pending(job, task, due_ns(job, task, hold, now), now, payload(task)),
-        lambda task: f"{task.routine_id}.{task.slot} attempt {task.attempt}",
+        _name,
     )
     _section(
         page,
@@ -139,7 +139,7 @@ def _status_of(
 ) -> tuple[tuple[Part, ...], tuple[str, ...]]:
     """Return where the job has stopped or which task is next, and why it has stopped."""
     failed = [task for task in job.pending_tasks if task.failed]
-    waiting = [task for task in job.pending_tasks if not task.failed]
+    waiting = [task for task in job.pending_tasks if not (task.failed or task.gathers)]
     if job.status is JobStatus.FAILED:
         where = [f" at {task.routine_id} attempt {task.attempt - 1}" for task in failed]
         error = " ".join(str(job.error).split())
@@ -151,7 +151,7 @@ def _status_of(
     if job.status is JobStatus.COMPLETED or not waiting:
         dropped = len(job.dropped)
         return (f", {dropped:,} {'task' if dropped == 1 else 'tasks'} dropped" * bool(dropped),), ()
-    task = min(waiting, key=attrgetter("order"))
+    task = waiting[0]
     instant = due_ns(job, task, hold, now)
     due = f", due {humanize.due(instant, now)}" if job.status.is_live else ""
     more = f" (+{len(waiting) - 1:,})" if waiting[1:] else ""
@@ -183,6 +183,12 @@ def _section(
         page.line((f"  … and {len(alone) - _MOST_LINES:,} more; --json has all", "dim"))
 
 
+def _name(task: PendingTask) -> str:
+    """Return slot and attempt of a pending task."""
+    what = "gathers" if task.gathers else f"attempt {task.attempt}"
+    return f"{task.routine_id}.{task.slot} {what}"
+
+
 def _counted(page: Page, kind: str, count: str) -> str:
     if page.width is not None:
         kind = shortened(kind, page.width - 2 - cells(count))
@@ -203,10 +209,16 @@ def _pending(
     job: JobState, task: PendingTask, due: int, now: int, payload: str
 ) -> tuple[Part, ...]:
     wait = ""
+    if task.gathers:
+        return (
+            _name(task),
+            (f", {task.gathering}", "yellow"),
+            (f" · task {task.task_id}", "dim"),
+        )
     if job.status.is_live:
         wait = f", due {humanize.due(due, now)} ({humanize.at(due, now)} UTC)"
     return (
-        f"{task.routine_id}.{task.slot} attempt {task.attempt}",
+        _name(task),
         (wait, "yellow"),
         (f" · task {task.task_id}{payload}", "dim"),
     )

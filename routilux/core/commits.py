@@ -31,7 +31,14 @@ from routilux.core.wire import (
     writes_text,
 )
 from routilux.errors import CorruptStateError
-from routilux.graph.messages import Emission, ErrorInfo, RecordedEffect, Task, Writes
+from routilux.graph.messages import (
+    GATHER,
+    Emission,
+    ErrorInfo,
+    RecordedEffect,
+    Task,
+    Writes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -216,6 +223,10 @@ class Commit:
             )
             if task.emission < 0 or self.emissions[task.emission].payload is not task.payload:
                 text += f',"payload":{codec.value_text(task.payload, f"{path}.tasks[{i}].payload")}'
+            if task.keeps:
+                text += f',"keeps":[{",".join(map(quoted, task.keeps))}]'
+            if task.into is not None:
+                text += f',"into":{quoted(task.into)}'
             texts.append(f"{text}}}")
         return texts
 
@@ -399,9 +410,14 @@ def _check_form(kind: CommitKind, found: Mapping[str, object]) -> None:
 
 def _check_tasks(kind: CommitKind, tasks: Sequence[Task]) -> None:
     first = kind is _START
-    if first and len(tasks) != 1:
-        raise CorruptStateError(".tasks", f"must hold 1 task in a 'start' commit, not {len(tasks)}")
+    others = sum(task.emission != GATHER for task in tasks)
+    if first and others != 1:
+        raise CorruptStateError(".tasks", f"must hold 1 task in a 'start' commit, not {others}")
     for i, task in enumerate(tasks):
-        if (task.emission < 0) is not first:
+        if task.emission == GATHER and i:
+            if len(task.payload) != 1 or task.into is not None:
+                reason = "must be a gather with 1 parameter"
+                raise CorruptStateError(f".tasks[{i}]", reason)
+        elif (task.emission < 0) is not (first and not i):
             reason = "must be -1 in the first task of a job, and 0 or more in any other task"
-            raise CorruptStateError(f".tasks[{i}].emission", reason)
+            raise CorruptStateError(f".tasks[{i}].emission", f"{reason} except a gather")

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Final, cast
 
 from routilux.codec.equality import same_value
 from routilux.core.commits import Commit, CommitKind, JobStatus
-from routilux.core.parts import DroppedTask, Output, PendingTask, RoutineState, RoutineStatus
+from routilux.core.gathering import create, gathers_in
+from routilux.core.parts import Output, PendingTask, RoutineState, RoutineStatus
 from routilux.core.wire import in_range, texts
 from routilux.errors import IllegalTransitionError
 from routilux.graph.growing import plain_values
+from routilux.graph.messages import DroppedTask
 from routilux.graph.patches import ABSENT, Owned, PatchError, patched
 
 if TYPE_CHECKING:
@@ -46,6 +48,7 @@ class FoldedJob:
     __slots__ = (
         "_commits",
         "_failed",
+        "_gathers",
         "_pending",
         "_replaying",
         "_reports",
@@ -94,6 +97,7 @@ class FoldedJob:
         self._failed: set[str] = set()  # pending tasks that failed
         self._reports: set[str] = set()  # pending tasks that report a failure
         self._waiting: set[str] = set()  # pending tasks that got a due time since the last resume
+        self._gathers = False  # whether its flow has gathers: all others take the short way
         # While commits are replayed: the values that the replay has made. Nothing else refers to
         # them or to the mappings of the job, so that all are changed in place.
         self._replaying: Owned | None = None
@@ -109,23 +113,26 @@ class FoldedJob:
 
     @property
     def pending_tasks(self) -> tuple[PendingTask, ...]:
-        """The ready, waiting and failed tasks, sorted by `order`."""
-        return tuple(sorted(self._pending.values(), key=lambda task: task.order))
+        """The ready, waiting and failed tasks, sorted by `order`; gathers that wait come last."""
+        return tuple(sorted(self._pending.values(), key=lambda task: (task.gathers, task.order)))
 
     def tasks_to_run(self) -> Sequence[PendingTask]:
         """Return the pending tasks that may still run.
 
         Once a task has failed, only the tasks that report a failure run; then the job is failed.
         """
-        tasks = self.pending_tasks
-        return [task for task in tasks if task.task_id in self._reports] if self._failed else tasks
+        if self._failed:
+            return [task for task in self.pending_tasks if task.task_id in self._reports]
+        return [task for task in self.pending_tasks if not task.gathers]
 
     def reports_after(self, commit: Commit) -> int:
         """Return how many tasks that report a failure are left after a commit of a step."""
         pending = self._pending.get(commit.task_id or "")
         own = pending is not None and pending.reports
         ends = commit.kind in (_DONE, _FAILED, _DROPPED)
-        created = len(commit.tasks) if own or commit.kind is not _DONE else 0
+        created = 0
+        if own or commit.kind is not _DONE:
+            created = sum(task.emission >= 0 and task.into is None for task in commit.tasks)
         return len(self._reports) - (own and ends) + created
 
     @property
@@ -192,10 +199,13 @@ class FoldedJob:
         self.flow_id = str(detail["flow_id"])
         self._take_shape(detail)
         self.started_ns = commit.at_ns
+        if self._gathers:
+            return create(commit, None, None, self._pending, None)
         return self._create(commit)
 
     def _take_shape(self, detail: Mapping[str, object]) -> None:
         self.shape = tuple(texts(detail["shape"], "$.shape"))
+        self._gathers = gathers_in(self.shape)
         for routine_id in texts(detail["routines"], "$.routines"):
             self.routine_states.setdefault(routine_id, RoutineState())
 
@@ -222,7 +232,9 @@ class FoldedJob:
             routine.completed += 1
             if self.recoveries:
                 self._note_progress()
-            return self._deliver(commit, pending.reports) if commit.emissions else ()
+            if commit.emissions:
+                return self._deliver(commit, pending, pending.reports)
+            return create(commit, pending, None, self._pending, None) if pending.places else ()
         if kind is _RETRY:
             due = commit.due_ns
             if due is None:
@@ -259,7 +271,7 @@ class FoldedJob:
             pending.attempt += 1
             pending.failed = True
             pending.delay_ns = None
-            pending.children += len(commit.tasks)
+            pending.children += sum(task.emission >= 0 for task in commit.tasks)
             self._failed.add(task_id)
             self._waiting.add(task_id)
             routine.failed += 1
@@ -267,7 +279,7 @@ class FoldedJob:
                 self.error = commit.error
         else:
             self._drop(commit, pending, routine)
-        return self._deliver(commit, True) if commit.emissions else ()
+        return self._deliver(commit, pending, True) if commit.emissions or pending.places else ()
 
     def _drop(self, commit: Commit, pending: PendingTask, routine: RoutineState) -> None:
         outcome = str(cast("Mapping[str, object]", commit.detail)["as"])
@@ -356,7 +368,7 @@ class FoldedJob:
                 pending.due_ns = commit.at_ns + left
         self._waiting.clear()
 
-    def _deliver(self, commit: Commit, reports: bool) -> Sequence[PendingTask]:
+    def _deliver(self, commit: Commit, parent: PendingTask, reports: bool) -> Sequence[PendingTask]:
         if not commit.tasks or len(commit.emissions) > 1:  # else its only emission is delivered
             delivered = {task.emission for task in commit.tasks}
             for index, emission in enumerate(commit.emissions):
@@ -370,6 +382,14 @@ class FoldedJob:
                             str(commit.task_id),
                         )
                     )
+        if self._gathers:
+            return create(
+                commit,
+                parent,
+                self.dropped[-1] if commit.kind is _DROPPED else None,
+                self._pending,
+                self._reports if reports else None,
+            )
         return self._create(commit, reports) if commit.tasks else ()
 
     def _create(self, commit: Commit, reports: bool = False) -> Sequence[PendingTask]:
@@ -398,7 +418,9 @@ class FoldedJob:
         return new
 
 
-_DERIVED: Final = ("_failed", "_replaying", "_reports", "_waiting", "history_limit", "clock_ns")
+_DERIVED: Final = (
+    *("_failed", "_gathers", "_replaying", "_reports", "_waiting", "history_limit", "clock_ns"),
+)
 _COMPARED: Final = tuple(
     name.replace("_shared", "shared_data") for name in FoldedJob.__slots__ if name not in _DERIVED
 )

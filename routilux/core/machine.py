@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Final
 
 from routilux.codec.copying import is_flat
 from routilux.core.commits import Commit, CommitKind, JobStatus
+from routilux.core.gathering import Scope
 from routilux.core.parts import PendingTask
 from routilux.core.requests import ready_tasks, resumed
 from routilux.core.schedule import Schedule
 from routilux.core.state import JobState
 from routilux.core.transitions import commit_of_outcome, failed_task, step_commit
 from routilux.errors import IllegalTransitionError, NotResumableError
-from routilux.graph.messages import ErrorInfo, StepInput, StepOutcome, Task
+from routilux.graph.messages import ROOT, ErrorInfo, StepInput, StepOutcome, Task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -147,6 +148,7 @@ class Machine:
             worker,
             (pending.seq, pending.position),
             pending.retries >= handler.most_retries,
+            None if pending.gathering is None else pending.gathering.collected,
         )
         if pending.conflicts >= MOST_CONFLICTS:
             self._alone = True
@@ -161,14 +163,21 @@ class Machine:
     ) -> Commit:
         """Return the first commit of a new job.
 
-        It creates the root task `0`. A queued job is `pending` until a worker resumes it.
+        It creates the root task `0`, and the gathers of the whole job. A queued job is `pending`
+        until a worker resumes it.
         """
         if self.job.seq:
             raise IllegalTransitionError(f"job {self.job.job_id} was already started; resume it")
         detail = {"flow_id": self.plan.flow_id, **self._shape()}
-        root = Task("0", entry, slot, params, is_flat(params), -1)
+        root = Task("0", entry, slot, params, is_flat(params), ROOT)
+        tasks = [root]
+        gathers = self.plan.gathers
+        if gathers is not None:
+            tasks.clear()
+            opened = [*gathers.opened_at_start(entry), *gathers.opened_by.get(entry, ())]
+            Scope(gathers).begin(tasks, root, sorted(opened))
         status = JobStatus.PENDING if queued else _RUNNING
-        return Commit(1, CommitKind.START, now, status, tasks=(root,), detail=detail)
+        return Commit(1, CommitKind.START, now, status, tasks=tuple(tasks), detail=detail)
 
     def _shape(self) -> dict[str, object]:
         return {"shape": list(self.plan.shape), "routines": list(self.plan.routines)}

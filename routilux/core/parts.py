@@ -26,18 +26,19 @@ from routilux.core.wire import (
     instant,
     load_effect,
     load_error,
+    load_keeps,
     payload,
     task_id,
 )
 from routilux.errors import CorruptStateError
 from routilux.graph.growing import plain_values
-from routilux.graph.messages import Task
+from routilux.graph.messages import GATHER, DroppedTask, Task
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from datetime import datetime, timedelta
 
-    from routilux.graph.messages import ErrorInfo, RecordedEffect
+    from routilux.graph.messages import Collected, ErrorInfo, RecordedEffect
 
 _COUNTS: Final = ("attempts", "retry_count", "completed", "skipped", "error_continued", "failed")
 
@@ -139,6 +140,80 @@ class RoutineState:
 
 
 @dataclass(slots=True)
+class Delivery:
+    """A payload that a gather has received, with the routine and the event that sent it."""
+
+    payload: dict[str, object]
+    routine_id: str
+    event: str
+
+    def serialize(self, path: str) -> dict[str, object]:
+        return {
+            "routine_id": self.routine_id,
+            "event": self.event,
+            "payload": codec.encode(self.payload, f"{path}.payload"),
+        }
+
+
+Entry = Delivery | DroppedTask | str
+"""What is at a place of a gather: a delivery, a dropped task, or the id of a pending task."""
+
+
+class Place:
+    """A place in the lineage of a gather's scope. Without an entry it is vacant."""
+
+    __slots__ = ("entry", "next")
+
+    def __init__(self, entry: Entry | None = None, next_: Place | None = None) -> None:
+        self.entry = entry
+        self.next = next_
+
+
+class Gathering:
+    """What a gather has received and still waits for; see `PendingTask.gathering`.
+
+    The places are linked, in the order of lineage: a task that ends is replaced by its children in
+    constant time. `collected` is set when no place holds a pending task any more.
+    """
+
+    __slots__ = ("collected", "deliveries", "first", "waits_for")
+
+    waits_for: int
+    """The number of pending tasks that could still deliver."""
+    deliveries: int
+    """The number of payloads that it has received."""
+
+    def __init__(self) -> None:
+        self.waits_for = 0
+        self.deliveries = 0
+        self.collected: Collected | None = None
+        self.first = Place()
+
+    def entries(self) -> Iterator[Entry]:
+        """Yield the entries of the places, in the order of lineage."""
+        place: Place | None = self.first
+        while place is not None:
+            if place.entry is not None:
+                yield place.entry
+            place = place.next
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Gathering):
+            return NotImplemented
+        return list(self.entries()) == list(other.entries())
+
+    __hash__ = None  # type: ignore[assignment]  # it changes
+
+    def __str__(self) -> str:
+        tasks = "1 task" if self.waits_for == 1 else f"{self.waits_for:,} tasks"
+        deliveries = "1 delivery" if self.deliveries == 1 else f"{self.deliveries:,} deliveries"
+        return f"waits for {tasks}, has {deliveries}"
+
+    def __repr__(self) -> str:
+        return f"<Gathering: {self}>"
+
+
+@dataclass(slots=True)
 class PendingTask:
     """A task that is ready, waits for a retry or has failed; see `JobState.pending_tasks`."""
 
@@ -168,6 +243,15 @@ class PendingTask:
     """The tasks that its own failures created."""
     reports: bool = False
     """Whether it, or an ancestor, handles an event `error`: it runs while the job fails."""
+    gathering: Gathering | None = None
+    """What a gather waits for and has, as `str` says; None for other tasks."""
+    places: tuple[Place, ...] = field(default=(), compare=False, repr=False)
+    """Its places in the gathers that it keeps open."""
+
+    @property
+    def gathers(self) -> bool:
+        """Whether the task is a gather that still waits for other tasks."""
+        return self.gathering is not None and self.gathering.waits_for > 0
 
     @property
     def task_id(self) -> str:
@@ -205,17 +289,26 @@ class PendingTask:
         return self.due_ns, self.seq, self.position
 
     def _serialize(self, path: str) -> dict[str, object]:
-        task = self.task
-        reporting: dict[str, object] = {}
+        task, gathering = self.task, self.gathering
+        values = task.payload
+        special: dict[str, object] = {}
         if self.children:
-            reporting["children"] = self.children
+            special["children"] = self.children
         if self.reports:
-            reporting["reports"] = True
+            special["reports"] = True
+        if task.keeps:
+            special["keeps"] = list(task.keeps)
+        if gathering is not None:
+            values = {parameter: [] for parameter in values}  # the deliveries are saved once
+            special["gathering"] = [
+                _entry_data(entry, f"{path}.gathering[{i}]")
+                for i, entry in enumerate(gathering.entries())
+            ]
         return {
             "task_id": task.task_id,
             "routine_id": task.routine_id,
             "slot": task.slot,
-            "payload": codec.encode(task.payload, f"{path}.payload"),
+            "payload": codec.encode(values, f"{path}.payload"),
             "emission": task.emission,
             "seq": self.seq,
             "position": self.position,
@@ -230,12 +323,12 @@ class PendingTask:
                 name: effect_data(effect, f"{path}.effects[{name!r}]")
                 for name, effect in (self.effects or {}).items()
             },
-            **reporting,
+            **special,
         }
 
     @classmethod
     def _load(cls, data: object, path: str) -> PendingTask:
-        f = codec.check_fields(data, path, _PENDING_TASK, _REPORTING)
+        f = codec.check_fields(data, path, _PENDING_TASK, _SPECIAL)
         values = payload(f["payload"], f"{path}.payload")
         delay, first = f["delay_ns"], f["first_started_ns"]
         if f["retries"] >= f["attempt"]:
@@ -244,6 +337,10 @@ class PendingTask:
             )
         if f["failed"] and delay is not None:
             raise CorruptStateError(f"{path}.delay_ns", "must be null in a failed task")
+        if (f["emission"] == GATHER) is not ("gathering" in f):
+            raise CorruptStateError(
+                f"{path}.gathering", "must be in a gather, and in no other task"
+            )
         return cls(
             Task(
                 task_id(f["task_id"], f"{path}.task_id"),
@@ -251,7 +348,8 @@ class PendingTask:
                 f["slot"],
                 values,
                 is_flat(values),
-                in_range(f["emission"], f"{path}.emission", least=-1),
+                in_range(f["emission"], f"{path}.emission", least=GATHER),
+                load_keeps(f, path),
             ),
             in_range(f["seq"], f"{path}.seq", least=1),
             in_range(f["position"], f"{path}.position"),
@@ -269,6 +367,7 @@ class PendingTask:
             or None,
             in_range(f.get("children", 0), f"{path}.children"),
             f.get("reports", False),
+            Gathering() if "gathering" in f else None,
         )
 
 
@@ -304,50 +403,58 @@ class Output:
         return cls(**f)
 
 
-@dataclass(slots=True)
-class DroppedTask:
-    """A failed task that strategy CONTINUE or SKIP dropped; see `JobState.dropped`."""
+def _entry_data(entry: Entry, path: str) -> object:
+    if isinstance(entry, str):
+        return entry
+    return entry.serialize(path) if isinstance(entry, Delivery) else {"dropped": entry.task_id}
 
-    seq: int
-    """The number of the commit that dropped the task."""
-    task_id: str
-    """The id of the task."""
-    routine_id: str
-    """Its routine."""
-    slot: str
-    """The slot that received its payload."""
-    payload: Mapping[str, object]
-    """The payload."""
-    attempt: int
-    """The number of the attempt that failed."""
-    outcome: str
-    """`error_continued` under CONTINUE, `skipped` under SKIP."""
-    error: ErrorInfo
-    """The error of that attempt."""
 
-    def _serialize(self, path: str) -> dict[str, object]:
-        return {
-            "seq": self.seq,
-            "task_id": self.task_id,
-            "routine_id": self.routine_id,
-            "slot": self.slot,
-            "payload": codec.encode(self.payload, f"{path}.payload"),
-            "attempt": self.attempt,
-            "outcome": self.outcome,
-            "error": error_data(self.error),
-        }
+def load_entries(
+    data: Sequence[object], dropped: Mapping[str, DroppedTask], path: str
+) -> list[Entry]:
+    """Make the entries of a gather; `dropped` are the job's dropped tasks by id."""
+    entries: list[Entry] = []
+    for i, entry in enumerate(data):
+        place = f"{path}[{i}]"
+        if isinstance(entry, str):
+            entries.append(entry)
+        elif isinstance(entry, dict) and "dropped" in entry:
+            task_id = codec.check_fields(entry, place, {"dropped": str})["dropped"]
+            if task_id not in dropped:
+                raise CorruptStateError(f"{place}.dropped", f"{task_id!r} is no dropped task")
+            entries.append(dropped[task_id])
+        else:
+            f = codec.check_fields(entry, place, _DELIVERY)
+            payload(f["payload"], f"{place}.payload")
+            entries.append(Delivery(f["payload"], f["routine_id"], f["event"]))
+    return entries
 
-    @classmethod
-    def _load(cls, data: object, path: str) -> DroppedTask:
-        f = codec.check_fields(data, path, _DROPPED_TASK)
-        if f["outcome"] not in DROPPED_AS:
-            raise CorruptStateError(
-                f"{path}.outcome", f"{f['outcome']!r} is not a valid outcome of a dropped task"
-            )
-        in_range(f["seq"], f"{path}.seq", least=1)
-        in_range(f["attempt"], f"{path}.attempt", least=1)
-        payload(f["payload"], f"{path}.payload")
-        return cls(**{**f, "error": load_error(f["error"], f"{path}.error")})
+
+def dropped_data(task: DroppedTask, path: str) -> dict[str, object]:
+    """Return the saved form of a dropped task."""
+    return {
+        "seq": task.seq,
+        "task_id": task.task_id,
+        "routine_id": task.routine_id,
+        "slot": task.slot,
+        "payload": codec.encode(task.payload, f"{path}.payload"),
+        "attempt": task.attempt,
+        "outcome": task.outcome,
+        "error": error_data(task.error),
+    }
+
+
+def load_dropped(data: object, path: str) -> DroppedTask:
+    """Make a `DroppedTask` from its saved form."""
+    f = codec.check_fields(data, path, _DROPPED_TASK)
+    if f["outcome"] not in DROPPED_AS:
+        raise CorruptStateError(
+            f"{path}.outcome", f"{f['outcome']!r} is not a valid outcome of a dropped task"
+        )
+    in_range(f["seq"], f"{path}.seq", least=1)
+    in_range(f["attempt"], f"{path}.attempt", least=1)
+    payload(f["payload"], f"{path}.payload")
+    return DroppedTask(**{**f, "error": load_error(f["error"], f"{path}.error")})
 
 
 _MAYBE_INT: Final = (int, type(None))
@@ -365,7 +472,8 @@ _PENDING_TASK: codec.Fields = {
     **dict.fromkeys(("payload", "effects"), dict),
     "failed": bool,
 }
-_REPORTING: codec.Fields = {"children": int, "reports": bool}
+_SPECIAL: codec.Fields = {"children": int, "reports": bool, "keeps": list, "gathering": list}
+_DELIVERY: codec.Fields = {"routine_id": str, "event": str, "payload": dict}
 _OUTPUT: codec.Fields = {"seq": int, "routine_id": str, "event": str, "data": dict, "task_id": str}
 _DROPPED_TASK: codec.Fields = {
     **dict.fromkeys(("task_id", "routine_id", "slot", "outcome"), str),

@@ -10,15 +10,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, cast
 
 from routilux.core.commits import CommitKind, JobStatus
+from routilux.core.gathering import wrong_gathers
 from routilux.core.parts import DROPPED_AS
 from routilux.errors import CorruptStateError, IllegalTransitionError
+from routilux.graph.messages import GATHER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from routilux.core.commits import Commit
     from routilux.core.fold import FoldedJob
-    from routilux.core.parts import DroppedTask, Output, PendingTask
+    from routilux.core.parts import Output, PendingTask
+    from routilux.graph.messages import DroppedTask
 
 # A module global costs less than a look-up at the enum, which is as slow as a call.
 _START = CommitKind.START
@@ -86,6 +89,7 @@ def _wrong_task(job: FoldedJob, commit: Commit) -> str | None:
         if (
             pending is None
             or pending.failed
+            or pending.gathers
             or (pending.routine_id, pending.attempt) != (commit.routine_id, commit.attempt)
         ):
             return (
@@ -96,12 +100,16 @@ def _wrong_task(job: FoldedJob, commit: Commit) -> str | None:
     if commit.kind is _START:
         known = cast("Sequence[str]", (commit.detail or {})["routines"])
     created: set[str] = set()
+    gathers = False
     for task in commit.tasks:
         if task.task_id in job._pending or task.task_id in created:
             return f"it creates task {task.task_id}, which already exists"
         if task.routine_id not in known:
             return f"it creates a task of {task.routine_id!r}, which is not a routine of the job"
         created.add(task.task_id)
+        gathers |= bool(task.keeps) or task.into is not None or task.emission == GATHER
+    if gathers and (reason := wrong_gathers(commit, job._pending)):
+        return reason
     if commit.kind is _DROPPED and (as_ := (commit.detail or {}).get("as")) not in DROPPED_AS:
         return f"{as_!r} is not a valid outcome of a dropped task"
     return None
@@ -125,7 +133,7 @@ def _wrong_status(job: FoldedJob, commit: Commit) -> str | None:
         fits = after is before or (ends and before is _RUNNING and after is _COMPLETED)
     if not fits:
         return f"a {kind.value!r} commit can't make a {before.value} job {after.value}"
-    left = len(job._pending) - ends + len(commit.tasks)
+    left = len(job._pending) - ends + sum(task.into is None for task in commit.tasks)
     if ends and not failing and (after is _COMPLETED) is not (before is _RUNNING and not left):
         return f"{left} tasks are left after the commit, but the job is {after.value}"
     return None

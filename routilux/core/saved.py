@@ -8,12 +8,20 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from routilux import codec
 from routilux.core.commits import Commit, JobStatus
 from routilux.core.fold import FoldedJob
-from routilux.core.parts import DroppedTask, Output, PendingTask, RoutineState
+from routilux.core.gathering import check_gathers, gathers_in, link
+from routilux.core.parts import (
+    Output,
+    PendingTask,
+    RoutineState,
+    dropped_data,
+    load_dropped,
+    load_entries,
+)
 from routilux.core.replay import check_unfolded, replay
 from routilux.core.wire import error_data, in_range, instant, load_error, payload, texts
 from routilux.errors import CorruptStateError
@@ -54,7 +62,9 @@ def job_members(job: FoldedJob, *, history: bool) -> dict[str, object]:
         "shared_data": codec.encode(job.shared_data, "$.shared_data"),
         "pending_tasks": _saved("$.pending_tasks", job.pending_tasks),
         "outputs": _saved("$.outputs", job.outputs),
-        "dropped": _saved("$.dropped", job.dropped),
+        "dropped": (
+            codec.dumps(dropped_data(task, f"$.dropped[{i}]")) for i, task in enumerate(job.dropped)
+        ),
         "error": None if job.error is None else error_data(job.error),
         "commits": (commit.dumps(f"$.commits[{i}]") for i, commit in commits),
     }
@@ -83,13 +93,17 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
         job.interruption = load_error(f["interruption"], f"{path}.interruption")
     job.interrupted_task = f.get("interrupted_task")
     job.shape = tuple(texts(f["shape"], f"{path}.shape"))
+    job._gathers = gathers_in(job.shape)
     job.routine_states = {
         routine_id: RoutineState._load(entry, f"{path}.routine_states[{routine_id!r}]")
         for routine_id, entry in payload(f["routine_states"], f"{path}.routine_states").items()
     }
     job._shared = payload(f["shared_data"], f"{path}.shared_data")
+    gathered: dict[str, int] = {}
     for i, entry in enumerate(f["pending_tasks"]):
         pending = PendingTask._load(entry, f"{path}.pending_tasks[{i}]")
+        if pending.gathering is not None:
+            gathered[pending.task_id] = i
         if pending.task_id in job._pending:
             raise CorruptStateError(f"{path}.pending_tasks[{i}].task_id", "is the id of two tasks")
         job._pending[pending.task_id] = pending
@@ -102,8 +116,10 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
         Output._load(entry, f"{path}.outputs[{i}]") for i, entry in enumerate(f["outputs"])
     ]
     job.dropped = [
-        DroppedTask._load(entry, f"{path}.dropped[{i}]") for i, entry in enumerate(f["dropped"])
+        load_dropped(entry, f"{path}.dropped[{i}]") for i, entry in enumerate(f["dropped"])
     ]
+    if gathered or any(task.task.keeps for task in job._pending.values()):
+        _link(job, gathered, f["pending_tasks"], f"{path}.pending_tasks")
     job.error = None if f["error"] is None else load_error(f["error"], f"{path}.error")
     commits = f["commits"]
     for i, entry in enumerate(commits):
@@ -111,6 +127,18 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
     job._commits = commits
     _check(job, path)
     return job
+
+
+def _link(
+    job: FoldedJob, gathered: dict[str, int], saved: Sequence[dict[str, Any]], path: str
+) -> None:
+    dropped = {task.task_id: task for task in job.dropped}
+    entries = {
+        task_id: load_entries(saved[i]["gathering"], dropped, f"{path}[{i}].gathering")
+        for task_id, i in gathered.items()
+    }
+    link(job._pending, entries, path)
+    check_gathers(job._pending, path)
 
 
 def _check(job: FoldedJob, path: str) -> None:
@@ -131,7 +159,7 @@ def _check(job: FoldedJob, path: str) -> None:
         raise CorruptStateError(f"{path}.{shown}", "does not match the job's commits")
 
 
-def _saved(path: str, parts: Sequence[PendingTask | Output | DroppedTask]) -> Iterator[str]:
+def _saved(path: str, parts: Sequence[PendingTask | Output]) -> Iterator[str]:
     return (codec.dumps(part._serialize(f"{path}[{i}]")) for i, part in enumerate(parts))
 
 

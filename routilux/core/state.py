@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING
 from routilux import codec
 from routilux.core.commits import HistoryRecord, JobStatus, history_of
 from routilux.core.fold import FoldedJob
-from routilux.core.parts import PendingTask, RoutineState
+from routilux.core.gathering import link
+from routilux.core.parts import Gathering, PendingTask, RoutineState
 from routilux.core.saved import job_members, load
 from routilux.errors import JobFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from routilux.core.parts import DroppedTask, Output
-    from routilux.graph.messages import ErrorInfo
+    from routilux.core.parts import Output
+    from routilux.graph.messages import DroppedTask, ErrorInfo
 
 
 class JobState(FoldedJob):
@@ -161,6 +162,14 @@ class JobState(FoldedJob):
             task_id: PendingTask(*(getattr(old, name) for name in PendingTask.__slots__))
             for task_id, old in self._pending.items()
         }
+        gathers = {
+            t.task_id: t.gathering for t in self._pending.values() if t.gathering is not None
+        }
+        if gathers:
+            for task_id in gathers:
+                twin._pending[task_id].gathering = Gathering()
+            entries = {task_id: list(gather.entries()) for task_id, gather in gathers.items()}
+            link(twin._pending, entries, "$.pending_tasks")
         return twin
 
     def __deepcopy__(self, memo: object) -> JobState:

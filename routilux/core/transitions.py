@@ -2,7 +2,8 @@
 
 Invariants:
 - The commit is a pure function of the plan, the job, the step, its outcome and the time.
-- The commit of a step creates one numbered task for each emission and connection.
+- The commit of a step creates one numbered task for each emission and connection, and a gather's
+  task behind each task that begins the scope of the gather.
 - A failed attempt is retried, or its task fails or is dropped. Its emissions are not delivered; the
   engine's own event `error` is delivered if the routine declares it. A task that reports a failure
   emits no `error` itself: a cycle of such events would have no end.
@@ -15,8 +16,8 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from routilux.core.commits import Commit, CommitKind, JobStatus
+from routilux.core.gathering import Scope, child_id
 from routilux.core.parts import RoutineStatus
-from routilux.core.wire import LONGEST_ID
 from routilux.errors import FlowDefinitionError
 from routilux.graph.messages import Emission, ErrorInfo, StepOutcome, Task
 from routilux.graph.patches import ABSENT, misfit
@@ -37,18 +38,6 @@ _RETRY = CommitKind.RETRY
 _RUNNING = JobStatus.RUNNING
 _COMPLETED = JobStatus.COMPLETED
 _RETRIES = ErrorStrategy.RETRY
-
-
-def child_id(parent: str, number: int) -> str:
-    """Return the id of child `number` of the task `parent`.
-
-    >>> child_id("0.1", 2)
-    '0.1.2'
-    """
-    name = f"{parent}.{number}"
-    if len(name) <= LONGEST_ID:
-        return name
-    return f"~{hashlib.sha256(parent.encode()).hexdigest()[:16]}.{number}"
 
 
 def step_commit(kind: CommitKind, job: JobState, step: StepInput, now: int) -> Commit:
@@ -87,7 +76,7 @@ def commit_of_outcome(
     tasks: tuple[Task, ...] = ()
     if emissions:
         try:
-            tasks = _fan_out(plan, task, emissions, job._pending[task.task_id].children)
+            tasks = _fan_out(plan, job, task, emissions, job._pending[task.task_id].children)
         except FlowDefinitionError as error:
             failed = StepOutcome(step.number, [], error=ErrorInfo.of(error))
             return _failure(plan, job, step, failed, FlowDefinitionError, now)
@@ -125,7 +114,7 @@ def _check_patches(values: Mapping[str, object], writes: Writes | None) -> None:
 
 
 def _fan_out(
-    plan: Plan, parent: Task, emissions: tuple[Emission, ...], first: int
+    plan: Plan, job: JobState, parent: Task, emissions: tuple[Emission, ...], first: int
 ) -> tuple[Task, ...]:
     # `first` tasks were created by earlier failures of the parent.
     tasks: list[Task] = []
@@ -154,6 +143,8 @@ def _fan_out(
                     index,
                 )
             )
+    if plan.gathers is not None:
+        return tuple(Scope.around(plan.gathers, parent, job._pending).placed(tasks))
     return tuple(tasks)
 
 
@@ -185,7 +176,7 @@ def _failure(
     commit = step_commit(CommitKind.FAILED if stops else CommitKind.DROPPED, job, step, now)
     pending = job._pending[task.task_id]
     if outcome.error is not None:
-        _report(plan, commit, pending, outcome.error)
+        _report(plan, job, commit, pending, outcome.error)
     if not stops:
         skipped = strategy is ErrorStrategy.SKIP
         as_ = RoutineStatus.SKIPPED if skipped else RoutineStatus.ERROR_CONTINUED
@@ -228,11 +219,13 @@ def failed_task(
         task.routine_id,
         pending.attempt,
     )
-    _report(plan, commit, pending, error)
+    _report(plan, job, commit, pending, error)
     return commit
 
 
-def _report(plan: Plan, commit: Commit, pending: PendingTask, error: ErrorInfo) -> None:
+def _report(
+    plan: Plan, job: JobState, commit: Commit, pending: PendingTask, error: ErrorInfo
+) -> None:
     """Add the error of a task that is given up to its commit, and the event `error`."""
     task = pending.task
     commit.error = error
@@ -249,4 +242,4 @@ def _report(plan: Plan, commit: Commit, pending: PendingTask, error: ErrorInfo) 
     }
     payload = {name: known[name] for name in declared.fields}
     commit.emissions = (Emission("error", payload, "payload" not in payload),)
-    commit.tasks = _fan_out(plan, task, commit.emissions, pending.children)
+    commit.tasks = _fan_out(plan, job, task, commit.emissions, pending.children)

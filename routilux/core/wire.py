@@ -15,7 +15,7 @@ from routilux.codec import quoted
 from routilux.codec.copying import is_flat
 from routilux.codec.schema import check_fields, fits
 from routilux.errors import CorruptStateError
-from routilux.graph.messages import Emission, ErrorInfo, RecordedEffect, Task, Writes
+from routilux.graph.messages import GATHER, Emission, ErrorInfo, RecordedEffect, Task, Writes
 from routilux.graph.patches import ACCUMULATORS, Patch, operand_problem
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ LONGEST_ID: Final = 64
 """The most characters of a task's id, so that the ids of its tasks take little time."""
 _EMISSION_FIELDS: codec.Fields = {"event": str, "payload": dict}
 _TASK_REQUIRED: codec.Fields = {"task_id": str, "routine_id": str, "slot": str, "emission": int}
-_TASK_OPTIONAL: codec.Fields = {"payload": dict}
+_TASK_OPTIONAL: codec.Fields = {"payload": dict, "keeps": list, "into": str}
 _WRITES_FIELDS: codec.Fields = {"values": dict, "removed": list, "patches": dict}
 _ENTRIES: codec.Fields = {"values": list, "removed": list, "inside": list}
 _ERROR_REQUIRED: codec.Fields = {"type": str, "message": str}
@@ -79,6 +79,14 @@ def task_id(text: str, path: str) -> str:
     if len(text) > LONGEST_ID:
         raise CorruptStateError(path, f"must have at most {LONGEST_ID} characters")
     return text
+
+
+def load_keeps(f: dict[str, Any], path: str) -> tuple[str, ...]:
+    """Return the gathers that a saved task keeps open."""
+    keeps = texts(f.get("keeps", []), f"{path}.keeps")
+    if len(set(keeps)) < len(keeps):
+        raise CorruptStateError(f"{path}.keeps", "names a gather twice")
+    return tuple(keeps)
 
 
 def error_data(error: ErrorInfo) -> dict[str, object]:
@@ -234,8 +242,8 @@ def load_task(f: Any, emissions: Sequence[Emission], position: int) -> Task:
     if len(f["task_id"]) > LONGEST_ID:
         task_id(f["task_id"], f".tasks[{position}].task_id")
     index = f["emission"]
-    if not -1 <= index < len(emissions):
-        in_range(index, f".tasks[{position}].emission", least=-1)
+    if not GATHER <= index < len(emissions):
+        in_range(index, f".tasks[{position}].emission", least=GATHER)
         raise CorruptStateError(
             f".tasks[{position}].emission", f"the commit has no emission {index}"
         )
@@ -247,4 +255,9 @@ def load_task(f: Any, emissions: Sequence[Emission], position: int) -> Task:
     else:
         delivered = emissions[index]
         values, flat = delivered.payload, delivered.flat
-    return Task(f["task_id"], f["routine_id"], f["slot"], values, flat, index)
+    task = Task(f["task_id"], f["routine_id"], f["slot"], values, flat, index)
+    if "keeps" in f:
+        task.keeps = load_keeps(f, f".tasks[{position}]")
+    if "into" in f:
+        task.into = f["into"]
+    return task

@@ -15,10 +15,12 @@ from routilux.clocks.durations import SECOND, to_ns
 from routilux.errors import FlowDefinitionError, FlowMismatchError, nearest, short_repr
 from routilux.graph.diff import mismatch, tasks_without_slot
 from routilux.graph.messages import copied_payload
+from routilux.graph.plan import gather_line
 
 if TYPE_CHECKING:
     from datetime import timedelta
 
+    from routilux.core.parts import PendingTask
     from routilux.core.state import JobState
     from routilux.graph.plan import Plan
 
@@ -104,6 +106,18 @@ def checked_params(
             f"routine {entry!r} has no slot {slot!r} to start with; its slots:"
             f" {', '.join(map(repr, slots)) or 'none'}{nearest(slot, slots)}"
         )
+    if slots[slot].gather:
+        raise FlowDefinitionError(
+            f"{entry}.{slot} is a gather slot, so no job can start with it; start with a routine"
+            " upstream of it"
+        )
+    uncovered = None if plan.gathers is None else plan.gathers.uncovered(entry)
+    if uncovered is not None:
+        raise FlowDefinitionError(
+            f"a job that starts with {entry!r} could deliver to the gather {uncovered} outside of a"
+            f" task of {uncovered.split!r}, the gather_per of {uncovered.routine_id!r}; start with"
+            f" {uncovered.split!r} or a routine upstream of it"
+        )
     if params is not None and (
         not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params)
     ):
@@ -149,8 +163,8 @@ def check_same_flow(
 ) -> None:
     """Raise `FlowMismatchError` if a job can't be resumed on the flow of `plan`.
 
-    With `allow_changed` the flow may have changed, if every pending task still has its slot, and
-    the payload has what the handler requires.
+    With `allow_changed` the flow may have changed, if every pending task still has its slot, the
+    payload has what the handler requires, and the gathers of the task are as before.
     """
     if not allow_changed and job.shape != plan.shape:
         raise FlowMismatchError(
@@ -174,6 +188,15 @@ def check_same_flow(
             " slot; add the slot, or resume the job on the flow that started it",
         )
     for task in job.pending_tasks:
+        reason = _changed_gather(plan, job, task)
+        if reason is not None:
+            raise FlowMismatchError(
+                "$.job_state.pending_tasks",
+                f"job {job.job_id}: {reason}; keep the gather slots that the job has begun, or"
+                " resume the job on the flow that started it",
+            )
+        if task.gathering is not None:
+            continue  # its handler takes one parameter of any name
         slot = f"{task.routine_id}.{task.slot}"
         lacks = plan.slot(task.routine_id, task.slot).binding.required - task.payload.keys()
         if lacks:
@@ -183,3 +206,32 @@ def check_same_flow(
                 f" the handler of {slot} requires; give this parameter a default, or resume the"
                 " job on the flow that started it",
             )
+
+
+def _changed_gather(plan: Plan, job: JobState, task: PendingTask) -> str | None:
+    """Return how the gathers that a pending task concerns have changed; None if they have not."""
+    slot = f"{task.routine_id}.{task.slot}"
+    gather = plan.slot(task.routine_id, task.slot).gather
+    if gather is not (task.gathering is not None):
+        was, now = (
+            ("gathers", "does not") if task.gathering is not None else ("does not", "gathers")
+        )
+        return f"slot {slot} of task {task.task_id} {was} in the job, but {now} in the flow"
+    gathers = plan.gathers
+    if gathers is None:
+        return None
+    if gather:
+        split = gathers.slots[gathers.numbers[task.routine_id, task.slot]].split
+        if gather_line(task.routine_id, task.slot, split) not in job.shape:
+            scope = "the job" if split is None else f"each task of {split!r}"
+            return f"the scope of gather {slot} (task {task.task_id}) is now {scope}"
+    kept = [job._pending[gather_id].task for gather_id in task.task.keeps]
+    fresh = gathers.upstream.get(task.routine_id, set()) - {
+        gathers.numbers.get((gather.routine_id, gather.slot)) for gather in kept
+    }
+    if not fresh:
+        return None
+    return (
+        f"task {task.task_id} of {task.routine_id} can now deliver to the gather"
+        f" {gathers.slots[min(fresh)]}, whose scope began without it"
+    )

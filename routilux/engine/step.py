@@ -11,7 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from routilux.clocks.durations import SECOND
 from routilux.codec.copying import copy_value
@@ -22,6 +22,7 @@ from routilux.errors import (
     short_repr,
 )
 from routilux.graph.context import Context, active
+from routilux.graph.gathered import Gathered
 from routilux.graph.messages import ErrorInfo, StepInput, StepOutcome, traceback_of
 from routilux.retry.error_handler import ErrorHandler, RetryAfter
 from routilux.retry.raised import is_failure, leaves_of, requested_delay_ns
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from routilux.graph.context import StepHost
+    from routilux.graph.gathered import Payloads
     from routilux.graph.routine import Routine, Slot
 
 
@@ -41,11 +43,16 @@ def run_step(
     token = active.set(context)
     try:
         task = step.task
-        arguments = task.payload
+        arguments: dict[str, Any] = task.payload
         if not slot.binding.names.issuperset(arguments):
             arguments = slot.binding.arguments(arguments)
         if not task.flat:
-            arguments = {name: copy_value(value) for name, value in arguments.items()}
+            if step.collected is None:
+                arguments = {name: copy_value(value) for name, value in arguments.items()}
+            else:
+                [payloads] = task.payload.values()
+                gathered = Gathered.of(cast("Payloads", copy_value(payloads)), step.collected)
+                arguments = {slot.parameter: gathered}
         if step.timeout_ns is not None:
             host.opened(context)
         result = slot.handler(**arguments)

@@ -232,6 +232,12 @@ class Emission:
     """Whether all values are scalars."""
 
 
+ROOT: Final = -1
+"""The `emission` of the task that a job starts with."""
+GATHER: Final = -2
+"""The `emission` of a gather's task, which is created when the gather's scope begins."""
+
+
 @dataclass(slots=True)
 class Task:
     """A unit of work: one payload for one slot of one routine; see `Commit.tasks`."""
@@ -247,7 +253,44 @@ class Task:
     flat: bool
     """Whether all values are scalars."""
     emission: int
-    """The index of the delivered emission in the commit; -1 for the first task."""
+    """The index of the delivered emission in the commit; `ROOT` (-1) for the first task of a job,
+    `GATHER` (-2) for a gather."""
+    keeps: tuple[str, ...] = ()
+    """The ids of the open gathers that it, or a task that descends from it, can deliver to."""
+    into: str | None = None
+    """The gather that receives the payload: the task is only a delivery, and never runs."""
+
+
+@dataclass(slots=True)
+class DroppedTask:
+    """A failed task that strategy CONTINUE or SKIP dropped; see `JobState.dropped`."""
+
+    seq: int
+    """The number of the commit that dropped the task."""
+    task_id: str
+    """The id of the task."""
+    routine_id: str
+    """Its routine."""
+    slot: str
+    """The slot that received its payload."""
+    payload: Mapping[str, object]
+    """The payload; of a gather the list of its payloads, under the handler's parameter."""
+    attempt: int
+    """The number of the attempt that failed."""
+    outcome: str
+    """`error_continued` under CONTINUE, `skipped` under SKIP."""
+    error: ErrorInfo
+    """The error of that attempt."""
+
+
+@dataclass(slots=True)
+class Collected:
+    """What the step of a gather gets beside its payloads; see `Gathered`."""
+
+    dropped: tuple[DroppedTask, ...]
+    """The dropped tasks of the scope."""
+    sources: tuple[tuple[str, str], ...]
+    """The routine and the event of each payload."""
 
 
 @dataclass(slots=True)
@@ -290,6 +333,8 @@ class StepInput:
     """When the task was created: the commit's number, and the position in it."""
     final: bool
     """Whether a failure can't be retried."""
+    collected: Collected | None = None
+    """What a gather gets beside its payloads; None for other tasks."""
 
     @property
     def state(self) -> dict[str, object]:

@@ -23,6 +23,7 @@ from routilux.graph.routine import names_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from routilux.graph.gathers import Gathers
     from routilux.graph.routine import Routine, Slot
     from routilux.retry.error_handler import ErrorHandler
 
@@ -78,7 +79,7 @@ def checked_connection(
             f"routine {target!r} has no slot {slot!r}; its slots: {names_of(slots)}"
         )
     declared = events[event]
-    binding = slots[slot].binding
+    gather, binding = slots[slot].gather, slots[slot].binding
     mapping = {} if param_mapping is None else param_mapping
     if not isinstance(mapping, Mapping) or not all(
         isinstance(name, str) for pair in mapping.items() for name in pair
@@ -94,7 +95,7 @@ def checked_connection(
                 f"{connection}: param_mapping names field {field!r}, but event {event!r}"
                 f" has {names_of(declared.fields)}"
             )
-        if parameter not in binding.names and not binding.takes_rest:
+        if parameter not in binding.names and not (gather or binding.takes_rest):
             raise FlowDefinitionError(
                 f"{connection}: param_mapping names parameter {parameter!r}, but the handler"
                 f" takes {names_of(sorted(binding.names))}"
@@ -111,7 +112,7 @@ def checked_connection(
     missing = sorted(
         n for n in binding.required if n not in renamed and (n not in kept or n in moved)
     )
-    if missing:
+    if missing and not gather:  # a gather takes any payload
         delivered = (moved.get(field, field) for field in declared.fields)
         raise FlowDefinitionError(
             f"{connection}: the handler needs {names_of(missing)}, but the event carries"
@@ -142,6 +143,7 @@ class Plan:
     routes: dict[tuple[str, str], tuple[Route, ...]]
     width: int
     handlers: dict[str, ErrorHandler]  # by routine
+    gathers: Gathers | None
 
     def slot(self, routine_id: str, slot: str) -> Slot:
         """Return a slot of a routine; the slot must exist."""
@@ -152,12 +154,26 @@ Graph = tuple[tuple[str, ...], dict[tuple[str, str], tuple[Route, ...]]]
 """The shape of a flow, and the routes by (routine, event)."""
 
 
-def graph_of(routines: Mapping[str, Routine], connections: Sequence[Connection]) -> Graph:
+def gather_line(routine_id: str, slot: str, split: str | None) -> str:
+    """Return the line of a gather slot in a shape."""
+    return f"slot {routine_id}.{slot} (gathers{'' if split is None else f' per {split}'})"
+
+
+def graph_of(
+    routines: Mapping[str, Routine],
+    connections: Sequence[Connection],
+    splits: Mapping[str, str],
+) -> Graph:
     """Return a flow's shape, and the routes by (routine, event)."""
     lines = []
     for routine_id, routine in routines.items():
         lines.append(f"routine {routine_id}: {routine.saved_name()}")
-        lines += [f"slot {routine_id}.{slot}" for slot in routine.slots]
+        lines += [
+            gather_line(routine_id, slot.name, splits.get(routine_id))
+            if slot.gather
+            else f"slot {routine_id}.{slot.name}"
+            for slot in routine.slots.values()
+        ]
         for event in routine.events.values():
             lines.append(f"event {routine_id}.{event.name}({', '.join(event.fields)})")
     routes: dict[tuple[str, str], list[Route]] = {}
@@ -165,7 +181,8 @@ def graph_of(routines: Mapping[str, Routine], connections: Sequence[Connection])
         renamed = ", ".join(f"{field} as {name}" for field, name in sorted(c.param_mapping.items()))
         lines.append(f"connection {c} ({renamed})" if renamed else f"connection {c}")
         back = {parameter: field for field, parameter in c.param_mapping.items()}
-        required = routines[c.target].slots[c.slot].binding.required
+        slot = routines[c.target].slots[c.slot]
+        required = frozenset[str]() if slot.gather else slot.binding.required
         route = Route(
             c.target,
             c.slot,

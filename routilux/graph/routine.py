@@ -99,6 +99,13 @@ class Slot:
     """The handler, which gets the payload's fields by name."""
     binding: Binding
     """The fields that the handler takes: `names`, `required` and `takes_rest`."""
+    gather: bool = False
+    """Whether the handler runs once a scope, with all deliveries; see `Routine.define_slot`."""
+
+    @property
+    def parameter(self) -> str:
+        """The name of the parameter of a gather's handler."""
+        return min(self.binding.names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,18 +206,45 @@ class Routine:
 
     # --- declaring ------------------------------------------------------------------------------
 
-    def define_slot(self, name: str, handler: Callable[..., object]) -> Slot:
+    def define_slot(
+        self, name: str, handler: Callable[..., object], *, gather: bool = False
+    ) -> Slot:
         """Add a slot with a handler.
 
         Each parameter of the handler gets the payload field of the same name. Raises
         `FlowDefinitionError` for a name that exists, or a handler that can't take fields by name.
+
+        With `gather` the handler has one parameter, and gets a `Gathered` with all payloads that
+        were delivered to the slot. It runs once for its scope, when no task is left that could
+        still deliver, also if nothing was delivered. The scope is the job, or each task of the
+        routine that `Flow.add_routine(..., gather_per=...)` names. The task of a gather retries,
+        fails and is saved as any other. Under `STOP` a failed job runs no gather.
+
+        >>> class Total(Routine):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.define_slot("done", handler=self.done, gather=True)
+        ...         self.define_event("output", ["total"])
+        ...     def done(self, prices):
+        ...         self.emit("output", total=sum(price["price"] for price in prices))
+        >>> Total().slots["done"].gather
+        True
         """
         self._check_new("slot", name, self._slots)
+        where = f"slot {name!r} of {type(self).__qualname__}"
         if not callable(handler):
+            raise FlowDefinitionError(f"{where}: handler {handler!r} can't be called")
+        if not isinstance(gather, bool):
+            raise FlowDefinitionError(f"{where}: gather must be True or False, not {gather!r}")
+        slot = Slot(name, handler, Binding.of(handler), gather)
+        parameters = inspect.signature(handler).parameters if gather else ()
+        if gather and not (len(parameters) == len(slot.binding.names) == 1):
             raise FlowDefinitionError(
-                f"slot {name!r} of {type(self).__qualname__}: handler {handler!r} can't be called"
+                f"{where} is a gather slot, but its handler {_name(handler)} takes"
+                f" {names_of(parameters, 'no parameters')}; give it one parameter, which gets a"
+                " Gathered with all deliveries"
             )
-        slot = self._slots[name] = Slot(name, handler, Binding.of(handler))
+        self._slots[name] = slot
         return slot
 
     def define_event(self, name: str, fields: Iterable[str] = ()) -> Event:

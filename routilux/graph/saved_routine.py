@@ -28,23 +28,28 @@ _FIELDS: codec.Fields = {
     "kwargs": dict,
     "error_handler": (dict, type(None)),
 }
+_OPTIONAL: codec.Fields = {"gather_per": str}
 
 
-def saved_routine(routine_id: str, routine: Routine, path: str) -> dict[str, object]:
-    """Return a routine as data for JSON."""
+def saved_routine(
+    routine_id: str, routine: Routine, split: str | None, path: str
+) -> dict[str, object]:
+    """Return a routine as data for JSON; `split` is its `gather_per`."""
     args, kwargs = routine.arguments
+    per = {} if split is None else {"gather_per": split}
     return {
         "id": routine_id,
         "routine": routine.saved_name(),
         "args": codec.encode(list(args), f"{path}.args"),
         "kwargs": codec.encode(kwargs, f"{path}.kwargs"),
         "error_handler": saved_handler(routine.error_handler, path),
+        **per,
     }
 
 
-def load_routine(entry: object, path: str) -> tuple[str, Routine]:
-    """Return the id and the routine that the decoded data describes."""
-    data = codec.check_fields(entry, path, _FIELDS)
+def load_routine(entry: object, path: str) -> tuple[str, Routine, str | None]:
+    """Return the id, the routine and the `gather_per` that the decoded data describes."""
+    data = codec.check_fields(entry, path, _FIELDS, _OPTIONAL)
     name = data["routine"]
     found = find_class(name)
     if found is None:
@@ -67,7 +72,7 @@ def load_routine(entry: object, path: str) -> tuple[str, Routine]:
         routine.set_error_handler(handler)
     except FlowDefinitionError as error:
         raise CorruptStateError(path, str(error)) from None
-    return data["id"], routine
+    return data["id"], routine, data.get("gather_per")
 
 
 def saved_handler(handler: ErrorHandler | None, owner: str) -> object:

@@ -2,8 +2,8 @@
 
 Invariants:
 - Each item has a task and a retry budget of its own.
-- An item that is given up emits the event `error`, so that the routine that waits for all items
-  still ends.
+- A gather slot gets the items that are done, in the order of the album, and the dropped ones.
+- By hand the same takes a count, and the event `error` of each item that is given up.
 - Totals of all items are in `ctx.shared`, read and written in one handler.
 """
 
@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from routilux import Routine
+from routilux import Gathered, Routine
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["GatherRoutine", "ResizeRoutine", "SplitRoutine", "TallyRoutine"]
+__all__ = ["CountPicturesRoutine", "GatherRoutine", "ResizeRoutine", "SplitRoutine", "TallyRoutine"]
 
 
 class SplitRoutine(Routine):
@@ -33,15 +33,19 @@ class SplitRoutine(Routine):
 
 
 class ResizeRoutine(Routine):
-    """Works on several pictures at once; fails the first `failures` attempts at each."""
+    """Works on several pictures at once; fails the first `failures` attempts at each.
+
+    With `reports` it emits the event `error` for each picture that it gives up.
+    """
 
     max_concurrency = 8
 
-    def __init__(self) -> None:
+    def __init__(self, *, reports: bool = False) -> None:
         super().__init__()
         self.define_slot("input", handler=self.resize)
         self.define_event("output", ["name", "size", "attempt", "of"])
-        self.define_event("error", ["payload", "attempt", "message"])
+        if reports:
+            self.define_event("error", ["payload", "attempt", "message"])
 
     def resize(self, name: str, seconds: float, failures: int, of: int) -> None:
         self.ctx.sleep(seconds)
@@ -72,7 +76,20 @@ class TallyRoutine(Routine):
 
 
 class GatherRoutine(Routine):
-    """Waits for all pictures, given-up ones included, and then emits once."""
+    """Gets all pictures at once, and emits one album."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("done", handler=self.done, gather=True)
+        self.define_event("album", ["done", "dropped"])
+
+    def done(self, found: Gathered) -> None:
+        dropped = [task.payload["name"] for task in found.dropped]
+        self.emit("album", done=[picture["name"] for picture in found], dropped=dropped)
+
+
+class CountPicturesRoutine(Routine):
+    """Does the same by hand: counts the pictures, given-up ones included, and emits at the last."""
 
     def __init__(self) -> None:
         super().__init__()

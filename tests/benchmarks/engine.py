@@ -21,6 +21,7 @@ from routilux import (
     ErrorHandler,
     ErrorStrategy,
     Flow,
+    Gathered,
     Routine,
     Runtime,
     SavedState,
@@ -229,6 +230,46 @@ def growth_with_history(sizes: Sequence[int], rounds: int) -> Measurement:
     flow, runtime = countdown(), Runtime()
     race = Race({str(n): _apart(_bind(count_down, flow, runtime, n)) for n in sizes})
     return Measurement(race, rounds, lambda: [_growth("growth with history", race)])
+
+
+class Gather(Routine):
+    """Counts what it has gathered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("all", handler=self.count, gather=True)
+        self.define_event("output", ["number"])
+
+    def count(self, found: Gathered) -> None:
+        self.emit("output", number=len(found))
+
+
+def gathering() -> Flow:
+    flow = Flow("gathering")
+    flow.add_routine(Source(), "source")
+    flow.add_routine(Gather(), "gather")
+    flow.connect("source", "output", "gather", "all")
+    return flow
+
+
+def gather(flow: Flow, runtime: Runtime, deliveries: int) -> None:
+    job = flow.execute("source", {"events": deliveries}, runtime=runtime)
+    assert [{"number": deliveries}] == [output.data for output in job.outputs]
+
+
+def deliveries(count: int, rounds: int) -> Measurement:
+    """Measure deliveries to a gather a second, in memory, with their emissions."""
+    flow, runtime = gathering(), Runtime()
+    race = Race({"loop": loop, "gather": _apart(_bind(gather, flow, runtime, count))})
+    what = f"{count:,} deliveries to a gather"
+    return Measurement(race, rounds, lambda: [rate(race, "gather", what, count, 50_000)])
+
+
+def growth_with_deliveries(sizes: Sequence[int], rounds: int) -> Measurement:
+    """Fit how the cost grows with the number of deliveries to a gather."""
+    flow, runtime = gathering(), Runtime()
+    race = Race({str(n): _apart(_bind(gather, flow, runtime, n)) for n in sizes})
+    return Measurement(race, rounds, lambda: [_growth("growth with deliveries", race)])
 
 
 def _apart(contestant: Callable[[], object]) -> Callable[[], None]:

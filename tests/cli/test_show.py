@@ -10,6 +10,7 @@ from routilux import ErrorHandler, Flow, MemoryStore, Routine, Runtime, SqliteSt
 from routilux.cli.terminal import cells
 from tests.cli.pages import DONE
 from tests.cli.payments import NOW, after, payment, replace_in_rows
+from tests.gathers import Work, gathering
 from tests.routines import Works, chain, rest, retrying, send, sends
 
 
@@ -251,3 +252,13 @@ def test_a_payload_is_written_once_and_never_left_out(store, output):
     page = output("show", store, "done")
     assert (1, 1) == (page.count("3 items"), page.count("parcel of what"))
     assert "task 0: order=A3" in output("show", store, "waits", "--last", 1)
+
+
+def test_a_gather_that_waits_is_shown_as_such_and_is_not_next(store, output):
+    with SqliteStore(store, clock=NOW) as jobs:
+        runtime = Runtime(clock=NOW, store=jobs)
+        flow = gathering(work=Work({1: 9}), per="split")
+        flow.execute("split", {"n": 3}, job_id="gathers", runtime=runtime)
+    lines = output("show", store, "gathers").splitlines()
+    assert "  join.done gathers, waits for 2 tasks, has 1 delivery · task 0.g0" in lines
+    assert "join" not in output("jobs", store)

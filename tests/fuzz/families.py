@@ -14,7 +14,15 @@ from typing import Any, Final
 
 from routilux import Commit, CommitKind, Flow, JobState, JobStatus, Routine, SavedState
 from routilux.codec import signature
-from routilux.graph.messages import Emission, ErrorInfo, RecordedEffect, Task, Writes
+from routilux.graph.messages import (
+    GATHER,
+    ROOT,
+    Emission,
+    ErrorInfo,
+    RecordedEffect,
+    Task,
+    Writes,
+)
 from routilux.graph.patches import Patch
 from tests.fuzz.mutants import Document, Rows, rows_of
 from tests.fuzz.values import VALUES, set_of
@@ -39,21 +47,38 @@ class Node(Routine):
         pass
 
 
+class Gather(Routine):
+    """A routine that gathers."""
+
+    routine_name = f"{_NODE}/rows"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("all", handler=self.handle, gather=True)
+
+    def handle(self, found: object) -> None:
+        pass
+
+
 # --- jobs -----------------------------------------------------------------------------------------
 
 
 class Story:
     """Makes the commits of a job of one routine `a`."""
 
-    def __init__(self, routines: int = 1, **params: object) -> None:
+    def __init__(self, routines: int = 1, *, gather: bool = False, **params: object) -> None:
         self.flow = Flow("families")
         for i in range(routines):
             self.flow.add_routine(Node(), f"r{i}" if i else "a")
         self.job = JobState("job-1")
+        tasks = (Task("0", "a", "trigger", params, False, ROOT),)
+        if gather:
+            self.flow.add_routine(Gather(), "rows")
+            tasks[0].keeps = ("0.g0",)
+            tasks += (Task("0.g0", "rows", "all", {"found": []}, False, GATHER),)
         plan = self.flow.plan()
         detail = {"flow_id": "families", "shape": list(plan.shape), "routines": list(plan.routines)}
-        root = Task("0", "a", "trigger", params, False, -1)
-        self._fold(CommitKind.START, tasks=(root,), detail=detail)
+        self._fold(CommitKind.START, tasks=tasks, detail=detail)
 
     def _fold(self, kind: CommitKind, status: JobStatus = JobStatus.RUNNING, **more: Any) -> None:
         self.job.fold(Commit(self.job.seq + 1, kind, _AT, status, **more))
@@ -65,8 +90,10 @@ class Story:
     def spread(self, count: int, task: str = "0", payload: dict[str, Any] | None = None) -> None:
         """End a task that creates `count` tasks by one emission."""
         emission = Emission("out", payload or {}, False)
+        keeps = self.job._pending[task].task.keeps
         tasks = [
-            Task(f"{task}.{i}", "a", "trigger", emission.payload, False, 0) for i in range(count)
+            Task(f"{task}.{i}", "a", "trigger", emission.payload, False, 0, keeps)
+            for i in range(count)
         ]
         self.step(CommitKind.DONE, task, emissions=(emission,), tasks=tuple(tasks))
 
@@ -214,6 +241,34 @@ def _generations(n: int) -> Story:
     return story
 
 
+def _deliver(story: Story, task: str, *, again: str | None = None) -> None:
+    emission = Emission("out", {"task": task}, True)
+    tasks = [Task(f"{task}.0", "rows", "all", emission.payload, True, 0, (), "0.g0")]
+    if again is not None:
+        tasks.append(Task(again, "a", "trigger", emission.payload, True, 0, ("0.g0",)))
+    story.step(CommitKind.DONE, task, emissions=(emission,), tasks=tuple(tasks))
+
+
+def _gathered(n: int) -> Story:
+    story = Story(gather=True)
+    story.spread(2 * n)
+    for i in range(0, 2 * n - 1, 2):
+        _deliver(story, f"0.{i}")
+        detail: dict[str, object] = {"as": "skipped"}
+        if i:
+            story.step(CommitKind.DROPPED, f"0.{i + 1}", error=ErrorInfo("E", "m"), detail=detail)
+    return story
+
+
+def _gathered_deep(n: int) -> Story:
+    story = Story(gather=True)
+    last = "0"
+    for i in range(n):
+        _deliver(story, last, again=f"p.{i}")
+        last = f"p.{i}"
+    return story
+
+
 def _long_id(n: int) -> Story:
     long = "x" * 10 * n
     error, tasks = Emission("error", {"message": "m"}, True), []
@@ -257,6 +312,8 @@ JOBS: Final[dict[str, Callable[[int], Story]]] = {
     "conflicts": _conflicts,
     "two generations of tasks": _generations,
     "a long id of a failed task with tasks": _long_id,
+    "deliveries of many tasks to a gather": _gathered,
+    "deliveries of tasks that follow each other": _gathered_deep,
     "routines": lambda n: Story(n),
 }
 """Jobs that could have run, which grow with the given number."""

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from enum import Enum
 from pathlib import Path
 from random import Random
-from typing import ClassVar, assert_type
+from typing import Any, ClassVar, assert_type
 from uuid import UUID
 
 import routilux
@@ -59,8 +59,15 @@ class Fetch(Routine):
         assert_type(self.define_slot("trigger", handler=self.fetch), Slot)
         assert_type(self.define_event("output", ["data", "at"]), Event)
         self.define_slot("later", handler=self.fetch_later)
+        assert_type(self.define_slot("all", handler=self.fetch_all, gather=True).gather, bool)
         self.set_error_handler(ErrorHandler("retry", timeout=timeout))
         self.set_error_handler(None)
+
+    def fetch_all(self, found: Gathered) -> None:
+        assert_type(found[0], Mapping[str, Any])
+        assert_type(len(found), int)
+        assert_type(found.dropped, tuple[DroppedTask, ...])
+        assert_type(found.sources, tuple[tuple[str, str], ...])
 
     def fetch(self, request_id: str) -> None:
         ctx = assert_type(self.ctx, Context)
@@ -240,6 +247,7 @@ assert_type(job.pending_tasks[0].delay, timedelta | None)
 assert_type(job.pending_tasks[0].payload, Mapping[str, object])
 assert_type(job.outputs, list[Output])
 assert_type(job.outputs[0].data, Mapping[str, object])
+assert_type(job.pending_tasks[0].gathers, bool)
 assert_type(job.dropped, list[DroppedTask])
 assert_type(job.error, ErrorInfo | None)
 assert_type(job.commits, Sequence[Commit])

@@ -11,9 +11,9 @@ Invariants:
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
+from pytest_routilux.sim.conformance.gather_rules import GatherRules
 from pytest_routilux.sim.conformance.retry_rules import (
     BrokenRuleError,
     RetryRules,
@@ -21,7 +21,7 @@ from pytest_routilux.sim.conformance.retry_rules import (
     fail,
 )
 from pytest_routilux.sim.conformance.shadow_job import ShadowJob, ShadowTask
-from pytest_routilux.sim.conformance.spec import FlowSpec, error_name, width_of
+from pytest_routilux.sim.conformance.spec import FlowSpec, child_id, error_name, width_of
 from pytest_routilux.sim.conformance.start_rules import StartRules, same, too_early, wrong_attempt
 from pytest_routilux.text import seconds
 from routilux import ClockStalledError, CommitKind, JobStatus, PoisonJobError
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.simulator.model import Case, Finding, Host, World
     from routilux import Commit
 
-_LONGEST_ID: Final = 64
 _POISONED: Final = error_name(PoisonJobError)
 _DONE = CommitKind.DONE
 _FAILED = CommitKind.FAILED
@@ -83,7 +82,10 @@ def _spec_of(case: Case) -> FlowSpec:
 
 
 class _Checker:
-    __slots__ = ("_exact", "_job", "_retry_rules", "_spec", "_starts_known", "start_rules")
+    __slots__ = (
+        *("_exact", "_gathers", "_job", "_retry_rules", "_spec", "_starts_known"),
+        "start_rules",
+    )
 
     def __init__(self, spec: FlowSpec, hosts: Sequence[Host]) -> None:
         self._spec = spec
@@ -92,7 +94,8 @@ class _Checker:
         self._starts_known = False  # of the steps of the host that made the last commit of a step
         self._job = ShadowJob(max(widths), spec.limits)
         self._retry_rules = RetryRules(spec, self._job, hosts)
-        self.start_rules = StartRules(self._job, exact=self._exact)
+        self._gathers = GatherRules(spec, self._job)
+        self.start_rules = StartRules(self._job, self._gathers, exact=self._exact)
 
     # --- a commit -------------------------------------------------------------------------------
 
@@ -111,11 +114,12 @@ class _Checker:
             reports = shadow.reports
             if commit.state is not None or commit.shared is not None:
                 job.write(shadow.task.routine_id, commit.state, commit.shared)
-            job.create(commit, reports=reports)
+            self._create(commit, shadow, reports=reports)
         elif kind is CommitKind.START:
             self._check_new(commit)
             job.start = at
             job.create(commit)
+            self._gathers.check_commit(commit)
         elif kind is _RESUMED:
             job.resume(commit)
         elif kind is CommitKind.INTERRUPTED:
@@ -123,8 +127,15 @@ class _Checker:
         elif commit.task_id is not None:
             self._check_unfinished(commit)
         self._check_status(commit)
+        self._gathers.settle(at)
         job.at = at
         job.status = commit.status
+
+    def _create(self, commit: Commit, shadow: ShadowTask, *, reports: bool) -> None:
+        """Add the tasks and the deliveries of a commit that ends the task `shadow`."""
+        self._job.create(commit, shadow.children, reports=reports)
+        self._gathers.check_commit(commit)
+        self._gathers.deliver(commit, shadow, shadow.children)
 
     def _check_interrupted(self, commit: Commit) -> None:
         """Check that the attempt that broke off the run is in flight, and stays the next one."""
@@ -165,7 +176,7 @@ class _Checker:
     def _check_tasks(self, commit: Commit, shadow: ShadowTask) -> None:
         """Check that `commit` creates exactly the tasks that the emissions require."""
         task = shadow.task
-        tasks = commit.tasks
+        tasks = [new for new in commit.tasks if new.emission >= 0]
         created = 0
         for index, emission in enumerate(commit.emissions):
             edges = self._spec.edges.get((task.routine_id, emission.event))
@@ -184,7 +195,7 @@ class _Checker:
                         f" but no task is created for the connected slot {target}.{slot}"
                     )
                     fail("edge-missing", what, commit)
-                expected = _child_id(task.task_id, shadow.children + created)
+                expected = child_id(task.task_id, shadow.children + created)
                 if new.task_id != expected:
                     what = (
                         f"task {created + 1} that {commit_text(commit)} creates has the id"
@@ -246,15 +257,16 @@ class _Checker:
             job.retry(shadow, commit)
             return
         self._check_tasks(commit, shadow)
-        if kind is _FAILED:
-            shadow.failed = job.failing = True
-            shadow.children += len(commit.tasks)
-            shadow.attempt += 1
-            shadow.delay = 0
-        else:
+        if kind is not _FAILED:
             job.close(shadow, "was dropped")
             job.dropped += 1
-        job.create(commit, reports=True)
+            self._gathers.drop(shadow)
+        self._create(commit, shadow, reports=True)
+        if kind is _FAILED:
+            shadow.failed = job.failing = True
+            shadow.children += sum(task.emission >= 0 for task in commit.tasks)
+            shadow.attempt += 1
+            shadow.delay = 0
 
     def _record_effect(self, commit: Commit, shadow: ShadowTask) -> None:
         name = str((commit.detail or {}).get("name"))
@@ -342,20 +354,16 @@ class _Checker:
         waiting = [
             shadow
             for shadow in job.open.values()
-            if not shadow.failed and (shadow.reports or not job.failing)
+            if not (shadow.failed or shadow.waits) and (shadow.reports or not job.failing)
         ]
         if job.status is _RUNNING and waiting:
             shadow = min(waiting, key=lambda shadow: shadow.due)
+            if shadow.gather:
+                what = f"gather {shadow} never starts, though no task can deliver to it any more"
+                fail("gather-never", what, shadow.task)
             what = (
                 f"attempt {shadow.attempt} of {shadow} never starts, though it is due"
                 f" {seconds(shadow.due - job.start)} s after the start of the job and no step is in"
                 " flight: a wake-up was lost"
             )
             fail("wake-up-lost", what, shadow.task)
-
-
-def _child_id(parent: str, number: int) -> str:
-    name = f"{parent}.{number}"
-    if len(name) <= _LONGEST_ID:
-        return name
-    return f"~{hashlib.sha256(parent.encode()).hexdigest()[:16]}.{number}"

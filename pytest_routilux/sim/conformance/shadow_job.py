@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MOST_CONFLICTS: Final = 3
 _NEVER: Final = -(1 << 63)
+Path = tuple[tuple[int, int], ...]
 
 
 @final
@@ -31,7 +32,9 @@ class ShadowTask:
     since the last resume, None before the first one. `due` is when the task may start, `delay` the
     wait before it, `ready` when it last became pending, `first` when its first attempt started.
     `ended` says how the task ended. `children` counts the tasks that its failures created.
-    `reports`: an event `error` of the engine created the task or an ancestor.
+    `reports`: an event `error` of the engine created the task or an ancestor. `path` holds the
+    numbers of its ancestors among their siblings. A gather `waits` until no task can deliver to it;
+    `deliveries` are (path, payload, source), `dropped` (path, task id).
     """
 
     task: Task
@@ -49,6 +52,12 @@ class ShadowTask:
     effects: set[str] = field(default_factory=set)
     children: int = 0
     reports: bool = False
+    parent: ShadowTask | None = None
+    path: Path = ((0, 0),)
+    gather: bool = False
+    waits: bool = False
+    deliveries: list[tuple[Path, dict[str, object], tuple[str, str]]] = field(default_factory=list)
+    dropped: list[tuple[Path, str]] = field(default_factory=list)
 
     def __str__(self) -> str:
         return f"{self.task.routine_id} (task {self.task.task_id})"
@@ -112,12 +121,16 @@ class ShadowJob:
 
     # --- commits --------------------------------------------------------------------------------
 
-    def create(self, commit: Commit, *, reports: bool = False) -> None:
-        """Add the new tasks of `commit` to this job."""
+    def create(self, commit: Commit, number: int = 0, *, reports: bool = False) -> None:
+        """Add the new tasks of `commit`; its task has created `number` tasks before."""
+        parent = self.tasks.get(commit.task_id or "")
         for task in commit.tasks:
-            self.tasks[task.task_id] = self.open[task.task_id] = ShadowTask(
-                task, commit.at_ns, commit.at_ns, reports=reports
-            )
+            if task.into is None:
+                shadow = ShadowTask(task, commit.at_ns, commit.at_ns, reports=reports)
+                self.tasks[task.task_id] = self.open[task.task_id] = shadow
+                if parent is not None:
+                    shadow.parent, shadow.path = parent, (*parent.path, (0, number))
+            number += task.emission >= 0
 
     def close(self, shadow: ShadowTask, ended: str) -> None:
         shadow.ended = ended

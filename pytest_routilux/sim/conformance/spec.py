@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+import hashlib
 from asyncio import CancelledError
 from fractions import Fraction
 from typing import TYPE_CHECKING, Final, final
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from routilux import Flow
 
 _SECOND: Final = 10**9
+_LONGEST_ID: Final = 64
 _CENTURY: Final = 36_525 * 86_400 * _SECOND
 _COMPUTED: Final = 300
 _NEVER: Final = (
@@ -126,11 +128,26 @@ class RetryPolicy:
         return own or (leaves != [] and all(leaves))
 
 
+SlotName = tuple[str, str]
+"""A routine and one of its slots."""
+
+
+def child_id(parent: str, name: str | int) -> str:
+    """Return the id of a task that the task `parent` creates, a second time."""
+    task_id = f"{parent}.{name}"
+    if len(task_id) <= _LONGEST_ID:
+        return task_id
+    return f"~{hashlib.sha256(parent.encode()).hexdigest()[:16]}.{name}"
+
+
 @final
 class FlowSpec:
-    """The rules that one flow sets for its jobs."""
+    """The rules that one flow sets for its jobs.
 
-    __slots__ = ("edges", "emits_error", "limits", "policies")
+    `gathers` holds the split of each gather slot; None if it gathers for the whole job.
+    """
+
+    __slots__ = ("_below", "edges", "emits_error", "gathers", "limits", "policies")
 
     def __init__(self, flow: Flow) -> None:
         of_flow = flow.error_handler or ErrorHandler()
@@ -144,3 +161,53 @@ class FlowSpec:
         self.edges: Final = edges
         self.limits: Final = {name: r.max_concurrency for name, r in flow.routines.items()}
         self.emits_error: Final = {n for n, r in flow.routines.items() if "error" in r.events}
+        self.gathers: Final = {
+            (name, slot.name): flow.gather_per.get(name)
+            for name, routine in flow.routines.items()
+            for slot in routine.slots.values()
+            if slot.gather
+        }
+        self._below: Final[dict[tuple[str, SlotName | None], set[SlotName]]] = {}
+
+    def opened_by(self, routine: str, *, first: bool) -> list[SlotName]:
+        """Return the gathers whose scope a task of `routine` begins.
+
+        The `first` task of a job also begins those of the whole job that it can lead to.
+        """
+        below = self._reached(routine, None) if first and self.gathers else ()
+        return [
+            slot
+            for slot, split in self.gathers.items()
+            if split == routine or (split is None and slot in below)
+        ]
+
+    def delivers(self, routine: str, slot: SlotName) -> bool:
+        """Return whether a task of `routine`, or a task below it, can deliver in its scope."""
+        return slot in self._reached(routine, slot)
+
+    def _reached(self, start: str, of: SlotName | None) -> set[SlotName]:
+        """Return the slots to which chains of connections lead from a routine.
+
+        With `of` a chain ends at the split of that gather. It also ends at each gather slot, and
+        leads from a split to the routines that gather for it: those tasks exist from the beginning.
+        """
+        found = self._below.get((start, of))
+        if found is None:
+            found = self._below[start, of] = set()
+            seen, todo = {start}, [start]
+            while todo:
+                routine = todo.pop()
+                below = [name for (name, _), split in self.gathers.items() if split == routine]
+                if of is not None and routine == self.gathers[of] and routine != start:
+                    continue
+                for (source, _), edges in self.edges.items():
+                    if source == routine:
+                        found |= {(target, slot) for target, slot, _ in edges}
+                        below += [
+                            target
+                            for target, slot, _ in edges
+                            if of is None or (target, slot) not in self.gathers
+                        ]
+                todo += [name for name in dict.fromkeys(below) if name not in seen]
+                seen.update(below)
+        return found

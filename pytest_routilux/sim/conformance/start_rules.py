@@ -18,6 +18,7 @@ from routilux import JobStatus
 from routilux.codec.equality import first_difference, same_value
 
 if TYPE_CHECKING:
+    from pytest_routilux.sim.conformance.gather_rules import GatherRules
     from pytest_routilux.sim.conformance.shadow_job import ShadowJob, ShadowTask
     from routilux import StepInput
 
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 class StartRules:
     """Checks the start of each step of a job."""
 
-    __slots__ = ("_compared", "_exact", "_job")
+    __slots__ = ("_compared", "_exact", "_gathers", "_job")
 
-    def __init__(self, job: ShadowJob, *, exact: bool) -> None:
+    def __init__(self, job: ShadowJob, gathers: GatherRules, *, exact: bool) -> None:
         self._job = job
+        self._gathers = gathers
         self._exact = exact
         # Equal pairs, by routine. Values are replaced and never changed, so one comparison lasts.
         self._compared: dict[str | None, tuple[object, object]] = {}
@@ -116,7 +118,9 @@ class StartRules:
         if step.shared or job.shared:
             self._compare(step, None, job.shared, step.shared)
         payload = shadow.task.payload
-        if task.payload is not payload and not same(payload, task.payload):
+        if shadow.gather:
+            self._gathers.check_start(step, shadow)
+        elif task.payload is not payload and not same(payload, task.payload):
             self._wrong_data(step, "its payload", payload, task.payload)
         if (step.effects or shadow.effects) and set(step.effects or ()) != shadow.effects:
             what = (

@@ -106,7 +106,7 @@ class _Watch(Fault):
             finally:
                 self._record(routine_id, where, before, self._read(routine))
 
-        return Slot(slot.name, watched, slot.binding)
+        return replace(slot, handler=watched)
 
     def _read(self, routine: Routine) -> Values:
         seen: Values = {

@@ -17,6 +17,7 @@ from routilux import (
     CommitKind,
     ErrorHandler,
     Flow,
+    Gathered,
     JobState,
     JobStatus,
     RetryAfter,
@@ -24,6 +25,7 @@ from routilux import (
 )
 from routilux.codec import encoding
 from routilux.core import fold, transitions
+from routilux.core import gathering as gathers
 from routilux.core.fold import FoldedJob
 from routilux.core.machine import Machine
 from routilux.core.schedule import Schedule
@@ -163,6 +165,28 @@ def shop(
         return flow
 
     return build
+
+
+class Total(Routine):
+    """Gathers the charged orders."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("charged", handler=self.add_up, gather=True)
+        self.define_event("output", ["message"])
+
+    def add_up(self, charged: Gathered) -> None:
+        numbers = [order["number"] for order in charged]
+        self.emit("output", message=f"{numbers} and {len(charged.dropped)} dropped")
+
+
+def gathering(*, workers: int = 1) -> Flow:
+    """Make a shop whose charges are gathered per order list; the last charge is dropped."""
+    flow = shop(fails=(1, 0, 9), workers=workers, charge=Wide, on_exhausted="continue")()
+    flow.add_routine(Total(), "total", gather_per="orders")
+    flow.connect("charge", "output", "total", "charged")
+    flow.connect("total", "output", "audit", "failed")
+    return flow
 
 
 # --- bugs -----------------------------------------------------------------------------------------
@@ -764,3 +788,86 @@ def after_a_resume_time_runs_back_where_the_clock_was_set_back(patch: Patch) -> 
         self.offset = clock.now_ns() - clock.monotonic_ns()
 
     after(patch, Drive, "__init__", plain)
+
+
+# Gathers.
+
+
+@bug(
+    "gather-early",
+    "gather total (task 0.g0) starts, but charge (task 0.0) could still deliver to it",
+    build=gathering,
+    routine="total",
+)
+def a_gather_starts_before_its_last_delivery(patch: Patch) -> None:
+    def early(ready: list[Any], commit: Commit, parent: Any, _: Any, pending: Any) -> list[Any]:
+        gather = pending.get("0.g0")
+        if gather is None or gather.gathering.collected or gather.gathering.deliveries < 1:
+            return ready
+        gathers._collect(gather, gather.gathering)
+        return [*ready, gather]
+
+    original = gathers._advance
+    patch.setattr(gathers, "_advance", lambda *args: early(original(*args), *args))
+
+
+@bug(
+    "attempt-repeated",
+    "attempt 1 of total (task 0.g0) starts after the task was done",
+    build=gathering,
+    routine="total",
+)
+def a_gather_starts_twice(patch: Patch) -> None:
+    original = gathers._advance
+    patch.setattr(gathers, "_advance", lambda *args: original(*args) * 2)
+
+
+@bug(
+    "gather-never",
+    "gather total (task 0.g0) never starts, though no task can deliver to it any more",
+    build=gathering,
+    routine="total",
+)
+def a_gather_never_starts(patch: Patch) -> None:
+    original = gathers._advance
+    patch.setattr(gathers, "_advance", lambda *args: original(*args) * 0)
+
+
+@bug("gather-wrong", "dropped", build=gathering, routine="total")
+def a_gather_gets_no_dropped_tasks(patch: Patch) -> None:
+    original = gathers.Collected
+    patch.setattr(gathers, "Collected", lambda dropped, sources: original((), sources))
+
+
+@bug("gather-wrong", "does not get what its scope delivered", build=gathering, routine="total")
+def a_gather_gets_its_deliveries_in_the_order_of_their_arrival(patch: Patch) -> None:
+    original = gathers._enter
+
+    def enter(places: Any, gather: str, entry: Any, pending: Any) -> Any:
+        if isinstance(entry, gathers.Delivery):  # in a place of its own, behind all others
+            last = pending[gather].gathering.first
+            while last.next is not None:
+                last = last.next
+            last.next = gathers.Place(entry)
+            return last.next
+        return original(places, gather, entry, pending)
+
+    patch.setattr(gathers, "_enter", enter)
+
+
+@bug(
+    "gather-missing",
+    "creates task 0, the scope of a gather at total.charged, but no task of that gather",
+    build=gathering,
+    routine=None,
+)
+def a_scope_begins_without_its_gather(patch: Patch) -> None:
+    original = Machine.start
+
+    def start(self: Machine, *args: Any, **kwargs: Any) -> Commit:
+        commit = original(self, *args, **kwargs)
+        commit.tasks = commit.tasks[:1]
+        commit.tasks[0].keeps = ()
+        return commit
+
+    patch.setattr(Machine, "start", start)

@@ -1,0 +1,93 @@
+"""Gathers: each runs once for its scope, with its deliveries in the order of lineage."""
+
+from __future__ import annotations
+
+from random import Random
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from routilux import Flow
+from routilux.core.machine import Machine
+from routilux.core.state import JobState
+from routilux.graph.messages import Emission, ErrorInfo, StepInput, StepOutcome
+from tests.core.gather_flows import Behaviour, Expected, Got, gather_ids, plain_id, random_flow
+from tests.core.stories import by_document, by_folding, by_text
+from tests.soak import examples
+
+RESTORED_BY = [by_document, by_text, by_folding]
+MOST_TASKS = 400
+
+
+def outcome(step: StepInput, flow: Flow, behaviour: Behaviour) -> StepOutcome:
+    routine = flow.routines[step.task.routine_id]
+    emitted, dropped = behaviour.of(plain_id(step.task.task_id, flow), routine)
+    if dropped:
+        error = ValueError("dropped")
+        return StepOutcome(step.number, [], error=ErrorInfo.of(error), error_type=ValueError)
+    return StepOutcome(step.number, [Emission(event, {"n": n}, True) for event, n in emitted])
+
+
+def got(step: StepInput, flow: Flow) -> Got:
+    assert step.collected is not None
+    [payloads] = step.task.payload.values()
+    assert isinstance(payloads, list)
+    return (
+        [payload if "n" in payload else None for payload in payloads],
+        list(step.collected.sources),
+        [plain_id(task.task_id, flow) for task in step.collected.dropped],
+    )
+
+
+def driven(
+    flow: Flow, behaviour: Behaviour, random: Random
+) -> tuple[JobState, dict[tuple[str, str], Got]]:
+    """Run a job with steps, ends and crashes at random; return what each gather got."""
+    found: dict[tuple[str, str], Got] = {}
+    machine = Machine(flow.plan(), JobState("j"))
+    machine.accept(machine.start("a", "trigger", {}, 0))
+    flying: list[StepInput] = []
+    while machine.job.status.is_live:
+        now = machine.job.updated_ns + 1
+        ready = machine.startable(now)
+        room = len(flying) < flow.max_workers
+        action = random.randrange(3)
+        if action == 2 and random.random() < 0.2:
+            before = machine.job
+            machine = Machine(flow.plan(), random.choice(RESTORED_BY)(before))
+            assert before == machine.job == machine.job.copy()
+            machine.accept(machine.resume(now, retry_failed=False, max_recoveries=None))
+            flying = []
+        elif flying and (action == 1 or not (ready and room)):
+            step = flying.pop(random.randrange(len(flying)))
+            commit = machine.finish(step, outcome(step, flow, behaviour), now)
+            assert commit is not None
+            machine.accept(commit)
+            if step.collected is not None:
+                scope = plain_id(step.task.task_id, flow).rpartition(".")[0]
+                key = scope, step.task.routine_id
+                assert key not in found
+                found[key] = got(step, flow)
+        elif ready:
+            flying.append(machine.begin(random.choice(ready), now))
+        else:
+            assert flying or action == 2 or room, machine.job.pending_tasks
+            assert ready or flying, machine.job.pending_tasks
+    return machine.job, found
+
+
+@settings(max_examples=examples(3))
+@given(st.integers(0, 10**9))
+def test_each_gather_runs_once_with_its_scope_in_the_order_of_lineage(seed):
+    random = Random(seed)
+    flow, splits = random_flow(random)
+    behaviour = Behaviour(seed)
+    expected = Expected(flow, behaviour, splits)
+    wanted = expected.of("a")
+    if len(expected.tasks) > MOST_TASKS:
+        return
+    for _ in range(3):
+        job, found = driven(flow, behaviour, random)
+        assert wanted == found
+        assert (job.status.value, ()) == ("completed", job.pending_tasks)
+        assert len(set(gather_ids(job))) == len(found)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from routilux.clocks.durations import seconds_text
+from routilux.clocks.durations import exact_text, seconds_text
 from routilux.core.commits import CommitKind, JobStatus
 
 if TYPE_CHECKING:
@@ -90,8 +90,7 @@ def describe(commit: Commit) -> str:
         text = f"the job is {_REQUESTS.get(kind, kind.value)}"
         return f"{text}: {reason}" if reason else text
     if kind is CommitKind.RETRY:
-        delay = seconds_text(commit.delay_ns or 0, 9).rstrip("0").rstrip(".")
-        text = f"fails, waits {delay} s: {reason}"
+        text = f"fails, waits {exact_text(commit.delay_ns or 0)} s: {reason}"
     elif kind is CommitKind.DROPPED:
         text = f"fails, dropped as {detail['as']}: {reason}"
     elif kind is CommitKind.FAILED:

@@ -176,7 +176,8 @@ class LeaseLostError(RoutiluxError):
 class DuplicateJobError(RoutiluxError):
     """The store or the runtime already has a job with this id.
 
-    Wait for that job, or choose another `job_id`.
+    A job id from your data, such as the number of an order, makes a second submit of the same work
+    raise this error: nothing is to be done then. For other work choose another `job_id`.
     """
 
 

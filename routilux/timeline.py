@@ -123,8 +123,12 @@ class JobTimeline:
         *,
         thorough: bool = False,
         most: int | None = None,
+        before: Commit | None = None,
     ) -> None:
-        """`most` is the most commits of a kind that get lines of their own; None for any number."""
+        """`most` is the most commits of a kind that get lines of their own; None for any number.
+
+        `before` is the commit before the first of `commits`, if there is one.
+        """
         self._start = start
         self._commits = commits
         self._most = sys.maxsize if most is None else most
@@ -134,7 +138,7 @@ class JobTimeline:
                 self._like.setdefault(_kind_of(commit), []).append(commit)
         self.payloads: set[str] = set()  # the ids of the tasks whose payload has a line
         self._thorough = thorough
-        self._before = start
+        self._before = before
         retries = [retry for retry in monitor.retries if retry.job_id == job_id]
         # The number of the retry that each failed attempt led to, and the wait of each attempt.
         self._numbers = {(retry.task_id, retry.attempt): retry.number for retry in retries}
@@ -152,7 +156,7 @@ class JobTimeline:
                 yield from self._commit(commit)
             elif commit is like[0]:
                 yield self._collapsed(like)
-            self._before = commit.at_ns
+            self._before = commit
         for commit in self._commits[-1:]:
             if commit.status in (JobStatus.COMPLETED, JobStatus.FAILED):
                 status = commit.status.value
@@ -277,15 +281,19 @@ class JobTimeline:
         return self._line("📌", commit, *parts)
 
     def _resumed(self, commit: Commit) -> Line:
+        detail, before = commit.detail or {}, self._before
         what = "resumed"
-        if commit.status is JobStatus.PENDING and not (commit.detail or {}).get("retry_failed"):
-            what = "taken over"
+        if commit.status is JobStatus.PENDING and not detail.get("retry_failed"):
+            what = "taken over by an operator"
+        elif before is not None and before.status is JobStatus.PENDING:
+            what = "taken by a host"
         parts: list[Part] = [(what, "bold"), f", job {commit.status.value}"]
         if self._thorough:
-            detail = commit.detail or {}
-            facts = [f"after {seconds_text(commit.at_ns - self._before)} s"]
-            if detail["recoveries"]:
-                facts.append(f"recovery {detail['recoveries']} without progress")
+            since = self._start if before is None else before.at_ns
+            facts = [f"after {seconds_text(commit.at_ns - since)} s"]
+            number = detail["recoveries"]
+            if number:
+                facts.append(f"{number} unclean {'stop' if number == 1 else 'stops'} in a row")
             if detail["retry_failed"]:
                 facts.append("a fresh budget for what failed")
             if "shape" in detail:

@@ -346,7 +346,11 @@ def _payload(payload: Mapping[str, object]) -> Iterator[Line]:
 def _summary(value: object) -> list[str]:
     """Return short texts that summarize `value`: sizes, first items, keys or scalars."""
     if not isinstance(value, Mapping):
-        return [_items(value) if isinstance(value, _COLLECTIONS) else one_line(str(value), _LONGEST_VALUE)]
+        return [
+            _items(value)
+            if isinstance(value, _COLLECTIONS)
+            else one_line(str(value), _LONGEST_VALUE)
+        ]
     lists = {name: inner for name, inner in value.items() if isinstance(inner, _COLLECTIONS)}
     if not lists:
         return [f"keys: {', '.join(map(str, value))}" if value else "no keys"]

@@ -171,7 +171,7 @@ def plain_id(task_id: str, flow: Flow) -> str:
     return re.sub(r"g(\d+)", lambda m: f"g({gathers.slots[int(m[1])].routine_id})", task_id)
 
 
-def random_flow(random: Random) -> tuple[Flow, dict[str, str]]:
+def random_flow(random: Random, kind: type[Node] = Node) -> tuple[Flow, dict[str, str]]:
     """A flow that starts with `a`, and its splits by the routine that gathers."""
     while True:
         names = "abcdefgh"[: random.randint(3, 8)]
@@ -181,7 +181,7 @@ def random_flow(random: Random) -> tuple[Flow, dict[str, str]]:
         flow = Flow("f", execution_strategy="concurrent", max_workers=random.choice([1, 2, 4]))
         for name in names:
             strategy = random.choice(["continue", "continue", "stop"])
-            node = Node(gather=name in gathering, errors=name in errors, strategy=strategy)
+            node = kind(gather=name in gathering, errors=name in errors, strategy=strategy)
             flow.add_routine(node, name, gather_per=splits.get(name))
         for source in names:
             for _ in range(random.choice([1, 2, 2, 3])):

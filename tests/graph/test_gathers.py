@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
 from typing import Any
 
@@ -167,3 +169,11 @@ def test_a_saved_flow_keeps_its_gathers():
     del changed["routines"][1]["gather_per"], changed["routines"][2]["gather_per"]
     with pytest.raises(FlowMismatchError, match="differ"):
         Flow.deserialize(changed)
+
+
+def test_what_is_gathered_is_a_sequence_that_can_be_copied():
+    found = Gathered([{"n": 1}, {"n": 2}], (), (("a", "out"), ("b", "out")))
+    assert [{"n": 1}, {"n": 2}] == list(found) == [*found[:1], found[-1]]
+    assert found == pickle.loads(pickle.dumps(found)) == copy.deepcopy(found)
+    assert found != Gathered([{"n": 1}, {"n": 2}])
+    assert "<Gathered: 2 payloads>" == repr(found)

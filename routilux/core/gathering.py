@@ -66,7 +66,7 @@ class Scope:
             if number is None:
                 self.begin(tasks, task, self._gathers.opened_by.get(task.routine_id, ()))
             else:
-                task.into = self._ids[number]
+                task.into = self._ids[number]  # `entry_checks` lets no task be outside of a scope
                 tasks.append(task)
         return tasks
 

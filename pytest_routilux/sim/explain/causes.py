@@ -124,7 +124,7 @@ def _effect_repeated(failure: Failure) -> Reason:
     )
     fix = (
         f'{effect}(..., key=self.ctx.key("{verb}")): the same on every attempt and host\n'
-        f'(flow_sim.effect("{effect}", key="key") makes a double with this parameter)\n'
+        f'(its double: flow_sim.effect("{effect}", key="key"); a call that only reads needs none)\n'
         "(ctx.once alone is not enough: a crash can come between the call and its record)"
     )
     return Reason(why, fix)

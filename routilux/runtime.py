@@ -245,6 +245,12 @@ class Runtime:
         """
         checked_flag("allow_changed_flow", allow_changed_flow)
         checked_flag("retry_failed", retry_failed)
+        if job.store not in (None, self.store):
+            raise NotResumableError(
+                f"job {job.job_id} is kept in a store, and this runtime has"
+                f" {'no store' if self.store is None else 'another one'}; resume the job by a"
+                f" runtime with its store: runtime.resume(flow, runtime.load({job.job_id!r}))"
+            )
         clean = self._was_given_back(job.job_id)
         plan = flow.plan(execution_strategy)
         check_same_flow(plan, job, allow_changed=allow_changed_flow)
@@ -353,6 +359,7 @@ class Runtime:
             job = self.environment.journal.read(job_id, history=history, history_limit=limit)
         if job is None:
             raise KeyError(f"the runtime's store holds no job {job_id!r}")
+        job.store = self.store
         return job
 
     def close(self) -> None:

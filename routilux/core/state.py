@@ -88,7 +88,7 @@ class JobState(FoldedJob):
     clock_ns: Callable[[], int] | None
     """The clock of its runtime: a saved form says when it was saved."""
     store: object | None
-    """The `JobStore` that has its commits; None without one, and for a job of a saved form or of `at`.
+    """The `JobStore` that keeps it; None for a job of a saved form, or of `at`.
 
     Only a runtime with this store can resume the job.
     """

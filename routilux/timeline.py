@@ -258,7 +258,8 @@ class JobTimeline:
         facts = self._spent(commit)
         for name, writes in (("state", commit.state), ("shared", commit.shared)):
             if writes is not None:
-                keys = [*writes.values, *(f"without {key}" for key in writes.removed)]
+                keys = [*writes.values, *writes.patches]
+                keys += [f"without {key}" for key in writes.removed]
                 facts.append(f"{name}: {', '.join(keys)}")
         who = f"{commit.routine_id} attempt {commit.attempt}: done"
         return self._line("✅", commit, who, (f" · {' · '.join(facts)}", "dim"))

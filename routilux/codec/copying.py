@@ -10,8 +10,9 @@ Invariants:
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any, TypeVar, cast
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, Final, TypeVar, cast
 
 from routilux.codec.equality import SCALARS
 
@@ -57,6 +58,28 @@ def _copy(value: Any) -> Any:
             for key, item in value.items()
         }
     if kind is list or kind is tuple or kind is set or kind is frozenset:
+        if kind is list and len(value) >= _MANY:
+            if SCALARS.issuperset(map(type, value)):
+                return value.copy()
+            if are_flat_rows(value):
+                return list(map(dict.copy, value))
         items = [item if type(item) in SCALARS else _copy(item) for item in value]
         return items if kind is list else kind(items)
     return value if kind in SCALARS else copy.deepcopy(value)
+
+
+def are_flat_rows(items: Sequence[object]) -> bool:
+    """Return whether all items are dicts of scalars, which `dict.copy` copies.
+
+    >>> are_flat_rows([{"n": 1}, {}]), are_flat_rows([{"n": [1]}])
+    (True, False)
+    """
+    return (
+        _DICT.issuperset(map(type, items))
+        and SCALARS.issuperset(map(type, chain.from_iterable(cast("Any", items))))
+        and SCALARS.issuperset(map(type, chain.from_iterable(map(dict.values, cast("Any", items)))))
+    )
+
+
+_DICT: Final = frozenset({dict})
+_MANY: Final = 16  # items, from which on a look at all types costs less than it saves

@@ -17,7 +17,9 @@ from routilux.core.gathering import create, gathers_in
 from routilux.core.parts import Output, PendingTask, RoutineState, RoutineStatus
 from routilux.core.wire import in_range, texts
 from routilux.errors import IllegalTransitionError
+from routilux.graph.growing import plain_values
 from routilux.graph.messages import DroppedTask
+from routilux.graph.patches import ABSENT, Owned, PatchError, patched
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -50,6 +52,7 @@ class FoldedJob:
         "_pending",
         "_replaying",
         "_reports",
+        "_shared",
         "_waiting",
         "clock_ns",
         "dropped",
@@ -64,7 +67,6 @@ class FoldedJob:
         "routine_states",
         "seq",
         "shape",
-        "shared_data",
         "started_ns",
         "status",
         "stops",
@@ -88,7 +90,7 @@ class FoldedJob:
         self.interruption: ErrorInfo | None = None
         self.interrupted_task: str | None = None
         self.routine_states: dict[str, RoutineState] = {}
-        self.shared_data: dict[str, object] = {}
+        self._shared: dict[str, object] = {}  # as the engine keeps it; `shared_data` is plain
         self.outputs: list[Output] = []
         self.dropped: list[DroppedTask] = []
         self.error: ErrorInfo | None = None
@@ -97,13 +99,20 @@ class FoldedJob:
         self._reports: set[str] = set()  # pending tasks that report a failure
         self._waiting: set[str] = set()  # pending tasks that got a due time since the last resume
         self._gathers = False  # whether its flow has gathers: all others take the short way
-        self._replaying = False  # nothing refers to its mappings, so that they are changed in place
+        # While commits are replayed: the values that the replay has made. Nothing else refers to
+        # them or to the mappings of the job, so that all are changed in place.
+        self._replaying: Owned | None = None
         self._commits: list[Commit] = []
         self.history_limit: int | None = None
         # The clock of its runtime; a saved form says when it was saved.
         self.clock_ns: Callable[[], int] | None = None
         # Only a runtime with this store can resume the job; a saved form is of no store.
         self.store: object | None = None
+
+    @property
+    def shared_data(self) -> dict[str, object]:
+        """What handlers keep in `ctx.shared`, by key."""
+        return plain_values(self._shared)
 
     @property
     def pending_tasks(self) -> tuple[PendingTask, ...]:
@@ -135,7 +144,13 @@ class FoldedJob:
         return tuple(self._commits)
 
     def _first_difference(self, other: FoldedJob) -> str | None:
-        return next((n for n in _COMPARED if not _same(getattr(self, n), getattr(other, n))), None)
+        return next((n for n in _COMPARED if not _same(self._seen(n), other._seen(n))), None)
+
+    def _seen(self, name: str) -> object:
+        """Return an attribute as a user sees it."""
+        if name == "routine_states":
+            return {key: state.seen() for key, state in self.routine_states.items()}
+        return getattr(self, name)
 
     def fold(self, commit: Commit) -> Sequence[PendingTask]:
         """Apply a commit to the job, and return the tasks to schedule.
@@ -209,16 +224,17 @@ class FoldedJob:
         if pending.reports and kind is not _RETRY and kind is not _CONFLICT:
             self._reports.discard(task_id)
         if kind is _DONE:
+            state = None if commit.state is None else self._written(routine.kept, commit.state)
+            if commit.shared is not None:
+                self._shared = self._written(self._shared, commit.shared)
+            if state is not None:
+                routine.kept = state
             del self._pending[task_id]
             self._waiting.discard(task_id)
             routine.attempts += 1
             routine.completed += 1
             if self.recoveries:
                 self._note_progress()
-            if commit.state is not None:
-                routine.state = self._written(routine.state, commit.state)
-            if commit.shared is not None:
-                self.shared_data = self._written(self.shared_data, commit.shared)
             if commit.emissions:
                 return self._deliver(commit, pending, pending.reports)
             return create(commit, pending, None, self._pending, None) if pending.places else ()
@@ -298,7 +314,7 @@ class FoldedJob:
                 f"commit {commit.seq} must hold an effect with a name, and belong to a pending task"
             )
         name = str(commit.detail["name"])
-        if self._replaying and pending.effects is not None:
+        if self._replaying is not None and pending.effects is not None:
             pending.effects[name] = commit.effect
         else:
             pending.effects = {**(pending.effects or {}), name: commit.effect}
@@ -395,10 +411,15 @@ class FoldedJob:
         return created
 
     def _written(self, old: dict[str, object], writes: Writes) -> dict[str, object]:
-        new = old if self._replaying else {**old}
+        new = {**old} if self._replaying is None else old
         new.update(writes.values)
         for key in writes.removed:
             new.pop(key, None)
+        for key, patches in writes.patches.items():
+            try:
+                new[key] = patched(new.get(key, ABSENT), patches, self._replaying)
+            except PatchError as error:
+                raise PatchError(f"its patch of {key!r} does not fit: {error}") from None
         return new
 
 
@@ -406,7 +427,9 @@ _DERIVED: Final = (
     *("_failed", "_gathers", "_replaying", "_reports", "_waiting"),
     *("history_limit", "clock_ns", "store"),
 )
-_COMPARED: Final = tuple(name for name in FoldedJob.__slots__ if name not in _DERIVED)
+_COMPARED: Final = tuple(
+    name.replace("_shared", "shared_data") for name in FoldedJob.__slots__ if name not in _DERIVED
+)
 
 
 def _same(a: object, b: object) -> bool:

@@ -139,8 +139,8 @@ class Machine:
             task,
             pending.attempt,
             job.job_id,
-            job.routine_states[routine_id].state,
-            job.shared_data,
+            job.routine_states[routine_id].kept,
+            job._shared,
             job.seq,
             pending.effects,
             now,
@@ -305,8 +305,7 @@ class Machine:
             shared = commit.shared
             if shared is not None:
                 self._shared_seq = commit.seq
-                self._shared_when.update(dict.fromkeys(shared.values, commit.seq))
-                self._shared_when.update(dict.fromkeys(shared.removed, commit.seq))
+                self._shared_when.update(dict.fromkeys(shared.keys, commit.seq))
         if not self.job._failed:
             for pending in ready:
                 self._schedule.add(pending)

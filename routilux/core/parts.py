@@ -11,7 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
@@ -31,6 +31,7 @@ from routilux.core.wire import (
     task_id,
 )
 from routilux.errors import CorruptStateError
+from routilux.graph.growing import plain_values
 from routilux.graph.messages import GATHER, DroppedTask, Task
 
 if TYPE_CHECKING:
@@ -72,8 +73,8 @@ class RoutineState:
     'skipped'
     """
 
-    state: dict[str, object] = field(default_factory=dict)
-    """What its handlers keep in `ctx.state`."""
+    kept: dict[str, object] = field(default_factory=dict)
+    """What its handlers keep in `ctx.state`, as the engine keeps it; `state` is for users."""
     attempts: int = 0
     """The attempts that ended, over all tasks."""
     retry_count: int = 0
@@ -88,6 +89,15 @@ class RoutineState:
     """The tasks that failed for good."""
     error: ErrorInfo | None = None
     """The last error of a task that was dropped or failed."""
+
+    @property
+    def state(self) -> dict[str, object]:
+        """The routine's own data, by key."""
+        return plain_values(self.kept)
+
+    def seen(self) -> RoutineState:
+        """Return a copy that can be compared by value."""
+        return replace(self, kept=self.state)
 
     @property
     def status(self) -> RoutineStatus:

@@ -53,10 +53,10 @@ def replay(job: FoldedJob, commits: Iterable[tuple[str, Commit]]) -> None:
 
     No snapshot of the job may be in use. Raises `CorruptStateError` for a commit that can't follow.
     """
-    job._replaying = True
+    job._replaying = {}
     for path, commit in commits:
         follow(job, commit, path)
-    job._replaying = False
+    job._replaying = None
 
 
 def follow(job: FoldedJob, commit: Commit, path: str) -> None:

@@ -98,7 +98,7 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
         routine_id: RoutineState._load(entry, f"{path}.routine_states[{routine_id!r}]")
         for routine_id, entry in payload(f["routine_states"], f"{path}.routine_states").items()
     }
-    job.shared_data = payload(f["shared_data"], f"{path}.shared_data")
+    job._shared = payload(f["shared_data"], f"{path}.shared_data")
     gathered: dict[str, int] = {}
     for i, entry in enumerate(f["pending_tasks"]):
         pending = PendingTask._load(entry, f"{path}.pending_tasks[{i}]")

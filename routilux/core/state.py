@@ -65,8 +65,6 @@ class JobState(FoldedJob):
     """The time of the last commit, in UTC nanoseconds."""
     routine_states: dict[str, RoutineState]
     """The saved data and the task counts of each routine, by its id."""
-    shared_data: dict[str, object]
-    """What handlers keep in `ctx.shared`."""
     outputs: list[Output]
     """The emitted events that no connection takes, in order."""
     dropped: list[DroppedTask]
@@ -123,10 +121,10 @@ class JobState(FoldedJob):
         if not 0 <= seq <= len(self._commits):
             raise ValueError(f"job {self.job_id} has commits 1 to {self.seq}, but no commit {seq}")
         earlier = JobState(self.job_id)
-        earlier._replaying = True
+        earlier._replaying = {}
         for commit in self._commits[:seq]:
             earlier.fold(commit)
-        earlier._replaying = False
+        earlier._replaying = None
         return earlier
 
     def raise_for_status(self) -> None:

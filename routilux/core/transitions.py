@@ -20,12 +20,15 @@ from routilux.core.gathering import Scope, child_id
 from routilux.core.parts import RoutineStatus
 from routilux.errors import FlowDefinitionError
 from routilux.graph.messages import Emission, ErrorInfo, StepOutcome, Task
+from routilux.graph.patches import ABSENT, misfit
 from routilux.retry.error_handler import ErrorStrategy
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from routilux.core.parts import PendingTask
     from routilux.core.state import JobState
-    from routilux.graph.messages import StepInput
+    from routilux.graph.messages import StepInput, Writes
     from routilux.graph.plan import Plan
     from routilux.retry.error_handler import ErrorHandler
 
@@ -63,6 +66,12 @@ def commit_of_outcome(
     if outcome.error_type is not None:
         return _failure(plan, job, step, outcome, outcome.error_type, now)
     task = step.task
+    try:
+        _check_patches(job.routine_states[task.routine_id].kept, outcome.state)
+        _check_patches(job._shared, outcome.shared)
+    except FlowDefinitionError as error:
+        failed = StepOutcome(step.number, [], error=ErrorInfo.of(error))
+        return _failure(plan, job, step, failed, FlowDefinitionError, now)
     emissions = tuple(outcome.emissions)
     tasks: tuple[Task, ...] = ()
     if emissions:
@@ -89,6 +98,19 @@ def commit_of_outcome(
         outcome.state,
         outcome.shared,
     )
+
+
+def _check_patches(values: Mapping[str, object], writes: Writes | None) -> None:
+    """Refuse an accumulator whose value another step has meanwhile replaced by one of another type.
+
+    All other patches fit, because the step has read the value and no other step has changed it.
+    """
+    if writes is None or not writes.patches:
+        return
+    for key, patches in writes.patches.items():
+        problem = misfit(values.get(key, ABSENT), patches)
+        if problem is not None:
+            raise FlowDefinitionError(f"can't {patches[0].kind} to {key!r}: {problem}")
 
 
 def _fan_out(

@@ -16,22 +16,34 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from contextvars import ContextVar
 from random import Random
-from typing import TYPE_CHECKING, Final, NoReturn, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, ParamSpec, Protocol, TypeVar, cast
 from uuid import UUID
 
 from routilux import codec
 from routilux.clocks.durations import SECOND, from_ns, to_ns
 from routilux.codec.copying import copy_value
-from routilux.codec.equality import same_value
 from routilux.errors import FlowDefinitionError, NoActiveStepError, StepTimeoutError
-from routilux.graph.messages import Emission, RecordedEffect, StepInput, Writes, copied_payload
+from routilux.graph.growing import private_copy
+from routilux.graph.messages import Emission, RecordedEffect, StepInput, Writes, uncopied
+from routilux.graph.patches import (
+    ABSENT,
+    Patch,
+    accumulated,
+    changes,
+    merge,
+    misfit,
+    operand_problem,
+    patched,
+    same,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime, timedelta
+    from decimal import Decimal
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -68,19 +80,57 @@ class View(MutableMapping[str, object]):
 
     Keys are strings. What differs when the handler returns is committed, also a value that was
     changed in place; other steps see it after the commit.
+
+    The methods `add`, `append`, `extend`, `union`, `maximum` and `minimum` change a value without
+    reading it. So they never conflict with other steps, cost only what they add, and are allowed
+    for `ctx.state` in a routine with `max_concurrency` above 1. A key that does not exist begins
+    with the argument. They raise `FlowDefinitionError` for a value of another type.
+
+    >>> from routilux import Flow, Routine
+    >>> class Collect(Routine):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.define_slot("trigger", handler=self.collect)
+    ...     def collect(self, rows):
+    ...         for row in rows:
+    ...             self.ctx.state.append("rows", row)
+    ...             self.ctx.shared.add("total", row)
+    >>> flow = Flow("sums")
+    >>> _ = flow.add_routine(Collect(), "collect")
+    >>> job = flow.execute("collect", {"rows": [3, 4]})
+    >>> job.routine_states["collect"].state, job.shared_data
+    ({'rows': [3, 4]}, {'total': 7})
     """
 
-    __slots__ = ("_copies", "_open", "_removed", "_snapshot", "read", "read_all")
+    # `read_all` is set by operations that depend on all keys: iteration, `len`, comparison.
+    __slots__ = (
+        "_added",
+        "_copies",
+        "_name",
+        "_open",
+        "_own",
+        "_removed",
+        "_snapshot",
+        "assigned",
+        "read",
+        "read_all",
+    )
 
-    def __init__(self, snapshot: dict[str, object], open_: Callable[[], object]) -> None:
+    def __init__(
+        self, name: str, snapshot: dict[str, object], open_: Callable[[], object], *, own: bool
+    ) -> None:
+        self._name = name
+        self._own = own  # no other step changes it meanwhile
         self._snapshot = snapshot
         self._copies: dict[str, object] = {}
+        self._added: dict[str, list[Patch]] | None = None  # accumulators, by key
         self._removed: set[str] = set()
         self._open = open_
         self.read: set[str] = set()
         """The keys that the handler has read."""
         self.read_all = False
         """Whether it has read what depends on all keys: an iteration, `len`, a comparison."""
+        self.assigned: list[str] = []
 
     def __getitem__(self, key: str) -> object:
         self._open()
@@ -90,26 +140,39 @@ class View(MutableMapping[str, object]):
         self.read.add(key)
         if key in self._removed:
             raise KeyError(key)
-        value = copy_value(self._snapshot[key])
+        value = self._current(key)
+        if value is ABSENT:
+            raise KeyError(key)
         self._copies[key] = value
         return value
+
+    def _current(self, key: str) -> Any:
+        """Return a private copy of a value with what was added to it, or `ABSENT`."""
+        value = self._snapshot.get(key, ABSENT)
+        if self._added and key in self._added:
+            return _grown(value, self._added[key])
+        return value if value is ABSENT else private_copy(value)
 
     def __setitem__(self, key: str, value: object) -> None:
         self._open()
         if type(key) is not str:
             raise TypeError(f"a key of state or shared data must be a str, not {key!r}")
+        if self._added:
+            self._added.pop(key, None)
         self._removed.discard(key)
         self._copies[key] = value
 
     def __delitem__(self, key: str) -> None:
         if key not in self:
             raise KeyError(key)
+        if self._added:
+            self._added.pop(key, None)
         self._copies.pop(key, None)
         self._removed.add(key)
 
     def __contains__(self, key: object) -> bool:
         self._open()
-        if key in self._copies:
+        if key in self._copies or (self._added and key in self._added):
             return True
         if isinstance(key, str):
             self.read.add(key)
@@ -129,21 +192,116 @@ class View(MutableMapping[str, object]):
         return repr(dict(self))
 
     def _keys(self) -> dict[str, object]:
-        return {**self._snapshot, **self._copies}
+        return {**self._snapshot, **self._copies, **(self._added or {})}
 
-    def writes(self, place: str) -> Writes | None:
-        """Return copies of the handler's changes; None if nothing changed."""
-        snapshot = self._snapshot
-        changed = {
-            key: value
-            for key, value in self._copies.items()
-            if key not in snapshot or not same_value(value, snapshot[key])
-        }
-        values = copied_payload(changed, place)
-        # Setting an equal value is no write, so it counts as a read: it must not change meanwhile.
-        self.read.update(key for key in self._copies if key in snapshot and key not in values)
+    # --- accumulators ---------------------------------------------------------------------------
+
+    def add(self, key: str, n: int | float | complex | Decimal | timedelta) -> None:
+        """Add a number to a number, or a length of time to another."""
+        self._accumulate("add", key, n)
+
+    def append(self, key: str, value: object) -> None:
+        """Add an item to the end of a list."""
+        self._accumulate("extend", key, [value])
+
+    def extend(self, key: str, values: Iterable[object]) -> None:
+        """Add items to the end of a list."""
+        self._accumulate("extend", key, self._items("extend", key, list, values))
+
+    def union(self, key: str, values: Iterable[object]) -> None:
+        """Add items to a set."""
+        self._accumulate("union", key, self._items("union", key, set, values))
+
+    def maximum(self, key: str, value: object) -> None:
+        """Replace a smaller value: a number, text, bytes, an instant or a length of time."""
+        self._accumulate("maximum", key, value)
+
+    def minimum(self, key: str, value: object) -> None:
+        """Replace a greater value: a number, text, bytes, an instant or a length of time."""
+        self._accumulate("minimum", key, value)
+
+    def _items(self, kind: str, key: object, form: type, values: Iterable[object]) -> Any:
+        try:
+            return form(values)
+        except TypeError as error:  # they are no iterable, or can't be in a set
+            raise self._refusal(kind, key, str(error)) from None
+
+    def _accumulate(self, kind: str, key: str, operand: Any) -> None:
+        self._open()
+        if type(key) is not str:
+            raise self._refusal(kind, key, f"a key must be a str, not {key!r}")
+        if self._added is None:
+            self._added = {}
+        added = self._added.get(key, [])
+        new = Patch(kind, operand)
+        problem = operand_problem(kind, operand)
+        if problem is None and key in self._copies:
+            problem = misfit(self._copies[key], [new])
+        elif problem is None and key not in self._removed:
+            problem = misfit(self._snapshot.get(key, ABSENT), [*added, new])
+        if problem is not None:
+            raise self._refusal(kind, key, problem)
+        try:
+            new.operand = copy_value(operand)
+        except Exception as error:
+            raise uncopied(f"{self._name}[{key!r}]", operand, error) from None
+        if key in self._removed:
+            self._removed.discard(key)
+            self._copies[key] = new.operand
+            return
+        if key in self._copies:
+            # The handler may hold the value that it has read, and sees what is added to it.
+            copy = self._copies[key]
+            if kind == "extend":
+                copy += copy_value(operand)
+            elif kind == "union":
+                copy |= copy_value(operand)
+            else:
+                copy = accumulated(copy, new)
+            self._copies[key] = copy
+        merge(added, new)
+        self._added[key] = added
+
+    def _refusal(self, kind: str, key: object, problem: str) -> FlowDefinitionError:
+        return FlowDefinitionError(f"{self._name}: can't {kind} to {key!r}: {problem}")
+
+    # --- what the handler changed ---------------------------------------------------------------
+
+    def writes(self) -> Writes | None:
+        """Return copies of the handler's changes; None if nothing changed.
+
+        Then `assigned` has the keys whose change depends on the value that the step has seen.
+        """
+        snapshot, added = self._snapshot, self._added or {}
+        values: dict[str, object] = {}
+        patches: dict[str, list[Patch]] = {}
+        for key, value in self._copies.items():
+            old, more = snapshot.get(key, ABSENT), added.get(key)
+            try:
+                found = None if old is ABSENT else changes(old, value)
+                if more and not misfit(old, more) and same(value, _grown(old, more)):
+                    patches[key] = more  # the handler has added to it, and read it
+                elif found == []:
+                    # Setting an equal value is no write, so it counts as a read: it must not
+                    # change meanwhile.
+                    self.read.add(key)
+                elif found is not None and (self._own or key in self.read):
+                    patches[key] = found
+                else:
+                    values[key] = copy_value(value)
+            except Exception as error:
+                raise uncopied(f"{self._name}.{key}", value, error) from None
+        patches |= {key: added[key] for key in added if key not in self._copies}
         removed = tuple(sorted(key for key in self._removed if key in snapshot))
-        return Writes(values, removed) if values or removed else None
+        self.assigned = [*values, *removed, *(k for k in patches if patches[k] is not added.get(k))]
+        return Writes(values, removed, patches) if values or removed or patches else None
+
+
+def _grown(value: Any, added: list[Patch]) -> Any:
+    """Return a private copy of a value with what was added to it."""
+    if value is not ABSENT:
+        value = private_copy(value)  # a step that fails must not grow what other steps share
+    return private_copy(patched(value, added))
 
 
 class Context:
@@ -208,7 +366,7 @@ class Context:
     def state(self) -> View:
         """The routine's own saved data, committed when the handler returns."""
         if self._state is None:
-            self._state = View(self._open_step().state, self._open_step)
+            self._state = View("ctx.state", self._open_step().kept_state, self._open_step, own=True)
             self.touched = True
         return self._state
 
@@ -219,7 +377,9 @@ class Context:
         A step runs again if another step has meanwhile changed a key that the first one read.
         """
         if self._shared is None:
-            self._shared = View(self._open_step().shared, self._open_step)
+            self._shared = View(
+                "ctx.shared", self._open_step().kept_shared, self._open_step, own=False
+            )
             self.touched = True
         return self._shared
 
@@ -349,15 +509,14 @@ class Context:
     def writes(self, *, state_allowed: bool) -> tuple[Writes | None, Writes | None]:
         """Return the handler's changes to state and to shared data."""
         own, common = self._state, self._shared  # another thread may close it meanwhile
-        state = own.writes("ctx.state") if own is not None else None
-        if state is not None and not state_allowed:
-            keys = ", ".join([*state.values, *state.removed])
+        state = own.writes() if own is not None else None
+        if own is not None and own.assigned and not state_allowed:
             raise FlowDefinitionError(
-                f"{type(self.owner).__name__} changed ctx.state[{keys}], but its"
+                f"{type(self.owner).__name__} changed ctx.state[{', '.join(own.assigned)}], but its"
                 " max_concurrency is more than 1, so updates could be lost;"
-                " use ctx.shared, or max_concurrency = 1"
+                " use an accumulator such as ctx.state.add, ctx.shared, or max_concurrency = 1"
             )
-        return state, common.writes("ctx.shared") if common is not None else None
+        return state, common.writes() if common is not None else None
 
     def shared_reads(self) -> frozenset[str] | None:
         """Return the keys of `shared` that the handler read; None means all keys."""

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Final
 from routilux.codec import registry
 from routilux.codec.copying import copy_value
 from routilux.errors import UnserializableError
+from routilux.graph.growing import plain_values
+from routilux.graph.patches import Patch
 from routilux.retry.raised import leaves_of
 
 if TYPE_CHECKING:
@@ -205,12 +207,17 @@ def copied_payload(payload: Mapping[str, object], place: str) -> dict[str, objec
         try:
             copied[name] = copy_value(value)
         except Exception as error:
-            raise UnserializableError(
-                f"{place}.{name}",
-                f"{registry.type_name(type(value))} can't be copied"
-                f" ({registry.failure_text(error)}); use plain data, since each reader gets a copy",
-            ) from None
+            raise uncopied(f"{place}.{name}", value, error) from None
     return copied
+
+
+def uncopied(place: str, value: object, error: Exception) -> UnserializableError:
+    """Return the error for a value that can't be copied."""
+    return UnserializableError(
+        place,
+        f"{registry.type_name(type(value))} can't be copied"
+        f" ({registry.failure_text(error)}); use plain data, since each reader gets a copy",
+    )
 
 
 @dataclass(slots=True)
@@ -308,10 +315,10 @@ class StepInput:
     """The number of the attempt, from 1."""
     job_id: str
     """The id of the job."""
-    state: dict[str, object]
-    """A snapshot of the routine's state; must not be changed."""
-    shared: dict[str, object]
-    """A snapshot of the shared data; must not be changed."""
+    kept_state: dict[str, object]
+    """A snapshot of the routine's state, as the engine keeps it; `state` is for users."""
+    kept_shared: dict[str, object]
+    """A snapshot of the shared data, as the engine keeps it; `shared` is for users."""
     seq: int
     """The number of the last commit that the snapshots include."""
     effects: dict[str, RecordedEffect] | None
@@ -330,6 +337,16 @@ class StepInput:
     """What a gather gets beside its payloads; None for other tasks."""
 
     @property
+    def state(self) -> dict[str, object]:
+        """The routine's own data when the step began."""
+        return plain_values(self.kept_state)
+
+    @property
+    def shared(self) -> dict[str, object]:
+        """The shared data when the step began."""
+        return plain_values(self.kept_shared)
+
+    @property
     def who(self) -> str:
         """The routine, task and attempt of the step, as text for messages."""
         return f"{self.task.routine_id} (task {self.task.task_id}, attempt {self.attempt})"
@@ -343,6 +360,13 @@ class Writes:
     """The changed and the new keys, with their values."""
     removed: tuple[str, ...] = ()
     """The deleted keys, sorted."""
+    patches: dict[str, list[Patch]] = field(default_factory=dict)
+    """The keys of which a part has changed, or to which something was added."""
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys that the step changed; each is in one of the three."""
+        return [*self.values, *self.removed, *self.patches]
 
 
 @dataclass(slots=True)

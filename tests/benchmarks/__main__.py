@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from routilux import FakeClock
+from tests.benchmarks import collecting as r
 from tests.benchmarks import crowds as c
 from tests.benchmarks import durability as d
 from tests.benchmarks import engine as e
@@ -42,6 +43,9 @@ BENCHMARKS: list[Benchmark] = [
     (e.deliveries, [(1_000, 10), (10_000, 5), (100_000, 3)], (5, 2)),
     (e.growth_with_deliveries, [((1_000, 10_000, 100_000), 3)], ((2, 4, 8), 2)),
     (e.save_and_load, [(100, 50), (1_000, 10), (10_000, 3)], (5, 2)),
+    (r.growth_with_rows, [((1_000, 10_000, 100_000), 3)], ((2, 4, 8), 2)),
+    (r.collecting, [(4_000, 5)], (4, 2)),
+    (r.stored_rows, [(4_000,)], (8,)),
     (p.one_test, [(20, 20)], (2, 1)),
     (e.return_latency, [(None, 500), (4, 500)], (4, 2)),
     (p.start_up, [(20,)], (1,)),

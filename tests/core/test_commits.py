@@ -18,6 +18,7 @@ from routilux.core.commits import Commit, CommitKind, JobStatus, history_length,
 from routilux.core.parts import PendingTask, RoutineState, RoutineStatus
 from routilux.errors import CorruptStateError, UnserializableError
 from routilux.graph.messages import Emission, ErrorInfo, RecordedEffect, Task, Writes, traceback_of
+from routilux.graph.patches import Patch
 
 DONE = CommitKind.DONE
 RUNNING = JobStatus.RUNNING
@@ -42,7 +43,32 @@ values = st.recursive(
 )
 payloads = st.dictionaries(names, values, max_size=3)
 emissions = st.builds(lambda e, p: Emission(e, p, is_flat(p)), names, payloads)
-writes = st.builds(Writes, payloads, st.lists(names, max_size=2).map(tuple))
+accumulators = (
+    st.builds(Patch, st.just("add"), st.integers() | st.floats(allow_nan=False))
+    | st.builds(Patch, st.just("extend"), st.lists(values, max_size=2))
+    | st.builds(Patch, st.just("union"), st.sets(names, max_size=2))
+    | st.builds(Patch, st.sampled_from(["maximum", "minimum"]), st.integers() | names)
+)
+splices = st.tuples(st.integers(0, 9), st.integers(0, 9), st.lists(values, max_size=2))
+patches = st.recursive(
+    accumulators | st.builds(Patch, st.just("splice"), splices),
+    lambda inner: st.builds(
+        Patch,
+        st.just("entries"),
+        st.tuples(
+            st.dictionaries(names | st.integers(), values, max_size=2),
+            st.lists(names, max_size=2),
+            st.dictionaries(names | st.integers(), inner, max_size=2),
+        ),
+    ),
+    max_leaves=3,
+)
+writes = st.builds(
+    Writes,
+    payloads,
+    st.lists(names, max_size=2).map(tuple),
+    st.dictionaries(names, st.lists(patches, min_size=1, max_size=2), max_size=2),
+).filter(lambda found: len(set(found.keys)) == len(found.keys))
 infos = st.builds(ErrorInfo, names, names, st.none() | names, st.none() | names)
 instants = st.integers(-(10**19), 10**19)
 

@@ -24,6 +24,7 @@ from routilux.codec import registry
 from routilux.core import commits, parts, saved, wire
 from routilux.flow import _CONNECTION_FIELDS, _FLOW_FIELDS
 from routilux.graph import saved_routine
+from routilux.graph.patches import ACCUMULATORS
 from routilux.retry.options import CHECKS, WITH_ANY_STRATEGY
 from tests.docs.pages import DOCS, ROOT
 from tests.routines import chain, fails
@@ -80,7 +81,9 @@ def test_each_page_of_the_reference_is_in_its_contents() -> None:
 
 
 def test_the_rules_have_their_numbers() -> None:
-    assert [*range(1, 20)] == [int(n) for n in re.findall(r"^(\d+)\. \*\*", page("rules"), re.M)]
+    numbers = [int(n) for n in re.findall(r"^(\d+)\. \*\*", page("rules"), re.M)]
+
+    assert [*range(1, 21)] == numbers
 
 
 # --- the plugin -----------------------------------------------------------------------------------
@@ -213,6 +216,7 @@ MEMBERS: dict[str, tuple[codec.Fields, codec.Fields]] = {
     "An error": (wire._ERROR_REQUIRED, wire._ERROR_OPTIONAL),
     "An effect": (wire._EFFECT_FIELDS, {}),
     "A commit": (commits._COMMON, commits._OTHERS),
+    "What a step changed": ({}, wire._WRITES_FIELDS),
 }
 
 
@@ -238,6 +242,12 @@ def test_a_table_of_members_is_that_of_the_code(heading: str) -> None:
     assert optional.keys() == {n for n, kind in shown.items() if kind.endswith(", optional")}
     expected = {n: kind if isinstance(kind, tuple) else (kind,) for n, kind in fields.items()}
     assert expected == {name: types(kind) for name, kind in shown.items()}
+
+
+def test_the_patches_are_those_of_the_code() -> None:
+    shown = [names(row[0])[0] for row in rows(FORMAT["A patch"])]
+
+    assert [*ACCUMULATORS, "splice", "entries"] == shown
 
 
 def test_the_members_of_an_error_handler_are_those_of_the_code() -> None:
@@ -288,6 +298,7 @@ def test_a_saved_file_has_the_members_of_the_tables() -> None:
         *(("A dropped task", entry) for entry in job["dropped"]),
         *(("An error", entry["error"]) for entry in job["dropped"]),
         *(("A commit", entry) for entry in job["commits"]),
+        *(("What a step changed", entry["state"]) for entry in job["commits"] if "state" in entry),
     ]
 
     for heading, entry in found:
@@ -297,7 +308,9 @@ def test_a_saved_file_has_the_members_of_the_tables() -> None:
             assert name in entry or kind.endswith(", optional"), f"{heading}: {name}"
             if name in entry and heading != "An error handler":
                 assert isinstance(entry[name], types(kind)), f"{heading}: {name}"
-    assert {heading for heading, _ in found} >= MEMBERS.keys() - {"An output", "An effect"}
+    assert {heading for heading, _ in found} >= MEMBERS.keys() - {
+        *("An output", "An effect", "What a step changed"),
+    }
 
 
 def test_checksums_cover_what_the_page_says() -> None:

@@ -154,13 +154,17 @@ def test_a_job_that_starts_the_next_one_is_freed():
         if n < last:
             runs.append(flow.start("a", {"n": n + 1}, runtime=runtime))
 
+    def drives():
+        gc.collect()
+        return sum(type(found) is Drive for found in gc.get_objects())
+
+    before = drives()  # what earlier tests have left
     flow = chain(a=starts_the_next)
     with Runtime(clock=FakeClock()) as runtime:
         runs = [flow.start("a", runtime=runtime)]
         for n in range(last + 1):
             runs[n].wait(PATIENCE)
             runs[n] = None
-    gc.collect()
     assert last == ended[-1]
-    alive = sum(type(found) is Drive for found in gc.get_objects())
+    alive = drives() - before
     assert alive < 10, f"{alive} of {last} jobs are still in memory"

@@ -59,8 +59,8 @@ def step(payload: dict[str, object] | None = None, **changes: Any) -> StepInput:
         "task": Task("0", "a", "trigger", values, is_flat(values), -1),
         "attempt": 1,
         "job_id": "j",
-        "state": {},
-        "shared": {},
+        "kept_state": {},
+        "kept_shared": {},
         "seq": 1,
         "effects": {},
         "started_ns": START,
@@ -85,7 +85,7 @@ def test_an_outcome_has_the_emissions_the_writes_and_the_step_number():
         self.emit("out", n=n + 1)
         self.emit("out", n=[n])
 
-    outcome = attempt(body, step({"n": 1}, shared={"old": 1, "kept": 2}))
+    outcome = attempt(body, step({"n": 1}, kept_shared={"old": 1, "kept": 2}))
     assert 7 == outcome.number
     assert [{"n": 2}, {"n": [1]}] == [emission.payload for emission in outcome.emissions]
     assert [True, False] == [emission.flat for emission in outcome.emissions]

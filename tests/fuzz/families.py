@@ -23,6 +23,7 @@ from routilux.graph.messages import (
     Task,
     Writes,
 )
+from routilux.graph.patches import Patch
 from tests.fuzz.mutants import Document, Rows, rows_of
 from tests.fuzz.values import VALUES, set_of
 
@@ -187,6 +188,20 @@ def _removed(n: int) -> Story:
     return story
 
 
+def _patched(patch: Callable[[int], Patch], first: object) -> Callable[[int], Story]:
+    """Steps that change one value of the state, each with a patch."""
+
+    def made(n: int) -> Story:
+        story = Story()
+        story.spread(n)
+        for i in range(n - 1):
+            writes = Writes({}, (), {"x": [patch(i)]}) if i else Writes({"x": first})
+            story.step(CommitKind.DONE, f"0.{i}", state=writes)
+        return story
+
+    return made
+
+
 def _shared_payload(n: int) -> Story:
     story = Story()
     story.spread(n, payload={"x": "y" * n})
@@ -278,6 +293,19 @@ JOBS: Final[dict[str, Callable[[int], Story]]] = {
     "writes to a large state": _written_state(False),
     "writes to large shared data": _written_state(True),
     "removals from large shared data": _removed,
+    "items added to a list": _patched(lambda i: Patch("extend", [i]), []),
+    "items added to a set": _patched(lambda i: Patch("union", {i}), set()),
+    "changes of a large dict": _patched(
+        lambda i: Patch("entries", ({f"k{i}": i}, [], {})), {f"k{i}": 0 for i in range(9)}
+    ),
+    "changes within a large list": _patched(
+        lambda i: (
+            Patch("extend", [[i]])
+            if i % 2
+            else Patch("entries", ({}, [], {0: Patch("extend", [i])}))
+        ),
+        [[]],
+    ),
     "a payload of many tasks": _shared_payload,
     "outputs": _outputs,
     "retries": _retries,

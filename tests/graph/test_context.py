@@ -213,7 +213,7 @@ def test_a_routine_that_runs_several_steps_may_read_its_state_and_not_write_it(w
     assert "default" == job.commits[1].emissions[0].payload["n"]
     assert "FlowDefinitionError" == kind
     assert "ctx.state[count]" in message
-    assert "use ctx.shared, or max_concurrency = 1" in message
+    assert "use an accumulator such as ctx.state.add, ctx.shared, or max_conc" in message
     assert 0 == job.retry_count()
 
 

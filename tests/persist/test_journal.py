@@ -15,7 +15,7 @@ from routilux import (
 from routilux.persist.journal import SNAPSHOT_EVERY
 from routilux.persist.rows import with_checksum, without_checksum
 from tests.persist.stores import counter, driven, holding
-from tests.routines import Watcher
+from tests.routines import Watcher, chain
 from tests.soak import sampled
 
 
@@ -121,3 +121,30 @@ def test_a_damaged_snapshot_is_reported_and_the_rows_still_hold_everything(damag
     assert caught.value.path.startswith("$.j.snapshot")
     assert "load('j', history=True) reads the job without the snapshot" in caught.value.reason
     assert job == runtime.load("j", history=True)
+
+
+@pytest.mark.parametrize("every", [5, 1_000])
+def test_values_that_were_saved_as_patches_are_read_whole(store, every, monkeypatch):
+    monkeypatch.setattr("routilux.persist.journal.SNAPSHOT_EVERY", every)
+
+    def adds(self, n=0):
+        self.ctx.state.append("rows", {"n": n})
+        self.ctx.state.setdefault("by_number", {})[str(n)] = [n]
+        self.ctx.shared.add("sum", n)
+        if n < 20:
+            self.emit("out", n=n + 1)
+
+    flow = chain(a=adds)
+    flow.connect("a", "out", "a", "trigger")
+    runtime = Runtime(store=store)
+    job = runtime.execute(flow, "a", job_id="j")
+
+    assert job.routine_states["a"].state == {
+        "rows": [{"n": n} for n in range(21)],
+        "by_number": {str(n): [n] for n in range(21)},
+    }
+    for history in (True, False):
+        kept = runtime.load("j", history=history)
+        assert kept.routine_states["a"].state == job.routine_states["a"].state
+        assert kept.shared_data == {"sum": 210}
+    assert runtime.load("j", history=True) == job

@@ -69,8 +69,8 @@ def test_rows_that_make_sense_only_together_are_refused():
     third, fourth, fifth = (
         without_checksum(row, row_place("j", seq)) for seq, row in enumerate(rows[2:5], 3)
     )
-    head, tail = fifth.split(b"},", 1)
-    texts = [third + b"," + fourth, head + b"}", tail]
+    head, tail = fifth.split(b"],", 1)
+    texts = [third + b"," + fourth, head + b"]", tail]
     rows[2:5] = [ended(text)(row_place("j", seq)) for seq, text in enumerate(texts, 3)]
     assert 11 == len(rows)
     with refused_at("$.j[3]", "is not JSON: Extra data"):

@@ -61,7 +61,7 @@ class RetryRules:
         failed = f"attempt {commit.attempt} of {shadow} did not succeed"
         for writes, where in ((commit.state, "state"), (commit.shared, "shared data")):
             if writes is not None:
-                keys = ", ".join(map(repr, [*writes.values, *writes.removed]))
+                keys = ", ".join(map(repr, writes.keys))
                 fail("failed-attempt-wrote", f"{failed}, but its {where} {keys} is kept", commit)
         # A task that reports a failure emits no `error`: failures could be reported without end.
         final = commit.kind in (_FAILED, _DROPPED) and not shadow.reports

@@ -9,13 +9,14 @@ Invariants:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 from routilux import JobStatus
 
 if TYPE_CHECKING:
     from routilux import Commit, StepInput
     from routilux.graph.messages import Task, Writes
+    from routilux.graph.patches import Patch
 
 MOST_CONFLICTS: Final = 3
 _NEVER: Final = -(1 << 63)
@@ -189,4 +190,33 @@ class ShadowJob:
 
 def _written(old: dict[str, object], writes: Writes) -> dict[str, object]:
     kept = {key: value for key, value in old.items() if key not in writes.removed}
-    return {**kept, **writes.values}
+    new = {**kept, **writes.values}
+    for key, patches in writes.patches.items():
+        for patch in patches:
+            new[key] = _after(patch, new[key]) if key in new else patch.operand
+    return new
+
+
+def _after(patch: Patch, old: Any) -> Any:
+    """Return a value after a patch, by the words of the rules and not by the engine's code."""
+    new = patch.operand
+    match patch.kind:
+        case "add":
+            return old + new
+        case "extend":
+            return [*old, *new]
+        case "union":
+            return {*old, *new}
+        case "maximum":
+            return max(old, new)
+        case "minimum":
+            return min(old, new)
+        case "splice":
+            at, removed, items = new
+            return [*old[:at], *items, *old[at + removed :]]
+    values, removed, inside = new
+    pairs = dict(enumerate(old)) if type(old) is list else old
+    kept = {key: value for key, value in pairs.items() if key not in removed}
+    kept |= {key: _after(each, pairs[key]) for key, each in inside.items()}
+    kept |= values
+    return [*kept.values()] if type(old) is list else kept

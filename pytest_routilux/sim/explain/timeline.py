@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Final
 from pytest_routilux.sim.oracle import canonical, masked
 from pytest_routilux.sim.simulator.model import Call, Note
 from pytest_routilux.text import padded, shorten, shown, width
-from routilux import Commit, CommitKind
+from routilux import Commit, CommitKind, codec
 from routilux.clocks.durations import seconds_text
+from routilux.core.wire import writes_text
 from routilux.timeline import describe, plain
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from pytest_routilux.sim.results import Reference
     from pytest_routilux.sim.simulator.model import CrashPoint, Finding, LogEntry, World
+    from routilux.graph.messages import Writes
 
 _HEAD: Final = ("t (s)", "host", "commit", "what happened")
 _LONGEST_ID: Final = 16
@@ -175,15 +177,17 @@ def _trace(commit: Commit, trie: dict[str, object]) -> tuple[object, ...]:
                 f"{commit.routine_id}.{emission.event}": [emission.payload]
                 for emission in commit.emissions
             },
-            "routines": {
-                commit.routine_id: {"state": commit.state.values if commit.state else None}
-            },
-            "shared": commit.shared.values if commit.shared else None,
+            "routines": {commit.routine_id: {"state": _saved(commit.state)}},
+            "shared": _saved(commit.shared),
         },
         trie,
     )
     error = None if commit.error is None else commit.error.type
     return commit.task_id, commit.attempt, commit.kind, error, commit.delay_ns, canonical(view)
+
+
+def _saved(writes: Writes | None) -> object:
+    return None if writes is None else codec.loads(writes_text(writes, "$"), untag=False)
 
 
 # --- as a table -----------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ from routilux import (
 from routilux.clocks.durations import SECOND
 from routilux.codec.equality import first_difference
 from routilux.core.machine import Machine
+from routilux.core.wire import writes_text
 from routilux.engine.threads import Threads
 
 if TYPE_CHECKING:
@@ -149,10 +150,11 @@ def _refuse_unsaved(commit: Commit) -> None:
     for index, emission in enumerate(commit.emissions):
         if not emission.flat:
             _encode(emission.payload, f"$.emissions[{index}].payload")
-    if commit.state is not None:
-        _encode(commit.state.values, "$.state.values")
-    if commit.shared is not None:
-        _encode(commit.shared.values, "$.shared.values")
+    for writes, path in ((commit.state, "$.state"), (commit.shared, "$.shared")):
+        if writes is not None:
+            _encode(writes.values, f"{path}.values")
+            if writes.patches:
+                writes_text(writes, path)
 
 
 _encoded: set[bytes] = set()

@@ -24,8 +24,8 @@ from routilux import (
     Routine,
 )
 from routilux.codec import encoding
+from routilux.core import fold, transitions
 from routilux.core import gathering as gathers
-from routilux.core import transitions
 from routilux.core.fold import FoldedJob
 from routilux.core.machine import Machine
 from routilux.core.schedule import Schedule
@@ -34,6 +34,7 @@ from routilux.engine.drive import Drive
 from routilux.engine.loop import Loop
 from routilux.graph import context, routine
 from routilux.graph.context import active
+from routilux.graph.growing import plain
 from routilux.graph.messages import StepOutcome
 from routilux.retry import error_handler
 
@@ -127,6 +128,7 @@ class Book(Routine):
     def book(self, number: int, items: dict[object, list[int]]) -> None:
         self.ctx.sleep(0.02)
         self.ctx.shared["sum"] = self.ctx.shared.get("sum", 0) + number  # type: ignore[operator]
+        self.ctx.state.append("booked", number)
 
     def note_failure(self, message: str) -> None:
         self.ctx.state["failure"] = message
@@ -589,10 +591,22 @@ def the_state_of_a_failed_attempt_is_kept_in_memory_alone(patch: Patch) -> None:
 
     def keep(commit: Commit, plan: Any, job: Any, flown: Any, outcome: Any, *_: Any) -> Commit:
         if outcome.state is not None:
-            job.routine_states[flown.task.routine_id].state = outcome.state.values
+            job.routine_states[flown.task.routine_id].kept = outcome.state.values
         return commit
 
     after(patch, transitions, "_failure", keep)
+
+
+@bug(
+    "snapshot-wrong",
+    "audit (task 0.3, attempt 1) gets values of the state of audit that differ from the commits",
+    "$.booked[1]: 0 was added",
+    build=shop(fails=(0, 0, 0)),
+    routine="audit",
+)
+def what_a_step_adds_is_added_twice(patch: Patch) -> None:
+    original = fold.patched
+    patch.setattr(fold, "patched", lambda old, added, *_: original(original(old, added), added))
 
 
 @bug(
@@ -638,7 +652,7 @@ def the_branches_of_a_flow_share_one_payload(patch: Patch) -> None:
 )
 def a_handler_gets_the_state_itself_in_place_of_a_copy(patch: Patch) -> None:
     patch.setattr(context, "copy_value", lambda value: value)
-    patch.setattr(context, "copied_payload", lambda payload, place: payload)
+    patch.setattr(context, "private_copy", plain)
 
 
 # Commits.

@@ -309,7 +309,7 @@ TAMPERED: dict[str, Tamper] = {
     "retry-too-early": _step(1, started_ns=lambda old: old - 1),
     "retry-late": _step(1, started_ns=lambda old: old + 1),
     "started-late": _step(2, started_ns=lambda old: old + 1),
-    "snapshot-wrong": _step(3, shared=lambda old: {**old, "data": 2}),
+    "snapshot-wrong": _step(3, kept_shared=lambda old: {**old, "data": 2}),
     "record-lost": _step(1, effects=None),
     "record-twice": lambda run: run.world.commits.insert(2, run.world.commits[FIRST_EFFECT]),
     "started-twice": lambda run: run.host.steps.insert(1, run.host.steps[0]),
@@ -328,11 +328,11 @@ TAMPERED: dict[str, Tamper] = {
     "completed-too-early": _set(FIRST_DONE, status=JobStatus.COMPLETED),
     "not-completed": _set(DONE, status=JobStatus.RUNNING),
     "timeout-ignored": _set(DONE, at_ns=lambda old: old + 10**10),
-    "state-not-folded": _in_memory(lambda job: job.routine_states["first"].state.clear()),
+    "state-not-folded": _in_memory(lambda job: job.routine_states["first"].kept.clear()),
     "attempts-miscounted": _in_memory(
         lambda job: setattr(job.routine_states["first"], "attempts", 9)
     ),
-    "shared-not-folded": _in_memory(lambda job: setattr(job, "shared_data", {})),
+    "shared-not-folded": _in_memory(lambda job: setattr(job, "_shared", {})),
     "status-not-folded": _in_memory(lambda job: setattr(job, "status", JobStatus.FAILED)),
     "pending-not-folded": _in_memory(
         lambda job: job._pending.update(job.at(RETRY)._pending),

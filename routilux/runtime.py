@@ -41,7 +41,7 @@ from routilux.errors import (
 )
 from routilux.flow import set_default_runner
 from routilux.graph.context import active
-from routilux.persist.store import damaged
+from routilux.persist.store import damaged, keeps_same_jobs
 from routilux.run import Run
 from routilux.saved_state import SavedState
 
@@ -245,7 +245,7 @@ class Runtime:
         """
         checked_flag("allow_changed_flow", allow_changed_flow)
         checked_flag("retry_failed", retry_failed)
-        if job.store not in (None, self.store):
+        if job.store is not None and not keeps_same_jobs(job.store, self.store):
             raise NotResumableError(
                 f"job {job.job_id} is kept in a store, and this runtime has"
                 f" {'no store' if self.store is None else 'another one'}; resume the job by a"

@@ -33,7 +33,7 @@ from routilux import (
 from routilux.clocks.durations import to_ns
 from routilux.runtime import default_runtime
 from tests.engine.concurrency import no_thread_remains
-from tests.persist.stores import STORES
+from tests.persist.stores import STORES, at
 from tests.routines import (
     MODES,
     PATIENCE,
@@ -393,6 +393,15 @@ def test_a_job_of_a_store_is_resumed_only_by_a_runtime_with_its_store(kind, give
         assert 2 == len(calls), "a refused resumption has called the handler"
         flow.resume(job, runtime=Runtime(clock=clock, store=store), retry_failed=True)
         assert 3 == len(calls)
+
+
+def test_another_store_with_the_same_file_or_database_open_may_resume_the_job(where):
+    clock = FakeClock()
+    with at(where, clock) as store, at(where, clock) as again:
+        flow, calls = failed_in(store, clock)
+        job = Runtime(clock=clock, store=store).load("j")
+        flow.resume(job, runtime=Runtime(clock=clock, store=again), retry_failed=True)
+    assert 2 == len(calls)
 
 
 @pytest.mark.parametrize("how", ["execute", "start", "aexecute"])

@@ -27,7 +27,7 @@ nitpick_ignore_regex = [
     for name in (
         r"(collections|concurrent|datetime|os|random|pathlib|asyncio|types|uuid)\..*",
         r"datetime|timedelta|Decimal|Executor|ModuleType|Path|RenderableType",
-        r"Runner|Named|Node|OpenStore|Via",
+        r"Runner|Named|Node|OpenStore|Via|(.*\.)?Collected",
         r"(.*\.)?_\w+(\.(args|kwargs))?",
     )
 ]

@@ -13,7 +13,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, Final, Literal
 
 from routilux import ErrorInfo
-from routilux.clocks.durations import seconds_text
+from routilux.clocks.durations import exact_text
 from routilux.timeline import plain as plain
 
 if TYPE_CHECKING:
@@ -163,4 +163,4 @@ def seconds(length: int) -> str:
     >>> seconds(675_000_000), seconds(2_000_000_000), seconds(-500_000_000)
     ('0.675', '2', '-0.5')
     """
-    return seconds_text(length, 9).rstrip("0").rstrip(".")
+    return exact_text(length)

@@ -125,10 +125,13 @@ def _shortened(text: str, most: int) -> str:
 
 
 class CorruptStateError(SavedStateError):
-    """The saved data is damaged or was not written by routilux.
+    """The saved data is damaged, or this program can't read it.
 
-    Restore the file or the store from a copy. `SavedState.read` with `verify=False` reads a
-    document that was edited by hand; `routilux check` lists all damage of a store.
+    The message says which. If it names a type that is not registered, import the module that calls
+    `register_type`. If it names a field that is not known, a newer program wrote it: upgrade this
+    one. If the data is damaged, restore the file or the store from a copy. `SavedState.read` with
+    `verify=False` reads a document that was edited by hand; `routilux check` lists all damage of a
+    store.
     """
 
 
@@ -176,7 +179,8 @@ class LeaseLostError(RoutiluxError):
 class DuplicateJobError(RoutiluxError):
     """The store or the runtime already has a job with this id.
 
-    Wait for that job, or choose another `job_id`.
+    A job id from your data, such as the number of an order, makes a second submit of the same work
+    raise this error: nothing is to be done then. For other work choose another `job_id`.
     """
 
 

@@ -411,8 +411,8 @@ class Runtime:
                 )
             if job_id in self.environment.job_ids:
                 raise DuplicateJobError(
-                    f"job {job_id!r} was already started in this runtime; choose another job_id, or"
-                    " resume that job"
+                    f"job {job_id!r} was already started in this runtime; `Flow.resume` continues"
+                    " that job; for other work choose another job_id"
                 )
             now, queued = drive.now_ns(), after_ns is not None
             commit = drive.machine.start(entry, slot, payload, now, queued=queued)

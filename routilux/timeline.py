@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from routilux.clocks.durations import seconds_text
+from routilux.clocks.durations import exact_text, seconds_text
 from routilux.core.commits import CommitKind, JobStatus
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ _COLLAPSED: Final = {
     CommitKind.EFFECT: ("📌", "effects recorded"),
 }
 _LONGEST_ERROR: Final = 400
+_LONGEST_VALUE: Final = 120
 STATUS_STYLES: Final = {
     "completed": "green",
     "failed": "bold red",
@@ -90,8 +91,7 @@ def describe(commit: Commit) -> str:
         text = f"the job is {_REQUESTS.get(kind, kind.value)}"
         return f"{text}: {reason}" if reason else text
     if kind is CommitKind.RETRY:
-        delay = seconds_text(commit.delay_ns or 0, 9).rstrip("0").rstrip(".")
-        text = f"fails, waits {delay} s: {reason}"
+        text = f"fails, waits {exact_text(commit.delay_ns or 0)} s: {reason}"
     elif kind is CommitKind.DROPPED:
         text = f"fails, dropped as {detail['as']}: {reason}"
     elif kind is CommitKind.FAILED:
@@ -124,8 +124,12 @@ class JobTimeline:
         *,
         thorough: bool = False,
         most: int | None = None,
+        before: Commit | None = None,
     ) -> None:
-        """`most` is the most commits of a kind that get lines of their own; None for any number."""
+        """`most` is the most commits of a kind that get lines of their own; None for any number.
+
+        `before` is the commit before the first of `commits`, if there is one.
+        """
         self._start = start
         self._commits = commits
         self._most = sys.maxsize if most is None else most
@@ -135,7 +139,7 @@ class JobTimeline:
                 self._like.setdefault(_kind_of(commit), []).append(commit)
         self.payloads: set[str] = set()  # the ids of the tasks whose payload has a line
         self._thorough = thorough
-        self._before = start
+        self._before = before
         retries = [retry for retry in monitor.retries if retry.job_id == job_id]
         # The number of the retry that each failed attempt led to, and the wait of each attempt.
         self._numbers = {(retry.task_id, retry.attempt): retry.number for retry in retries}
@@ -153,7 +157,7 @@ class JobTimeline:
                 yield from self._commit(commit)
             elif commit is like[0]:
                 yield self._collapsed(like)
-            self._before = commit.at_ns
+            self._before = commit
         for commit in self._commits[-1:]:
             if commit.status in (JobStatus.COMPLETED, JobStatus.FAILED):
                 status = commit.status.value
@@ -279,15 +283,19 @@ class JobTimeline:
         return self._line("📌", commit, *parts)
 
     def _resumed(self, commit: Commit) -> Line:
+        detail, before = commit.detail or {}, self._before
         what = "resumed"
-        if commit.status is JobStatus.PENDING and not (commit.detail or {}).get("retry_failed"):
-            what = "taken over"
+        if commit.status is JobStatus.PENDING and not detail.get("retry_failed"):
+            what = "taken over by an operator"
+        elif before is not None and before.status is JobStatus.PENDING:
+            what = "taken by a host"
         parts: list[Part] = [(what, "bold"), f", job {commit.status.value}"]
         if self._thorough:
-            detail = commit.detail or {}
-            facts = [f"after {seconds_text(commit.at_ns - self._before)} s"]
-            if detail["recoveries"]:
-                facts.append(f"recovery {detail['recoveries']} without progress")
+            since = self._start if before is None else before.at_ns
+            facts = [f"after {seconds_text(commit.at_ns - since)} s"]
+            number = detail["recoveries"]
+            if number:
+                facts.append(f"{number} unclean {'stop' if number == 1 else 'stops'} in a row")
             if detail["retry_failed"]:
                 facts.append("a fresh budget for what failed")
             if "shape" in detail:
@@ -339,7 +347,11 @@ def _payload(payload: Mapping[str, object]) -> Iterator[Line]:
 def _summary(value: object) -> list[str]:
     """Return short texts that summarize `value`: sizes, first items, keys or scalars."""
     if not isinstance(value, Mapping):
-        return [_items(value) if isinstance(value, _COLLECTIONS) else one_line(str(value))]
+        return [
+            _items(value)
+            if isinstance(value, _COLLECTIONS)
+            else one_line(str(value), _LONGEST_VALUE)
+        ]
     lists = {name: inner for name, inner in value.items() if isinstance(inner, _COLLECTIONS)}
     if not lists:
         return [f"keys: {', '.join(map(str, value))}" if value else "no keys"]

@@ -337,7 +337,7 @@ def test_the_id_of_a_resumed_job_is_known_and_that_of_a_refused_job_is_not():
     with Runtime(clock=FakeClock()) as runtime:
         for _ in range(2):
             assert "completed" == flow.resume(paused, runtime=runtime).status
-        with pytest.raises(DuplicateJobError, match="already started in this runtime; choose"):
+        with pytest.raises(DuplicateJobError, match="already started in this runtime"):
             flow.execute("a", job_id="j", runtime=runtime)
 
 

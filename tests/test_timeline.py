@@ -29,3 +29,12 @@ def test_a_member_with_one_item_keeps_its_name():
 
     assert "status: 1 item: 7" in lines({"status": [7]})
     assert "2 orders: 7, 8" in lines({"orders": [7, 8]})
+
+
+def test_a_value_is_cut_only_after_120_characters():
+    def line(value: str) -> str:
+        with Runtime(clock=FakeClock()) as runtime:
+            return texts(chain(a=rest).execute("a", {"n": value}, runtime=runtime))[1].split()[-1]
+
+    assert "x" * 120 == line("x" * 120)
+    assert "x" * 119 + "…" == line("x" * 121)

@@ -259,7 +259,7 @@ class FlowMonitor(ExecutionMonitor):
                 [],
                 jobs,
                 at,
-                f"the strategy and retryable_exceptions of {routine}'s ErrorHandler"
+                f"the strategy, deadline and retryable_exceptions of {routine}'s ErrorHandler"
                 if at[0].ended(routine)
                 else reason_of_silence(at[0], routine),
             )
@@ -270,6 +270,10 @@ class FlowMonitor(ExecutionMonitor):
                 continue
             problem, number, look = wrong
             known = self._jobs[job_id]
+            if number < len(retries):
+                ended = known.attempt(task_id, retries[number].attempt)
+            else:  # the attempt that was not retried: its error may say why
+                ended = known.last_attempt(task_id)
             raise assertion_error(
                 problem,
                 [
@@ -277,7 +281,7 @@ class FlowMonitor(ExecutionMonitor):
                     for i in range(max(len(retries), times or 0))
                 ],
                 jobs,
-                (known, known.attempt(task_id, retries[min(number, len(retries) - 1)].attempt)),
+                (known, ended),
                 look.format(routine),
             )
 

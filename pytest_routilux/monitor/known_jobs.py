@@ -56,6 +56,14 @@ class KnownJob:
             if (commit.task_id, commit.attempt) == (task_id, attempt) and commit.kind.ends_attempt
         )
 
+    def last_attempt(self, task_id: str) -> Commit:
+        """Return the commit that ended the last attempt of a task."""
+        return next(
+            commit
+            for commit in reversed(self.commits)
+            if commit.task_id == task_id and commit.kind.ends_attempt
+        )
+
 
 def known_name(name: str, names: Iterable[str], what: str) -> str:
     """Return `name` if `names` contains it, else raise `FlowDefinitionError`."""

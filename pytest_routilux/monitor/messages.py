@@ -181,7 +181,7 @@ def first_wrong_retry(
         return f"{problem}, planned {seconds(planned)} s", at, late
     if times is not None and len(retries) != times:
         problem = f"{task}: expected {retries_text(times)}, made {len(retries)}"
-        look = "max_retries and retryable_exceptions of {}'s ErrorHandler"
+        look = "max_retries, deadline and retryable_exceptions of {}'s ErrorHandler"
         return problem, min(times, len(retries)), look
     return None
 

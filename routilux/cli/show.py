@@ -60,7 +60,15 @@ def show_job(
     page.line()
     commits = [commit for commit in job.commits if routine in (None, commit.routine_id)]
     selected = commits if last is None else commits[-last:]
-    timeline = JobTimeline(monitor, job.job_id, selected, job.started_ns, thorough=True, most=MOST)
+    timeline = JobTimeline(
+        monitor,
+        job.job_id,
+        selected,
+        job.started_ns,
+        thorough=True,
+        most=MOST,
+        before=commits[-last - 1] if last is not None and len(commits) > last else None,
+    )
     if len(selected) < job.seq:
         which = f" of {routine}" * (routine is not None)
         page.line((f"{len(selected):,} of {job.seq:,} commits{which}", "dim"), cut=True)

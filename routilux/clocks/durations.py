@@ -91,6 +91,15 @@ def seconds_text(length: int, places: int = 3) -> str:
     return f"{sign}{whole}.{part:0{places}d}"
 
 
+def exact_text(length: int) -> str:
+    """Format `length` nanoseconds as seconds with as many decimals as needed.
+
+    >>> exact_text(8_000_000_000), exact_text(450_000_000)
+    ('8', '0.45')
+    """
+    return seconds_text(length, 9).rstrip("0").rstrip(".")
+
+
 def length_text(ns: int) -> str:
     """Format `ns` nanoseconds as days, hours, minutes or seconds, and round down.
 

@@ -208,7 +208,7 @@ class FoldedJob:
 
     def _take_shape(self, detail: Mapping[str, object]) -> None:
         self.shape = tuple(texts(detail["shape"], "$.shape"))
-        self._gathers = gathers_in(self.shape)
+        self._gathers = self._gathers or gathers_in(self.shape)
         for routine_id in texts(detail["routines"], "$.routines"):
             self.routine_states.setdefault(routine_id, RoutineState())
 

@@ -66,7 +66,7 @@ class Scope:
             if number is None:
                 self.begin(tasks, task, self._gathers.opened_by.get(task.routine_id, ()))
             else:
-                task.into = self._ids[number]
+                task.into = self._ids[number]  # `entry_checks` lets no task be outside of a scope
                 tasks.append(task)
         return tasks
 
@@ -238,13 +238,13 @@ def wrong_gathers(commit: Commit, pending: Mapping[str, PendingTask]) -> str | N
             if (gather.routine_id, gather.slot) != (task.routine_id, task.slot):
                 return f"it delivers to {task.into} as {task.routine_id}.{task.slot}"
             continue
-        for name in task.keeps:
-            if name not in known and (name not in opened or name in begun):
-                return f"its task {task.task_id} keeps {name}, which is not an open gather"
         if task.emission == GATHER:
             if task.task_id not in kept_open:
                 return f"no task keeps its gather {task.task_id} open"
             begun.add(task.task_id)
+        for name in task.keeps:
+            if name not in known and (name not in opened or name in begun):
+                return f"its task {task.task_id} keeps {name}, which is not an open gather"
     return None
 
 

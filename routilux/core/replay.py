@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, cast
 
 from routilux.core.commits import CommitKind, JobStatus
-from routilux.core.gathering import wrong_gathers
+from routilux.core.gathering import gathers_in, wrong_gathers
 from routilux.core.parts import DROPPED_AS
+from routilux.core.wire import texts
 from routilux.errors import CorruptStateError, IllegalTransitionError
 from routilux.graph.messages import GATHER
 
@@ -97,8 +98,11 @@ def _wrong_task(job: FoldedJob, commit: Commit) -> str | None:
                 " pending"
             )
     known: Iterable[str] = job.routine_states
+    may_gather = job._gathers
     if commit.kind is _START:
-        known = cast("Sequence[str]", (commit.detail or {})["routines"])
+        detail = commit.detail or {}
+        known = cast("Sequence[str]", detail["routines"])
+        may_gather = gathers_in(texts(detail["shape"], "$.shape"))
     created: set[str] = set()
     gathers = False
     for task in commit.tasks:
@@ -108,6 +112,8 @@ def _wrong_task(job: FoldedJob, commit: Commit) -> str | None:
             return f"it creates a task of {task.routine_id!r}, which is not a routine of the job"
         created.add(task.task_id)
         gathers |= bool(task.keeps) or task.into is not None or task.emission == GATHER
+    if gathers and not may_gather:
+        return "it concerns a gather, but its flow has none"
     if gathers and (reason := wrong_gathers(commit, job._pending)):
         return reason
     if commit.kind is _DROPPED and (as_ := (commit.detail or {}).get("as")) not in DROPPED_AS:

@@ -93,12 +93,12 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
         job.interruption = load_error(f["interruption"], f"{path}.interruption")
     job.interrupted_task = f.get("interrupted_task")
     job.shape = tuple(texts(f["shape"], f"{path}.shape"))
-    job._gathers = gathers_in(job.shape)
     job.routine_states = {
         routine_id: RoutineState._load(entry, f"{path}.routine_states[{routine_id!r}]")
         for routine_id, entry in payload(f["routine_states"], f"{path}.routine_states").items()
     }
     job._shared = payload(f["shared_data"], f"{path}.shared_data")
+    job._gathers = gathers_in(job.shape)
     gathered: dict[str, int] = {}
     for i, entry in enumerate(f["pending_tasks"]):
         pending = PendingTask._load(entry, f"{path}.pending_tasks[{i}]")
@@ -119,6 +119,7 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
         load_dropped(entry, f"{path}.dropped[{i}]") for i, entry in enumerate(f["dropped"])
     ]
     if gathered or any(task.task.keeps for task in job._pending.values()):
+        job._gathers = True
         _link(job, gathered, f["pending_tasks"], f"{path}.pending_tasks")
     job.error = None if f["error"] is None else load_error(f["error"], f"{path}.error")
     commits = f["commits"]

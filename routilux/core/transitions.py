@@ -13,8 +13,10 @@ Invariants:
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from routilux.clocks.durations import exact_text
 from routilux.core.commits import Commit, CommitKind, JobStatus
 from routilux.core.gathering import Scope, child_id
 from routilux.core.parts import RoutineStatus
@@ -156,27 +158,29 @@ def _failure(
     error_type: type[BaseException],
     now: int,
 ) -> Commit:
-    task = step.task
+    task, error = step.task, outcome.error
     handler = plan.handlers[task.routine_id]
     strategy = handler.strategy
     if strategy is _RETRIES:
         left = not (step.final and outcome.spends)
         if left and handler.is_retryable(error_type, outcome.leaf_types):
-            delay = _retry_delay(job._pending[task.task_id], handler, step, outcome, now)
-        else:
-            delay = None
-        if delay is not None:
-            commit = step_commit(_RETRY, job, step, now)
-            commit.error, commit.delay_ns, commit.due_ns = outcome.error, delay, now + delay
-            if not outcome.spends:
-                commit.detail = {"spends": False}
-            return commit
+            delay = _retry_delay(job._pending[task.task_id], handler, step, outcome)
+            late = _past_deadline(job._pending[task.task_id], handler, step, now + delay)
+            if late is None:
+                commit = step_commit(_RETRY, job, step, now)
+                commit.error, commit.delay_ns, commit.due_ns = outcome.error, delay, now + delay
+                if not outcome.spends:
+                    commit.detail = {"spends": False}
+                return commit
+            if error is not None:
+                why = f"(not retried: the next wait of {exact_text(delay)} s would pass {late})"
+                error = replace(error, notes=(*error.notes, why))
         strategy = handler.on_exhausted
     stops = strategy is ErrorStrategy.STOP
     commit = step_commit(CommitKind.FAILED if stops else CommitKind.DROPPED, job, step, now)
     pending = job._pending[task.task_id]
-    if outcome.error is not None:
-        _report(plan, job, commit, pending, outcome.error)
+    if error is not None:
+        _report(plan, job, commit, pending, error)
     if not stops:
         skipped = strategy is ErrorStrategy.SKIP
         as_ = RoutineStatus.SKIPPED if skipped else RoutineStatus.ERROR_CONTINUED
@@ -187,8 +191,8 @@ def _failure(
 
 
 def _retry_delay(
-    pending: PendingTask, handler: ErrorHandler, step: StepInput, outcome: StepOutcome, now: int
-) -> int | None:
+    pending: PendingTask, handler: ErrorHandler, step: StepInput, outcome: StepOutcome
+) -> int:
     delay = outcome.retry_after_ns
     if delay is None:
         retry = pending.retries + 1
@@ -197,12 +201,20 @@ def _retry_delay(
             seed = f"{step.job_id}/{step.task.task_id}/jitter/{retry}".encode()
             draw = int.from_bytes(hashlib.sha256(seed).digest()[:7]) >> 3
         delay = handler.delay_ns(retry, draw)
-    deadline = handler.deadline_ns
-    if deadline is not None:
-        first = pending.first_started_ns
-        if now + delay > (step.started_ns if first is None else first) + deadline:
-            return None
     return delay
+
+
+def _past_deadline(
+    pending: PendingTask, handler: ErrorHandler, step: StepInput, due: int
+) -> str | None:
+    """Return the deadline in words if a retry at `due` would begin after it."""
+    deadline = handler.deadline_ns
+    if deadline is None:
+        return None
+    first = pending.first_started_ns
+    if due <= (step.started_ns if first is None else first) + deadline:
+        return None
+    return f"the deadline of {exact_text(deadline)} s"
 
 
 def failed_task(

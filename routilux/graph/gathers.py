@@ -190,10 +190,9 @@ class ReturnCheck:
         before, after = self._before, self._after
         source, event, target, slot = new
         gathering = [new] if gather else self._gathering
-        if gathering and (source == target or (source in before and target in after)):
-            below = reached([target], after)
-            above = reached([source], before) if source in below else set[str]()
-            for c in gathering if source in below else ():
+        if gathering and self._leads(target, source):
+            below, above = reached([target], after), reached([source], before)
+            for c in gathering:
                 if c is new or (c[0] in below and c[2] in above):
                     raise FlowDefinitionError(
                         f"with {source}.{event} -> {target}.{slot} the gather {c[2]}.{c[3]} could"
@@ -204,3 +203,20 @@ class ReturnCheck:
             self._gathering.append(new)
         after.setdefault(source, set()).add(target)
         before.setdefault(target, set()).add(source)
+
+    def _leads(self, start: str, end: str) -> bool:
+        """Return whether connections lead from `start` to `end`, searched from both in turn.
+
+        One of both mostly has few routines behind it, in whatever order a flow is built.
+        """
+        below, above, todo, back = {start}, {end}, [start], [end]
+        found = start == end
+        while todo and back and not found:
+            fresh = self._after.get(todo.pop(), set()) - below
+            below |= fresh
+            todo += fresh
+            more = self._before.get(back.pop(), set()) - above
+            above |= more
+            back += more
+            found = not (fresh.isdisjoint(above) and more.isdisjoint(below))
+        return found

@@ -73,7 +73,7 @@ class ErrorInfo:
     traceback: str | None = None
     """The traceback, also of each leaf; only of the error of a failed or dropped task."""
     notes: tuple[str, ...] = ()
-    """The texts of `add_note`, at most 20."""
+    """The texts of `add_note`, at most 20; then, at a deadline, why no retry was made."""
     leaves: tuple[ErrorInfo, ...] = ()
     """The leaves of an exception group, at most 20."""
     exception: BaseException | None = field(default=None, compare=False, repr=False)

@@ -12,6 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
+from os import urandom
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
@@ -29,6 +30,8 @@ CHECKSUM_BYTES: Final = len(b'%b%08x"}' % (_NAME, 0))
 """The length of a checksum in bytes, with the end of the object."""
 _AT_ONCE: Final = 64
 _MOST_BYTES: Final = 1 << 20  # at once; large rows gain nothing
+_BETWEEN: Final = urandom(8).hex().encode()
+"""The mark between the rows of a batch."""
 
 
 def row_place(job_id: str, seq: int) -> str:
@@ -116,14 +119,16 @@ def load_rows(rows: Sequence[bytes], job_id: str, after: int) -> Iterator[tuple[
 def _parts(rows: Sequence[bytes], places: Sequence[str], *, first: bool) -> list[object] | None:
     try:
         texts = [*map(without_checksum, rows, places)]
-        # A text that is no object by itself might become one when it is joined with others.
-        if sum(map(len, texts)) > _MOST_BYTES or not all(text[:1] == b"{" for text in texts):
+        if sum(map(len, texts)) > _MOST_BYTES:
             return None
-        parts: list[object] = codec.loads(b"[%b]" % b",".join(texts))
+        found: list[object] = codec.loads(b"[%b]" % (b',"%b",' % _BETWEEN).join(texts))
     except SavedStateError:
         return None
-    if len(parts) != len(rows):
+    # Texts that are no objects by themselves might become some when they are joined; then the marks
+    # between them, which no text can know, are at other places.
+    if found[1::2] != [_BETWEEN.decode()] * (len(rows) - 1):
         return None
+    parts = found[::2]
     version = None if first else FORMAT
     for part in parts:
         if type(part) is not dict or part.pop("format", version) != FORMAT:

@@ -382,7 +382,8 @@ def complete(job_id: str, after: int, found: Sequence[tuple[int, bool, int, byte
 def duplicate(job_id: str) -> DuplicateJobError:
     """Return the error for a job id that already exists."""
     return DuplicateJobError(
-        f"the store already holds a job {job_id!r}; choose another job_id, or resume that job"
+        f"the store already holds a job {job_id!r}; if it is the same work, there is nothing to do:"
+        " a worker runs it, or `Flow.resume` continues it; else choose another job_id"
     )
 
 

@@ -144,7 +144,10 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
         self.timeout: Final[float | None] = options["timeout"]
         """The limit of one attempt under every strategy, in seconds; None for no limit."""
         self.deadline: Final[float | None] = options["deadline"]
-        """The limit of a task since its first start, in seconds; None for no limit."""
+        """No retry begins later than this after the task's first start, in seconds.
+
+        It interrupts no running attempt. None means no limit.
+        """
         self.on_exhausted: Final[ErrorStrategy] = options["on_exhausted"]
         """The strategy when no retry is left, or the error forbids one."""
         self.retry_count: Final[int] = 0

@@ -45,6 +45,11 @@ class StopSignals:
         return bool(self._received)
 
     @property
+    def first(self) -> str:
+        """The name of the first signal that has arrived."""
+        return signal.Signals(self._received[0]).name
+
+    @property
     def repeated(self) -> bool:
         """Whether a second signal has arrived."""
         return len(self._received) > 1

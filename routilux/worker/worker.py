@@ -68,8 +68,8 @@ class Worker:
     flow of its shape. With `allow_changed_flow` a job whose shape none of them has runs on the
     first one that has a slot for each of the job's pending tasks.
 
-    It logs, to the logger `routilux`, each job that it takes and each job that stops (INFO), and a
-    job that failed for good with its error (WARNING).
+    It logs, to the logger `routilux`, each job that it takes, also after an unclean stop, each job
+    that stops, and a signal (INFO), and a job that failed for good with its error (WARNING).
 
     >>> from routilux import MemoryStore, Flow, Routine
     >>> class Hello(Routine):
@@ -206,6 +206,8 @@ class Worker:
 
     def _leave(self) -> None:
         self._find_lost()
+        if self._signals:
+            self._log_signal()
         for drive in self._drives.values():
             drive.leave()
         while self._drives or self._leases.to_release or self._broke_off:
@@ -219,6 +221,17 @@ class Worker:
                 if self._signals.repeated:
                     raise
                 self._wait_out(error)
+
+    def _log_signal(self) -> None:
+        with self._environment.lock:
+            steps = sum(drive.machine.in_flight for drive in self._drives.values() if drive.loop)
+        _log.info(
+            "%s: the worker takes no more jobs, and waits for %d step%s in flight; a second signal"
+            " does not wait",
+            self._signals.first,
+            steps,
+            "s" * (steps != 1),
+        )
 
     def _find_lost(self) -> None:
         """Complete the bookkeeping that an exception interrupted."""
@@ -317,8 +330,12 @@ class Worker:
             if isinstance(result, Drive):
                 self._put_aside.pop(job_id, None)
                 if self._alone is None:
-                    flow_id, seq = result.plan.flow_id, result.machine.job.seq
-                    _log.info("took job %s of flow %s at commit %d", job_id, flow_id, seq)
+                    what = f"job {job_id} of flow {result.plan.flow_id}"
+                    seq = result.machine.job.seq
+                    if clean:
+                        _log.info("took %s at commit %d", what, seq)
+                    else:
+                        _log.info("took over %s at commit %d after an unclean stop", what, seq)
                     self._drive(job_id, result)
                 else:
                     self._leases.release_later(job_id, 0, clean=True)

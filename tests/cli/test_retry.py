@@ -85,7 +85,7 @@ def test_a_job_is_taken_over_from_a_dead_process_and_a_worker_completes_it(store
         c.attempt for c in job.commits if c.routine_id == "charge" and not c.effect
     ]
     page = output("show", store, "waits")
-    assert "⏩ [ 90.000s] taken over, job pending · after 89.880 s\n" in page
+    assert "⏩ [ 90.000s] taken over by an operator, job pending · after 89.880 s\n" in page
 
 
 @pytest.mark.parametrize("lease", [None, 3600])

@@ -34,9 +34,26 @@ def test_resumptions_recoveries_pauses_and_reasons_are_shown(store, output):
     assert [
         "🛑 [ 0.120s] job paused",
         "⏩ [40.000s] resumed, job running · after 39.880 s",
-        "⏩ [70.000s] resumed, job running · after 30.000 s · recovery 1 without progress",
+        "⏩ [70.000s] resumed, job running · after 30.000 s · 1 unclean stop in a row",
         "🛑 [80.000s] job cancelled: the customer has called",
     ] == [line for line in lines if line[:1] in ("🛑", "⏩")]
+
+
+def test_a_job_that_a_host_takes_differs_from_one_that_is_resumed(store, output):
+    with SqliteStore(store, clock=NOW) as jobs:
+        host = Runtime(clock=after(3620, autojump=False), store=jobs)
+        host.resumed(payment(), host.load("queued"))
+    taken = "⏩ [30.000s] taken by a host, job running · after 30.000 s"
+    assert taken in output("show", store, "queued").splitlines()
+    assert taken in output("show", store, "queued", "--last", "1").splitlines()
+
+
+def test_the_length_of_a_stop_counts_from_the_commit_before_it_also_with_last(store, output):
+    with SqliteStore(store, clock=NOW) as jobs:
+        host = Runtime(clock=after(3620, autojump=False), store=jobs)
+        host.resumed(payment(), host.load("paused"))
+    line = "⏩ [40.000s] resumed, job running · after 39.880 s"
+    assert line in output("show", store, "paused", "--last", "1").splitlines()
 
 
 def test_the_tasks_of_a_cancelled_job_are_never_run(store, output):

@@ -1,6 +1,6 @@
 """Random flows with gathers, and what each of their gathers must get: computed by recursion.
 
-A task of such a flow decides what it emits, and whether it is dropped, by its id alone. So the same
+A task of such a flow decides what it emits, and whether it fails, by its id alone. So the same
 flow gives the same tree of tasks under every schedule, and `Expected` walks this tree in the order
 of lineage, with one list for each open gather. It knows nothing of plans, places and counts.
 """
@@ -27,14 +27,17 @@ Got = tuple[list[object], list[tuple[str, str]], list[str]]
 class Node(Routine):
     """A routine with a plain slot, a gather slot `all` if it gathers, and events `EVENTS`."""
 
-    def __init__(self, *, gather: bool = False, errors: bool = False) -> None:
+    def __init__(
+        self, *, gather: bool = False, errors: bool = False, strategy: str = "continue"
+    ) -> None:
         super().__init__()
         self.define_slot("trigger", handler=self.take)
         if gather:
             self.define_slot("all", handler=self.take_all, gather=True)
         for event in EVENTS[: 2 + errors]:
             self.define_event(event, ["task_id"] if event == "error" else ["n"])
-        self.set_error_handler(ErrorHandler("continue"))
+        self.set_error_handler(ErrorHandler(strategy))
+        self.stops = strategy == "stop"
 
     def take(self, **fields: object) -> None:
         raise AssertionError("a story runs no handlers")
@@ -49,16 +52,19 @@ class Behaviour:
 
     seed: int
 
-    def of(self, task_id: str, routine: Routine) -> tuple[list[tuple[str, int]], bool]:
-        """Return the emissions of a task, and whether it is dropped."""
+    def fails(self, task_id: str) -> bool:
+        """Whether the first attempt fails: the task is dropped, or retried in a failed job."""
         digest = hashlib.sha256(f"{self.seed}/{task_id}".encode()).digest()
-        if digest[0] < (5 if task_id == "0" else 35):
-            return [], True
+        return digest[0] < (5 if task_id == "0" else 35)
+
+    def emits(self, task_id: str, routine: Routine) -> list[tuple[str, int]]:
+        """Return the events that a task emits, each with its `n`."""
+        digest = hashlib.sha256(f"{self.seed}/{task_id}".encode()).digest()
         if task_id.count(".") >= LONGEST:
-            return [], False
+            return []
         plain = [event for event in routine.events if event != "error"]
         count = digest[1] % 4 + (2 if task_id == "0" else 0)
-        return [(plain[digest[2 + i] % len(plain)], digest[20] + i) for i in range(count)], False
+        return [(plain[digest[2 + i] % len(plain)], digest[20] + i) for i in range(count)]
 
 
 @dataclass
@@ -116,17 +122,21 @@ class Expected:
 
     def _run(self, task_id: str, routine: str, around: dict[str, Got], *, reports: bool) -> None:
         self.tasks.add(task_id)
-        emitted: list[tuple[str, object]]
-        pairs, dropped = self.behaviour.of(task_id, self.flow.routines[routine])
-        emitted = [(event, {"n": n}) for event, n in pairs]
-        if dropped:
+        node = self.flow.routines[routine]
+        assert isinstance(node, Node)
+        fails = self.behaviour.fails(task_id)
+        emitted: list[tuple[str, object, bool]] = []
+        if fails and "error" in node.events and not reports:
+            emitted.append(("error", None, True))
+        if fails and not node.stops:
             for slot, got in around.items():
                 if self._delivers(routine, slot):
                     got[2].append(task_id)
-            if "error" in self.flow.routines[routine].events and not reports:
-                emitted = [("error", None)]
+        else:
+            sent = self.behaviour.emits(task_id, node)
+            emitted += [(event, {"n": n}, reports) for event, n in sent]
         number = 0
-        for event, payload in emitted:
+        for event, payload, below in emitted:
             for c in self.flow.connections:
                 if (c.source, c.event) != (routine, event):
                     continue
@@ -134,7 +144,6 @@ class Expected:
                     around[c.target][0].append(payload)
                     around[c.target][1].append((routine, event))
                 else:
-                    below = reports or dropped
                     self._scope(f"{task_id}.{number}", c.target, around, reports=below)
                 number += 1
 
@@ -162,7 +171,7 @@ def plain_id(task_id: str, flow: Flow) -> str:
     return re.sub(r"g(\d+)", lambda m: f"g({gathers.slots[int(m[1])].routine_id})", task_id)
 
 
-def random_flow(random: Random) -> tuple[Flow, dict[str, str]]:
+def random_flow(random: Random, kind: type[Node] = Node) -> tuple[Flow, dict[str, str]]:
     """A flow that starts with `a`, and its splits by the routine that gathers."""
     while True:
         names = "abcdefgh"[: random.randint(3, 8)]
@@ -171,7 +180,8 @@ def random_flow(random: Random) -> tuple[Flow, dict[str, str]]:
         splits = {name: random.choice(names) for name in gathering if random.random() < 0.6}
         flow = Flow("f", execution_strategy="concurrent", max_workers=random.choice([1, 2, 4]))
         for name in names:
-            node = Node(gather=name in gathering, errors=name in errors)
+            strategy = random.choice(["continue", "continue", "stop"])
+            node = kind(gather=name in gathering, errors=name in errors, strategy=strategy)
             flow.add_routine(node, name, gather_per=splits.get(name))
         for source in names:
             for _ in range(random.choice([1, 2, 2, 3])):

@@ -111,6 +111,8 @@ def test_a_task_is_not_retried_if_its_delay_would_cross_the_deadline():
     # Attempts at 0, 2, 4, 6, 8 and 10 s: one more would start at 12 s.
     assert kinds == [CommitKind.RETRY] * 5 + [CommitKind.FAILED]
     assert story.now == 50 + 10 * SECOND
+    why = "(not retried: the next wait of 2 s would pass the deadline of 10 s)"
+    assert str(story.job.error).splitlines()[-1] == why
 
 
 def test_the_deadline_counts_from_the_first_start_even_if_that_met_a_conflict():

@@ -23,7 +23,7 @@ from routilux import (
     SqliteStore,
     Worker,
 )
-from tests.gathers import AsyncWork, Join, Work, gathering
+from tests.gathers import AsyncWork, Join, Split, Work, gathering
 from tests.persist.conftest import clock, store  # noqa: F401  # fixtures
 from tests.routines import MODES, PATIENCE, retrying, run, run_by
 
@@ -224,6 +224,20 @@ def test_a_gather_per_split_feeds_a_gather_of_the_job():
         assert 4 == job.routine_states["join"].attempts
 
 
+def test_a_gather_downstream_of_another_may_be_added_first():
+    flow = Flow("reversed")
+    flow.add_routine(Total(), "total")
+    flow.add_routine(Join(), "join")
+    flow.add_routine(Split(), "split")
+    flow.connect("split", "item", "total", "all", {"n": "squares"})
+    flow.connect("split", "item", "join", "done", {"n": "square"})
+    flow.connect("join", "output", "total", "all")
+    job = run(flow, "split", n=0)
+    assert [[]] == only(job)["lists"]
+    for seq in range(job.seq + 1):
+        assert job.at(seq) == JobState.deserialize(job.at(seq).serialize())
+
+
 class Starts(Routine):
     def __init__(self) -> None:
         super().__init__()
@@ -332,3 +346,37 @@ def test_a_saved_gather_that_does_not_fit_is_refused(change, message, history):
     with pytest.raises(CorruptStateError, match=message) as caught:
         JobState.deserialize(data)
     assert caught.value.path.startswith("$.pending_tasks")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c[0]["detail"].update(shape=[]), "its flow has none"),
+        (lambda c: c[0]["tasks"][0].pop("keeps"), "no task keeps its gather 0.g0 open"),
+        (lambda c: c[0]["tasks"][0].update(keeps=["0.g1"]), "keeps 0.g1, which is not an open"),
+        (lambda c: c[0]["tasks"][1].update(keeps=["0.g0"]), "keeps 0.g0, which is not an open"),
+        (lambda c: c[0]["tasks"][1].update(emission=0), "the commit has no emission 0"),
+        (lambda c: c[0]["tasks"][1].update(payload={}), "must be a gather with 1 parameter"),
+        (lambda c: c[0]["tasks"][0].update(keeps="0.g0"), "is of type str"),
+        (lambda c: c[2]["tasks"][0].update(into="0.1"), "is not a gather that its task keeps open"),
+        (lambda c: c[2]["tasks"][0].update(slot="other"), "as join.other"),
+        (lambda c: c[2]["tasks"][0].update(routine_id="work"), "as work.done"),
+        (lambda c: c[2]["tasks"][0].update(keeps=["0.g0"]), "is not a gather that its task keeps"),
+        (lambda c: c[2]["tasks"][0].pop("into"), "does not match the job's commits"),
+        (lambda c: c[1]["tasks"][0].pop("keeps"), "is not a gather that its task keeps open"),
+    ],
+)
+def test_a_commit_whose_gathers_do_not_fit_is_refused(change, message):
+    data: Any = _paused().serialize()
+    change(data["commits"])
+    with pytest.raises(CorruptStateError, match=message) as caught:
+        JobState.deserialize(data)
+    assert caught.value.path.startswith("$.")
+
+
+def test_a_commit_that_ends_a_gather_too_early_is_refused():
+    data: Any = run(gathering(), "split", n=2).serialize()
+    first, last = data["commits"][:2], data["commits"][-1]
+    data["commits"] = [*first, {**last, "seq": 3}]
+    with pytest.raises(CorruptStateError, match=r"attempt 1 of task 0.g0 of 'join' is not pending"):
+        JobState.deserialize({**data, "seq": 3})

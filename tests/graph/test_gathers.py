@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import re
+from random import Random
 from typing import Any
 
 import pytest
 
 from routilux import Flow, FlowDefinitionError, FlowMismatchError, Gathered, Routine
-from routilux.graph.gathers import Gathers
+from routilux.graph.gathers import Gathers, ReturnCheck, reached
 from tests.gathers import Join, Split, Work, gathering
 from tests.routines import run
 
@@ -167,3 +170,37 @@ def test_a_saved_flow_keeps_its_gathers():
     del changed["routines"][1]["gather_per"], changed["routines"][2]["gather_per"]
     with pytest.raises(FlowMismatchError, match="differ"):
         Flow.deserialize(changed)
+
+
+def test_what_is_gathered_is_a_sequence_that_can_be_copied():
+    found = Gathered([{"n": 1}, {"n": 2}], (), (("a", "out"), ("b", "out")))
+    assert [{"n": 1}, {"n": 2}] == list(found) == [*found[:1], found[-1]]
+    assert found == pickle.loads(pickle.dumps(found)) == copy.deepcopy(found)
+    assert found != Gathered([{"n": 1}, {"n": 2}])
+    assert "<Gathered: 2 payloads>" == repr(found)
+
+
+def test_exactly_the_connections_by_which_a_gather_reaches_itself_are_refused():
+    refused = 0
+    for seed in range(300):
+        random = Random(seed)
+        names, check, edges = "abcdef"[: random.randint(2, 6)], ReturnCheck(), []
+        for _ in range(random.randint(1, 14)):
+            new = (
+                random.choice(names),
+                "out",
+                random.choice(names),
+                random.choice(["all", "x", "x"]),
+            )
+            after: dict[str, set[str]] = {}
+            for source, _, target, _ in (*edges, new):
+                after.setdefault(source, set()).add(target)
+            wrong = any(e[3] == "all" and e[0] in reached([e[2]], after) for e in (*edges, new))
+            refused += wrong
+            if wrong:
+                with pytest.raises(FlowDefinitionError, match="could reach itself"):
+                    check.add(new, gather=new[3] == "all")
+            else:
+                check.add(new, gather=new[3] == "all")
+                edges.append(new)
+    assert refused > 100

@@ -139,6 +139,8 @@ def test_a_suspended_host_never_drives_without_a_lease(runtime, store, clock, ca
     suspends(store, another_host_takes_it_and_dies)
     host.run(until_idle=True)
     assert [clock.now_ns() + 10 * SECOND] == leases
+    took = [message for message in caplog.messages if message.startswith("took")]
+    assert [f"took over job {job_id} of flow tale at commit 2 after an unclean stop"] == took
     assert f"job {job_id!r} belongs to 'b, dead' now; commit 2 of" in caplog.text
     assert {"completed"} == statuses(runtime, [job_id])
 

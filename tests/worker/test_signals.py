@@ -43,11 +43,19 @@ def runs(host, *, interrupted: bool) -> None:
 
 
 @pytest.mark.parametrize("number", BOTH)
-def test_a_signal_lets_the_step_end_and_gives_the_job_back_clean(number, runtime):
+def test_a_signal_lets_the_step_end_and_gives_the_job_back_clean(number, runtime, caplog):
+    caplog.set_level("INFO", "routilux")
+
     def signals(self):
         os.kill(os.getpid(), number)
+        while line not in caplog.messages:  # the worker logs it while this step is in flight
+            os.sched_yield()
         self.emit("out", n=1)
 
+    line = (
+        f"{number.name}: the worker takes no more jobs, and waits for 1 step in flight; a second"
+        " signal does not wait"
+    )
     flow = chain(a=signals, b=rest)
     job_id = runtime.submit(flow, "a")
     runs(worker(runtime, flow), interrupted=number == signal.SIGINT)

@@ -79,7 +79,7 @@ class GatherRules:
         gather.waits = True
         gather.reports = False
         gather.parent = scope
-        gather.path = (*scope.path, (1, len(self._gathers)))
+        gather.number = 1, len(self._gathers)
         self._gathers[slot, scopes[0]] = gather
 
     def _deliver(self, commit: Commit, slot: SlotName) -> None:

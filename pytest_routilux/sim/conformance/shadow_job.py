@@ -32,9 +32,9 @@ class ShadowTask:
     since the last resume, None before the first one. `due` is when the task may start, `delay` the
     wait before it, `ready` when it last became pending, `first` when its first attempt started.
     `ended` says how the task ended. `children` counts the tasks that its failures created.
-    `reports`: an event `error` of the engine created the task or an ancestor. `path` holds the
-    numbers of its ancestors among their siblings. A gather `waits` until no task can deliver to it;
-    `deliveries` are (path, payload, source), `dropped` (path, task id).
+    `reports`: an event `error` of the engine created the task or an ancestor. `number` is its
+    place among the children of `parent`: gathers come last. A gather `waits` until no task can
+    deliver to it; `deliveries` are (path, payload, source), `dropped` (path, task id).
     """
 
     task: Task
@@ -53,11 +53,20 @@ class ShadowTask:
     children: int = 0
     reports: bool = False
     parent: ShadowTask | None = None
-    path: Path = ((0, 0),)
+    number: tuple[int, int] = (0, 0)
     gather: bool = False
     waits: bool = False
     deliveries: list[tuple[Path, dict[str, object], tuple[str, str]]] = field(default_factory=list)
     dropped: list[tuple[Path, str]] = field(default_factory=list)
+
+    @property
+    def path(self) -> Path:
+        """The numbers of the first task, of its child, and so on, up to this task."""
+        numbers, shadow = [self.number], self.parent
+        while shadow is not None:
+            numbers.append(shadow.number)
+            shadow = shadow.parent
+        return tuple(reversed(numbers))
 
     def __str__(self) -> str:
         return f"{self.task.routine_id} (task {self.task.task_id})"
@@ -129,7 +138,7 @@ class ShadowJob:
                 shadow = ShadowTask(task, commit.at_ns, commit.at_ns, reports=reports)
                 self.tasks[task.task_id] = self.open[task.task_id] = shadow
                 if parent is not None:
-                    shadow.parent, shadow.path = parent, (*parent.path, (0, number))
+                    shadow.parent, shadow.number = parent, (0, number)
             number += task.emission >= 0
 
     def close(self, shadow: ShadowTask, ended: str) -> None:

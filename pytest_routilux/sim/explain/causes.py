@@ -151,7 +151,7 @@ def _effect_repeated(failure: Failure) -> Reason:
     why = f"the call carried no key, so the {service} could not tell the repeat from a new call"
     fix = (
         f"{failure.effect}(..., {failure.key_text}): the same on every attempt and host\n"
-        f"({failure.double_text} makes a double with this parameter)\n"
+        f"(its double: {failure.double_text}; a call that only reads needs none)\n"
         "(ctx.once alone is not enough: a crash can come between the call and its record)"
     )
     return Reason(why, fix)

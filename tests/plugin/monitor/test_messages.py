@@ -95,6 +95,18 @@ def test_the_first_line_names_the_first_wrong_wait_of_a_changed_policy(monitor, 
     assert problem == message.splitlines()[0]
 
 
+def test_the_message_says_that_a_deadline_kept_a_retry_from_being_made(monitor):
+    flow = shop(4)
+    handler = ErrorHandler("retry", 4, retry_delay=1, deadline=5)
+    flow.routines["price"].set_error_handler(handler)
+    execute(flow, monitor)
+    message = message_of(monitor.assert_retried, "price", times=4)
+    assert "price: expected 4 retries, made 2" == message.splitlines()[0]
+    why = "(not retried: the next wait of 4 s would pass the deadline of 5 s)"
+    assert why in " ".join(message.split())
+    assert "look at  max_retries, deadline and retryable_exceptions" in message
+
+
 def test_a_missing_connection_is_named(monitor):
     flow = Flow("shop")
     for name, routine in shop().routines.items():

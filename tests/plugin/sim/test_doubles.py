@@ -57,13 +57,13 @@ CALLS = {
         'flow_sim.effect("gw.charge")',
         "order",
         'gw.charge(..., key=self.ctx.key("charge")):',
-        '(flow_sim.effect("gw.charge", key="key") makes',
+        '(its double: flow_sim.effect("gw.charge", key="key"); a call',
     ),
     "another name": (
         'flow_sim.effect("gw.charge", key="idem")',
         "order",
         'gw.charge(..., idem=self.ctx.key("charge")):',
-        '(flow_sim.effect("gw.charge", key="idem") makes',
+        '(its double: flow_sim.effect("gw.charge", key="idem"); a call',
     ),
     "a key under another name": (
         'flow_sim.effect("gw.charge", key="idem")',

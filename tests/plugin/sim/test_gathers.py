@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 
 from pytest_routilux.sim.explore import explore
 from pytest_routilux.sim.results import Checks
 from pytest_routilux.sim.simulator.model import Case
 from routilux import Flow
+from tests.core.gather_flows import Behaviour, Expected, Node, plain_id, random_flow
 from tests.gathers import Join, Work, gathering
 from tests.plugin.sim.steps import START
 from tests.routines import retrying
+from tests.soak import sampled
 
 
 def shop(workers: int | None, per: str | None) -> Flow:
@@ -29,3 +33,35 @@ def test_a_gather_outlives_every_crash(workers, per):
     assert [] == [(point.name, finding.what) for point, finding in found.failures]
     assert found.coverage.planned == found.coverage.executed
     assert found.coverage.planned.total() > 50
+
+
+class Live(Node):
+    """A node whose handlers do what `behaviour` says; `flow` names the gathers in the ids."""
+
+    behaviour: Behaviour
+    flow: Flow
+
+    def take(self, **fields: object) -> None:
+        task_id = plain_id(self.ctx.task_id, self.flow)
+        if self.ctx.attempt == 1 and self.behaviour.fails(task_id):
+            raise ValueError("attempt 1")
+        for event, n in self.behaviour.emits(task_id, self):
+            self.emit(event, n=n)
+
+    def take_all(self, found: object) -> None:
+        self.take()
+
+
+@pytest.mark.parametrize("seed", sampled(range(300), [*range(0, 60, 4)]))
+def test_random_flows_with_gathers_outlive_every_crash(seed, monkeypatch):
+    flow, splits = random_flow(Random(seed), Live)
+    monkeypatch.setattr(Live, "behaviour", Behaviour(seed), raising=False)
+    monkeypatch.setattr(Live, "flow", flow, raising=False)
+    expected = Expected(flow, Live.behaviour, splits)
+    expected.of("a")
+    if len(expected.tasks) > 14:
+        return  # it takes too long
+    found = explore(Case(lambda: random_flow(Random(seed), Live)[0], "a"), START, Checks())
+
+    assert found.reference.finding is None, found.reference.finding.what
+    assert [] == [(point.name, finding.what) for point, finding in found.failures]

@@ -114,6 +114,8 @@ def test_every_picture_has_its_own_budget_and_the_album_is_emitted_once(
             dict(job.outputs[0].data),
         )
         verify("dropped", sorted(dropped), sorted(str(d.payload["name"]) for d in job.dropped))
+        resized = job.routine_states["resize"].state
+        verify("accumulated pictures", len(done), resized.get("pictures", 0))
         verify("shared count", len(done), job.shared_data["count"])
         verify("shared bytes", sizes, job.shared_data["bytes"])
         verify("conflicts cost no retry", 0, job.retry_count("tally"))

@@ -4,7 +4,8 @@ Invariants:
 - Each item has a task and a retry budget of its own.
 - A gather slot gets the items that are done, in the order of the album, and the dropped ones.
 - By hand the same takes a count, and the event `error` of each item that is given up.
-- Totals of all items are in `ctx.shared`, read and written in one handler.
+- What a step only adds to is kept by accumulators: steps that run at once never conflict there.
+- Totals that a handler reads and writes are in `ctx.shared`: there a step may have to run again.
 """
 
 from __future__ import annotations
@@ -52,6 +53,8 @@ class ResizeRoutine(Routine):
         if self.ctx.attempt <= failures:
             raise OSError(f"{name}: no memory at attempt {self.ctx.attempt}")
         size = 100 + 10 * len(name)
+        self.ctx.state.add("pictures", 1)
+        self.ctx.state.maximum("largest", size)
         self.emit("output", name=name, size=size, attempt=self.ctx.attempt, of=of)
 
 

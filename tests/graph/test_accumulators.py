@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from routilux import FlowDefinitionError, JobState, codec
 from routilux.codec.equality import same_value
 from tests.routines import MODES, Wide, Works, chain, error_of, fan, kinds, retrying, run, send
+from tests.soak import also
 
 ROWS = 40
 
@@ -53,6 +54,21 @@ def test_steps_that_run_at_once_lose_no_update_and_never_conflict(workers, data,
         kept.sort()
     assert same_value(value, kept)
     assert "conflict" not in kinds(job)
+
+
+@pytest.mark.parametrize("steps", also(500, 10_000))
+def test_sixteen_workers_that_add_to_one_key_never_conflict(steps):
+    def emits(self, n=0):
+        for _ in range(steps):
+            self.emit("out", n=1)
+
+    class Adds(Works):
+        max_concurrency = 16
+
+    job = run(chain(workers=16, a=emits, b=Adds(lambda self, n: self.ctx.shared.add("sum", n))))
+
+    assert {"sum": steps} == job.shared_data
+    assert ["start", *["done"] * (1 + steps)] == kinds(job)
 
 
 def test_each_accumulator_is_one_patch_of_its_commit():

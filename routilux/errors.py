@@ -188,7 +188,7 @@ class NotResumableError(RoutiluxError):
     """The job can't be resumed, paused or cancelled in its present status.
 
     The message names the status. A completed or cancelled job is final; a failed one needs
-    `retry_failed=True`.
+    `retry_failed=True`. A job that a store keeps is resumed only by a runtime with this store.
     """
 
 

@@ -407,8 +407,8 @@ class Flow:
 
         The given job does not change. `retry_failed` gives failed tasks a fresh budget.
         `allow_changed_flow` accepts a flow of another shape on which every pending task still
-        has its slot, and the gathers that have begun are the same. Raises `NotResumableError` and
-        `FlowMismatchError`.
+        has its slot, and the gathers that have begun are the same. A job that is kept in a store
+        needs a runtime with this store. Raises `NotResumableError` and `FlowMismatchError`.
         """
         return _runner(runtime).resume(
             self,

@@ -41,7 +41,7 @@ from routilux.errors import (
 )
 from routilux.flow import set_default_runner
 from routilux.graph.context import active
-from routilux.persist.store import damaged
+from routilux.persist.store import damaged, keeps_same_jobs
 from routilux.run import Run
 from routilux.saved_state import SavedState
 
@@ -245,6 +245,12 @@ class Runtime:
         """
         checked_flag("allow_changed_flow", allow_changed_flow)
         checked_flag("retry_failed", retry_failed)
+        if job.store is not None and not keeps_same_jobs(job.store, self.store):
+            raise NotResumableError(
+                f"job {job.job_id} is kept in a store, and this runtime has"
+                f" {'no store' if self.store is None else 'another one'}; resume the job by a"
+                f" runtime with its store: runtime.resume(flow, runtime.load({job.job_id!r}))"
+            )
         clean = self._was_given_back(job.job_id)
         plan = flow.plan(execution_strategy)
         check_same_flow(plan, job, allow_changed=allow_changed_flow)
@@ -353,6 +359,7 @@ class Runtime:
             job = self.environment.journal.read(job_id, history=history, history_limit=limit)
         if job is None:
             raise KeyError(f"the runtime's store holds no job {job_id!r}")
+        job.store = self.store
         return job
 
     def close(self) -> None:

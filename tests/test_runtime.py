@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,18 +20,20 @@ from routilux import (
     FlowDefinitionError,
     JobState,
     JobStatus,
+    JobStore,
     LeaseLostError,
     MemoryStore,
     NotResumableError,
     Routine,
     Runtime,
+    SavedState,
     Worker,
     use_runtime,
 )
 from routilux.clocks.durations import to_ns
 from routilux.runtime import default_runtime
 from tests.engine.concurrency import no_thread_remains
-from tests.persist.stores import STORES
+from tests.persist.stores import STORES, at
 from tests.routines import (
     MODES,
     PATIENCE,
@@ -333,3 +339,98 @@ def test_the_id_of_a_resumed_job_is_known_and_that_of_a_refused_job_is_not():
             assert "completed" == flow.resume(paused, runtime=runtime).status
         with pytest.raises(DuplicateJobError, match="already started in this runtime"):
             flow.execute("a", job_id="j", runtime=runtime)
+
+
+# --- jobs of a store ------------------------------------------------------------------------------
+
+
+def failed_in(store: JobStore, clock: FakeClock) -> tuple[Flow, list[str]]:
+    """A flow whose job `j` has failed in the store, and the calls that its handler makes."""
+    calls: list[str] = []
+
+    def body(self: Routine) -> None:
+        calls.append("charge")
+        raise ValueError
+
+    flow = chain(a=body)
+    with Runtime(clock=clock, store=store) as runtime:
+        flow.execute("a", job_id="j", runtime=runtime)
+    return flow, calls
+
+
+GIVEN: dict[str, Callable[[Runtime, JobState], JobState]] = {
+    "loaded": lambda runtime, job: runtime.load("j"),
+    "with history": lambda runtime, job: runtime.load("j", history=True),
+    "copied": lambda runtime, job: runtime.load("j").copy(),
+    "deep-copied": lambda runtime, job: copy.deepcopy(runtime.load("j")),
+    "captured": lambda runtime, job: SavedState.capture(Flow(), runtime.load("j")).job,
+    "resumed": lambda runtime, job: job,
+}
+OTHERS: dict[str, Callable[[], Runtime | None]] = {
+    "the default runtime": lambda: None,
+    "no store": Runtime,
+    "another store": lambda: Runtime(store=MemoryStore()),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("given", GIVEN)
+@pytest.mark.parametrize("kind", STORES)
+def test_a_job_of_a_store_is_resumed_only_by_a_runtime_with_its_store(kind, given, other, tmp_path):
+    clock = FakeClock()
+    with STORES[kind](tmp_path, clock) as store:
+        flow, calls = failed_in(store, clock)
+        runtime = Runtime(clock=clock, store=store)
+        ended = flow.resume(runtime.load("j"), runtime=runtime, retry_failed=True)
+        job = GIVEN[given](runtime, ended)
+        has = "another one" if other == "another store" else "no store"
+        with pytest.raises(NotResumableError) as refused:
+            flow.resume(job, runtime=OTHERS[other](), retry_failed=True)
+        assert (
+            f"job j is kept in a store, and this runtime has {has}; resume the job by a runtime"
+            " with its store: runtime.resume(flow, runtime.load('j'))"
+        ) == str(refused.value)
+        assert 2 == len(calls), "a refused resumption has called the handler"
+        flow.resume(job, runtime=Runtime(clock=clock, store=store), retry_failed=True)
+        assert 3 == len(calls)
+
+
+def test_another_store_with_the_same_file_or_database_open_may_resume_the_job(where):
+    clock = FakeClock()
+    with at(where, clock) as store, at(where, clock) as again:
+        flow, calls = failed_in(store, clock)
+        job = Runtime(clock=clock, store=store).load("j")
+        flow.resume(job, runtime=Runtime(clock=clock, store=again), retry_failed=True)
+    assert 2 == len(calls)
+
+
+@pytest.mark.parametrize("how", ["execute", "start", "aexecute"])
+def test_a_job_that_a_runtime_with_a_store_has_run_is_resumed_only_there(how):
+    flow = chain(a=fails(1))
+    with Runtime(clock=FakeClock(), store=MemoryStore()) as runtime:
+        job = run_by(how, flow, "a", runtime)
+        with pytest.raises(NotResumableError, match="is kept in a store"):
+            flow.resume(job, retry_failed=True)
+        assert "completed" == flow.resume(job, runtime=runtime, retry_failed=True).status
+
+
+FREE: dict[str, Callable[[JobState, Path], JobState]] = {
+    "deserialized": lambda job, path: JobState.deserialize(job.serialize()),
+    "unpickled": lambda job, path: pickle.loads(pickle.dumps(job)),
+    "at a commit": lambda job, path: job.at(job.seq),
+    "read from a file": lambda job, path: read_back(job, path),
+}
+
+
+def read_back(job: JobState, path: Path) -> JobState:
+    SavedState.capture(Flow(), job).write(path / "job.json")
+    return SavedState.read(path / "job.json").job
+
+
+@pytest.mark.parametrize("form", FREE)
+def test_a_job_of_a_saved_form_may_be_resumed_without_its_store(form, tmp_path):
+    store, clock = MemoryStore(), FakeClock()
+    flow, calls = failed_in(store, clock)
+    job = FREE[form](Runtime(store=store).load("j", history=True), tmp_path)
+    assert "failed" == flow.resume(job, runtime=Runtime(clock=clock), retry_failed=True).status
+    assert 2 == len(calls)

@@ -10,8 +10,10 @@ Invariants:
 
 from __future__ import annotations
 
+import gc
 from time import perf_counter
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.faults.faults import StoreFails
 from pytest_routilux.handler_assertions import failed_assertion
@@ -22,6 +24,7 @@ from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
 from pytest_routilux.sim.oracle import compare_effects, unstable_key, varying, view_of
 from pytest_routilux.sim.recovery import recover, run_undisturbed
 from pytest_routilux.sim.results import Checks, Coverage, Exploration, Outcome, Reference
+from pytest_routilux.sim.simulator.effects import Effect
 from pytest_routilux.sim.simulator.execution import run_variation, variations
 from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.sim.simulator.store_files import store_name
@@ -50,6 +53,8 @@ if TYPE_CHECKING:
     )
 
     Choose = Callable[[list[CrashPoint]], list[CrashPoint]]
+
+_MOST_OBJECTS: Final = 10_000  # that are searched for a double
 
 
 def explore(case: Case, start_ns: int, checks: Checks, choose: Choose | None = None) -> Exploration:
@@ -105,9 +110,30 @@ def _has_saved_form(run: Undisturbed, coverage: Coverage) -> bool:
     try:
         SavedState.from_bytes(SavedState.capture(run.host.flow, run.states[1]).to_bytes())
     except SavedStateError as error:
-        coverage.notes.append(f"crashes before a resume from a document: not tried, {error}")
+        note = f"crashes before a resume from a document: not tried, {error}"
+        if any(_has_double(routine.arguments) for routine in run.host.flow.routines.values()):
+            note = (
+                "a resume from a saved file was not tried: a test double can't be saved (nothing to"
+                " mend)"
+            )
+        coverage.notes.append(note)
         return False
     return True
+
+
+def _has_double(value: object) -> bool:
+    """Whether an argument of a routine is a test double, or refers to one."""
+    seen: set[int] = set()
+    left = [value]
+    while left and len(seen) < _MOST_OBJECTS:
+        value = left.pop()
+        if isinstance(value, Effect) or type(value).__module__ == "unittest.mock":
+            return True
+        of_module = isinstance(value, dict) and "__builtins__" in value
+        if not (of_module or id(value) in seen or isinstance(value, type | ModuleType)):
+            seen.add(id(value))
+            left += gc.get_referents(value)
+    return False
 
 
 def run_reference(

@@ -302,6 +302,8 @@ class FlowSim:
             for kind, count in coverage.executed.items()
         ]
         errors = [] if error is None else [f"the undisturbed job failed: {error}"]
+        if not result.reference.run.world.calls:
+            errors.append("no effect was seen: calls of other services are not checked")
         self._report(
             f"  💥 {coverage.executed.total()} of {coverage.planned.total()} crash points,"
             f" {coverage.word}, {coverage.seconds:.2f} s ({rate:,.0f} runs/s)",

@@ -174,13 +174,12 @@ def _task(job: JobState) -> dict[str, object] | None:
     if not tasks:
         return None
     task = tasks[0]
-    error = job.routine_states[task.routine_id].error
     return {
         "task_id": task.task_id,
         "routine_id": task.routine_id,
         "slot": task.slot,
         "attempt": task.attempt - task.failed,
-        "error": None if error is None or task.attempt == 1 else str(error),
+        "error": None if task.error is None else str(task.error),
         "more": len(others) - 1,
     }
 

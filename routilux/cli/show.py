@@ -3,6 +3,7 @@
 Invariants:
 - The first lines say the status of the job, and why it failed.
 - A payload is written once: with the emission that carries it, else with the task or the output.
+  A failed task shows its payload in any case.
 - More than `MOST` like commits or tasks take one line with their number.
 """
 
@@ -81,7 +82,7 @@ def show_job(
         page,
         "failed",
         [task for task in tasks if task.failed],
-        lambda task: _failed(job, task, payload(task)),
+        _failed,
         lambda task: f"{task.routine_id}.{task.slot} failed at attempt {task.attempt - 1}",
     )
     _section(
@@ -203,13 +204,12 @@ def _counted(page: Page, kind: str, count: str) -> str:
     return kind + count
 
 
-def _failed(job: JobState, task: PendingTask, payload: str) -> tuple[Part, ...]:
-    error = job.routine_states[task.routine_id].error or job.error
+def _failed(task: PendingTask) -> tuple[Part, ...]:
     return (
         f"{task.routine_id}.{task.slot}",
         (f" at attempt {task.attempt - 1}: ", "red"),
-        one_line(str(error), _LONGEST_ERROR),
-        (f" · task {task.task_id}{payload}", "dim"),
+        one_line(str(task.error), _LONGEST_ERROR),
+        (f" · task {task.task_id}: {payload_text(task.payload)}", "dim"),
     )
 
 

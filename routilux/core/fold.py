@@ -70,6 +70,7 @@ class FoldedJob:
         "started_ns",
         "status",
         "stops",
+        "store",
         "updated_ns",
     )
 
@@ -105,6 +106,8 @@ class FoldedJob:
         self.history_limit: int | None = None
         # The clock of its runtime; a saved form says when it was saved.
         self.clock_ns: Callable[[], int] | None = None
+        # Only a runtime with this store can resume the job; a saved form is of no store.
+        self.store: object | None = None
 
     @property
     def shared_data(self) -> dict[str, object]:
@@ -211,7 +214,7 @@ class FoldedJob:
 
     def _fold_step(self, commit: Commit, task_id: str) -> Sequence[PendingTask]:
         pending = self._pending.get(task_id)
-        if pending is None or pending.attempt != commit.attempt or pending.failed:
+        if pending is None or pending.attempt != commit.attempt or pending.error is not None:
             raise IllegalTransitionError(
                 f"commit {commit.seq} ends attempt {commit.attempt} of task {task_id},"
                 " but no such attempt is pending"
@@ -257,6 +260,8 @@ class FoldedJob:
             raise IllegalTransitionError(
                 f"commit {commit.seq} drops a task, so it must have an error and a detail"
             )
+        if kind is _FAILED and commit.error is None:
+            raise IllegalTransitionError(f"commit {commit.seq} of kind 'failed' has no error")
         if pending.first_started_ns is None:
             pending.first_started_ns = commit.started_ns
         if kind is _CONFLICT:
@@ -269,7 +274,7 @@ class FoldedJob:
         if kind is _FAILED:
             self.interruption = self.interrupted_task = None  # of a poisoned job
             pending.attempt += 1
-            pending.failed = True
+            pending.error = commit.error
             pending.delay_ns = None
             pending.children += sum(task.emission >= 0 for task in commit.tasks)
             self._failed.add(task_id)
@@ -351,7 +356,7 @@ class FoldedJob:
                 pending = self._pending[task_id]
                 if pending.reports:
                     self._reports.add(task_id)
-                pending.failed = False
+                pending.error = None
                 pending.retries = 0
                 pending.first_started_ns = None
                 pending.due_ns = commit.at_ns
@@ -419,7 +424,8 @@ class FoldedJob:
 
 
 _DERIVED: Final = (
-    *("_failed", "_gathers", "_replaying", "_reports", "_waiting", "history_limit", "clock_ns"),
+    *("_failed", "_gathers", "_replaying", "_reports", "_waiting"),
+    *("history_limit", "clock_ns", "store"),
 )
 _COMPARED: Final = tuple(
     name.replace("_shared", "shared_data") for name in FoldedJob.__slots__ if name not in _DERIVED

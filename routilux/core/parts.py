@@ -235,8 +235,8 @@ class PendingTask:
     """When its first attempt started, in UTC nanoseconds; None before."""
     conflicts: int = 0
     """How often an attempt ended in a conflict; after three the task runs alone."""
-    failed: bool = False
-    """Whether it failed for good."""
+    error: ErrorInfo | None = None
+    """The error that failed it for good; None if it has not failed."""
     effects: dict[str, RecordedEffect] | None = None
     """The effects that `ctx.once` recorded, by name."""
     children: int = 0
@@ -252,6 +252,11 @@ class PendingTask:
     def gathers(self) -> bool:
         """Whether the task is a gather that still waits for other tasks."""
         return self.gathering is not None and self.gathering.waits_for > 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether it failed for good."""
+        return self.error is not None
 
     @property
     def task_id(self) -> str:
@@ -292,6 +297,8 @@ class PendingTask:
         task, gathering = self.task, self.gathering
         values = task.payload
         special: dict[str, object] = {}
+        if self.error is not None:
+            special["error"] = error_data(self.error)
         if self.children:
             special["children"] = self.children
         if self.reports:
@@ -318,7 +325,6 @@ class PendingTask:
             "delay_ns": self.delay_ns,
             "first_started_ns": self.first_started_ns,
             "conflicts": self.conflicts,
-            "failed": self.failed,
             "effects": {
                 name: effect_data(effect, f"{path}.effects[{name!r}]")
                 for name, effect in (self.effects or {}).items()
@@ -335,7 +341,7 @@ class PendingTask:
             raise CorruptStateError(
                 f"{path}.retries", "must be less than attempt (the number of the next attempt)"
             )
-        if f["failed"] and delay is not None:
+        if "error" in f and delay is not None:
             raise CorruptStateError(f"{path}.delay_ns", "must be null in a failed task")
         if (f["emission"] == GATHER) is not ("gathering" in f):
             raise CorruptStateError(
@@ -359,7 +365,7 @@ class PendingTask:
             None if delay is None else duration(delay, f"{path}.delay_ns"),
             None if first is None else instant(first, f"{path}.first_started_ns"),
             in_range(f["conflicts"], f"{path}.conflicts"),
-            f["failed"],
+            load_error(f["error"], f"{path}.error") if "error" in f else None,
             {
                 name: load_effect(effect, f"{path}.effects[{name!r}]")
                 for name, effect in f["effects"].items()
@@ -470,9 +476,14 @@ _PENDING_TASK: codec.Fields = {
     **dict.fromkeys(("attempt", "retries", "conflicts"), int),
     **dict.fromkeys(("delay_ns", "first_started_ns"), _MAYBE_INT),
     **dict.fromkeys(("payload", "effects"), dict),
-    "failed": bool,
 }
-_SPECIAL: codec.Fields = {"children": int, "reports": bool, "keeps": list, "gathering": list}
+_SPECIAL: codec.Fields = {
+    "error": dict,
+    "children": int,
+    "reports": bool,
+    "keeps": list,
+    "gathering": list,
+}
 _DELIVERY: codec.Fields = {"routine_id": str, "event": str, "payload": dict}
 _OUTPUT: codec.Fields = {"seq": int, "routine_id": str, "event": str, "data": dict, "task_id": str}
 _DROPPED_TASK: codec.Fields = {

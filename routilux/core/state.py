@@ -85,6 +85,11 @@ class JobState(FoldedJob):
     """The `history_limit` of the runtime that runs or loaded it."""
     clock_ns: Callable[[], int] | None
     """The clock of its runtime: a saved form says when it was saved."""
+    store: object | None
+    """The `JobStore` that keeps it; None for a job of a saved form, or of `at`.
+
+    Only a runtime with this store can resume the job.
+    """
 
     # --- reading it -----------------------------------------------------------------------------
 
@@ -142,8 +147,7 @@ class JobState(FoldedJob):
 
     def _other_error(self, task: PendingTask) -> str:
         """Return the error of a failed task for a message if it is not the error of the job."""
-        error = self.routine_states[task.routine_id].error
-        return "" if error is None or error == self.error else f": {' '.join(str(error).split())}"
+        return "" if task.error == self.error else f": {' '.join(str(task.error).split())}"
 
     def copy(self) -> JobState:
         """Return a copy that later commits of this job do not change."""

@@ -138,7 +138,7 @@ class Drive:
         self._snapshot_at = sys.maxsize
         if environment.store is not None:  # a loaded job has the commits since its snapshot
             self._snapshot_at = machine.job.seq - len(machine.job._commits) + SNAPSHOT_EVERY
-        machine.job.clock_ns = clock.now_ns
+        machine.job.clock_ns, machine.job.store = clock.now_ns, environment.store
 
     # --- the host of its steps ------------------------------------------------------------------
 

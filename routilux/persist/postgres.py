@@ -209,6 +209,7 @@ class PostgresStore(SharedStore):
     def __init__(self, dsn: str, *, clock: Clock | None = None, read_only: bool = False) -> None:
         self._clock = clock
         self._monotonic = (clock if clock is not None else SystemClock()).monotonic_ns
+        self._place = dsn
         self._database = Database(dsn, read_only=read_only)
         # The server's time and this host's, when they were last read together.
         self._seen = self._server_ns(), self._monotonic()

@@ -149,6 +149,7 @@ class SqliteStore(SharedStore):
     ) -> None:
         self.path: Path = Path(path)
         """The path of the file."""
+        self._place = str(self.path.resolve())
         self._file = SqliteFile(self.path, read_only=read_only)
         real = clock is None or isinstance(clock, SystemClock)
         self._now = boot_ns if clock is None or real else clock.now_ns

@@ -316,6 +316,12 @@ def refusal(
     )
 
 
+def keeps_same_jobs(one: object, other: object) -> bool:
+    """Whether two stores are one: several may have the same file or database open."""
+    place = getattr(one, "_place", None)
+    return one is other or (place is not None and place == getattr(other, "_place", None))
+
+
 def undeletable(job_id: str, status: str, hold: Hold) -> NotResumableError:
     """Return the error for a pending or running job that is to be deleted."""
     return NotResumableError(

@@ -140,7 +140,7 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
         self.max_delay: Final[float | None] = options["max_delay"]
         """The longest delay, in seconds; None for no limit."""
         self.jitter: Final[float] = options["jitter"]
-        """The random part of a delay: 0.1 is ±10 %; at `max_delay` it only shortens."""
+        """The random part of a delay, 0 to 1: 0.1 is ±10 %; at `max_delay` it only shortens."""
         self.timeout: Final[float | None] = options["timeout"]
         """The limit of one attempt under every strategy, in seconds; None for no limit."""
         self.deadline: Final[float | None] = options["deadline"]

@@ -29,7 +29,7 @@ started 2026-01-01 12:50:00 UTC, 10 min ago; last commit 9 min ago
 🏁 [ 0.740s] job failed
 
 failed
-  charge.trigger at attempt 2: ConnectionError: the gateway does not answer · task 0
+  charge.trigger at attempt 2: ConnectionError: the gateway does not answer · task 0: order=A2
 """
 
 DONE = """\

@@ -162,7 +162,7 @@ def test_the_page_of_commands_has_each_with_its_options(name: str) -> None:
 
 
 def test_each_section_of_the_page_of_commands_is_a_command() -> None:
-    others = {"Command line", "The JSON output", "An example"}
+    others = {"Command line", "The JSON output", "An example", "The columns of jobs"}
 
     assert commands().keys() == sections(page("command-line")).keys() - others
 

@@ -60,6 +60,28 @@ class Failure:
         """The name of the effect that the finding is about."""
         return self.finding.path.removeprefix("effects.")
 
+    @property
+    def key_text(self) -> str:
+        """The argument that gives the effect a stable key, as code."""
+        return f'{self._parameter}=self.ctx.key("{self.effect.rpartition(".")[2]}")'
+
+    @property
+    def double_text(self) -> str:
+        """The double that takes such a key, as code."""
+        return f'flow_sim.effect("{self.effect}", key="{self._parameter}")'
+
+    @property
+    def _parameter(self) -> str:
+        call = self.finding.call
+        return (call and call.parameter) or self.passed_key or "key"
+
+    @property
+    def passed_key(self) -> str | None:
+        """The argument that looks like a key, but is not the double's parameter for it."""
+        call = self.finding.call
+        names = [] if call is None else call.arguments
+        return next((name for name in names if name == "key" or name.startswith("idem")), None)
+
     @cached_property
     def hidden(self) -> HiddenChange | None:
         """The change of unsaved state that fits the finding best."""
@@ -116,28 +138,43 @@ def _engine(failure: Failure) -> Reason:
 
 
 def _effect_repeated(failure: Failure) -> Reason:
-    effect = failure.effect
-    service, _, verb = effect.rpartition(".")
-    why = (
-        f"the call carried no key, so the {service or 'service'} could not tell the repeat from a"
-        " new call"
-    )
+    call, passed = failure.finding.call, failure.passed_key
+    service = failure.effect.rpartition(".")[0] or "service"
+    if call is not None and passed is not None:
+        has = "no key parameter" if call.parameter is None else f"the parameter {call.parameter!r}"
+        why = f"the call passed {passed}=…, but this double has {has} for the key"
+        declares = f'flow_sim.effect("{failure.effect}", key="{passed}")'
+        if call.parameter is None:
+            return Reason(why, f"{declares}: the double takes {passed} as the key")
+        fix = f"{declares}, or pass {failure.key_text}: both must name the same parameter"
+        return Reason(why, fix)
+    why = f"the call carried no key, so the {service} could not tell the repeat from a new call"
     fix = (
-        f'{effect}(..., key=self.ctx.key("{verb}")): the same on every attempt and host\n'
-        f'(its double: flow_sim.effect("{effect}", key="key"); a call that only reads needs none)\n'
+        f"{failure.effect}(..., {failure.key_text}): the same on every attempt and host\n"
+        f"(its double: {failure.double_text}; a call that only reads needs none)\n"
         "(ctx.once alone is not enough: a crash can come between the call and its record)"
     )
     return Reason(why, fix)
 
 
 def _key_unstable(failure: Failure) -> Reason:
-    why = (
-        f"the key{failure.at(failure.finding.hint)} changes with the attempt, a time or a random"
-        " number, or one call carries none: the service takes the repeat for a new call"
+    call = failure.finding.call
+    world = (failure.disturbed or failure.reference.run).world
+    without = any(
+        (other.effect, other.task_id, other.key) == (failure.effect, call and call.task_id, None)
+        for other in world.calls
     )
+    if without:
+        why = f"one of the calls{failure.at(failure.finding.hint)} carries no key"
+    else:
+        why = (
+            f"each call{failure.at(failure.finding.hint)} carries another key, which changes with"
+            " the attempt, a time or a random number"
+        )
+    why += ": the service takes the repeat for a new call"
     fix = (
-        f'key=self.ctx.key("{failure.effect.rpartition(".")[2]}"): made of the job and the task'
-        " alone, so it is the same on every attempt and host"
+        f"{failure.key_text}: made of the job and the task alone, so it is the same on every"
+        " attempt and host"
     )
     return Reason(why, fix)
 

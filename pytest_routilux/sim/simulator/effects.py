@@ -108,6 +108,7 @@ class Effect:
             task.task_id,
             step.attempt,
             now,
+            self.key,
         )
         if flight is None or clock is None:
             self._calls.append(call)

@@ -145,6 +145,8 @@ class Call:
     """The number of the attempt, from 1."""
     at_ns: int
     """The virtual time of the call, in UTC nanoseconds."""
+    parameter: str | None = None
+    """The name of the parameter that carries the key; None if the double has none."""
 
     def __str__(self) -> str:
         return f"{self.effect}({', '.join(shown(value, 24) for value in self.arguments.values())})"

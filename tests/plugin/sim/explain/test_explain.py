@@ -235,7 +235,8 @@ def test_a_key_on_one_call_alone_is_reported():
     finding = compare_effects(exploration.reference.run.world, disturbed.world, {})
     assert finding is not None
     text = text_with(exploration, finding, disturbed)
-    assert "or one call carries none" in " ".join(text.split())
+    assert "one of the calls" in " ".join(text.split())
+    assert "carries no key: the service takes" in " ".join(text.split())
     assert "x2   keys: A7, none" in text
 
 

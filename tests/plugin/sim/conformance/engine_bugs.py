@@ -553,12 +553,12 @@ def what_a_failed_attempt_emitted_is_delivered(patch: Patch) -> None:
     def deliver(commit: Commit, plan: Any, job: Any, flown: Any, outcome: Any, *_: Any) -> Commit:
         if commit.kind is CommitKind.RETRY:
             commit.emissions = tuple(outcome.emissions)
-            commit.tasks = transitions._fan_out(plan, flown.task, commit.emissions, 0)
+            commit.tasks = transitions._fan_out(plan, job, flown.task, commit.emissions, 0)
         return commit
 
     def create(ready: Any, self: JobState, commit: Commit, task_id: str) -> Any:
         if commit.kind is CommitKind.RETRY and commit.tasks:
-            return [*ready, *self._deliver(commit, False)]
+            return [*ready, *self._deliver(commit, self._pending[task_id], False)]
         return ready
 
     after(patch, transitions, "_failure", deliver)
@@ -612,7 +612,7 @@ def what_a_step_adds_is_added_twice(patch: Patch) -> None:
     build=shop(fails=(9,)),
 )
 def a_task_that_fails_for_good_emits_no_error_event(patch: Patch) -> None:
-    def forget(_: None, plan: Any, commit: Commit, *__: Any) -> None:
+    def forget(_: None, plan: Any, job: Any, commit: Commit, *__: Any) -> None:
         commit.emissions = commit.tasks = ()
 
     after(patch, transitions, "_report", forget)

@@ -204,6 +204,9 @@ def _load_patch(data: object, path: str) -> Patch:
         values = _pairs(f["values"], f"{place}.values")
         inside = _pairs(f["inside"], f"{place}.inside")
         patches = {key: _load_patch(each, f"{place}[{key!r}]") for key, each in inside.items()}
+        removed = _pairs([[key, None] for key in f["removed"]], f"{place}.removed")
+        if len({**values, **patches, **removed}) < len(values) + len(patches) + len(removed):
+            raise CorruptStateError(place, "has a key in two of its members")
         return Patch(kind, (values, f["removed"], patches))
     raise CorruptStateError(path, f"{kind!r} is not a valid patch")
 

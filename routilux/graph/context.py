@@ -106,6 +106,7 @@ class View(MutableMapping[str, object]):
     __slots__ = (
         "_added",
         "_copies",
+        "_given",
         "_name",
         "_open",
         "_own",
@@ -123,6 +124,7 @@ class View(MutableMapping[str, object]):
         self._own = own  # no other step changes it meanwhile
         self._snapshot = snapshot
         self._copies: dict[str, object] = {}
+        self._given: set[str] = set()  # keys whose copy is that of the saved value
         self._added: dict[str, list[Patch]] | None = None  # accumulators, by key
         self._removed: set[str] = set()
         self._open = open_
@@ -144,6 +146,7 @@ class View(MutableMapping[str, object]):
         if value is ABSENT:
             raise KeyError(key)
         self._copies[key] = value
+        self._given.add(key)
         return value
 
     def _current(self, key: str) -> Any:
@@ -159,6 +162,7 @@ class View(MutableMapping[str, object]):
             raise TypeError(f"a key of state or shared data must be a str, not {key!r}")
         if self._added:
             self._added.pop(key, None)
+        self._given.discard(key)
         self._removed.discard(key)
         self._copies[key] = value
 
@@ -168,6 +172,8 @@ class View(MutableMapping[str, object]):
         if self._added:
             self._added.pop(key, None)
         self._copies.pop(key, None)
+        self._given.discard(key)
+        self.read.add(key)  # a value that another step has meanwhile set is to be removed, too
         self._removed.add(key)
 
     def __contains__(self, key: object) -> bool:
@@ -202,7 +208,7 @@ class View(MutableMapping[str, object]):
 
     def append(self, key: str, value: object) -> None:
         """Add an item to the end of a list."""
-        self._accumulate("extend", key, [value])
+        self._accumulate("extend", key, [value], "append")
 
     def extend(self, key: str, values: Iterable[object]) -> None:
         """Add items to the end of a list."""
@@ -226,10 +232,10 @@ class View(MutableMapping[str, object]):
         except TypeError as error:  # they are no iterable, or can't be in a set
             raise self._refusal(kind, key, str(error)) from None
 
-    def _accumulate(self, kind: str, key: str, operand: Any) -> None:
+    def _accumulate(self, kind: str, key: str, operand: Any, method: str | None = None) -> None:
         self._open()
         if type(key) is not str:
-            raise self._refusal(kind, key, f"a key must be a str, not {key!r}")
+            raise self._refusal(method or kind, key, f"a key must be a str, not {key!r}")
         if self._added is None:
             self._added = {}
         added = self._added.get(key, [])
@@ -240,7 +246,7 @@ class View(MutableMapping[str, object]):
         elif problem is None and key not in self._removed:
             problem = misfit(self._snapshot.get(key, ABSENT), [*added, new])
         if problem is not None:
-            raise self._refusal(kind, key, problem)
+            raise self._refusal(method or kind, key, problem)
         try:
             new.operand = copy_value(operand)
         except Exception as error:
@@ -249,18 +255,21 @@ class View(MutableMapping[str, object]):
             self._removed.discard(key)
             self._copies[key] = new.operand
             return
+        if key not in self._copies or key in self._given:
+            merge(added, new)
+            self._added[key] = added
         if key in self._copies:
-            # The handler may hold the value that it has read, and sees what is added to it.
-            copy = self._copies[key]
+            # The handler may hold the list or set that it has read, and sees what is added to it.
+            copy: Any = self._copies[key]
             if kind == "extend":
                 copy += copy_value(operand)
             elif kind == "union":
                 copy |= copy_value(operand)
+            elif key in self._given:  # as it will be committed, to the last bit of a sum
+                copy = _grown(self._snapshot.get(key, ABSENT), added)
             else:
                 copy = accumulated(copy, new)
             self._copies[key] = copy
-        merge(added, new)
-        self._added[key] = added
 
     def _refusal(self, kind: str, key: object, problem: str) -> FlowDefinitionError:
         return FlowDefinitionError(f"{self._name}: can't {kind} to {key!r}: {problem}")

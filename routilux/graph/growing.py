@@ -9,6 +9,7 @@ Invariants:
 from __future__ import annotations
 
 import marshal
+import os
 from itertools import chain
 from threading import Lock
 from typing import Any, Final
@@ -17,7 +18,16 @@ from routilux.codec.copying import are_flat_rows, copy_value
 from routilux.codec.equality import SCALARS, same_value
 
 _HEAD: Final = 5  # bytes before the items in the image of a list: its type and its length
-_growing: Final = Lock()  # held for the few instructions that extend shared items
+_lock = Lock()  # held while shared items are extended
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = Lock()  # another thread may hold that of the process that was forked
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 _UNREAD: Final[Any] = object()
 
 
@@ -69,7 +79,7 @@ class Growing:
 
     def extended(self, items: list[Any]) -> Growing:
         """Return this value with more items behind; a set ignores those that it has."""
-        with _growing:
+        with _lock:
             shared = self._shared
             if len(shared.items) != self._length:
                 shared = _Items(shared.items[: self._length], unique=shared.seen is not None)
@@ -115,7 +125,7 @@ class Growing:
 
     def _image(self) -> bytearray | None:
         shared = self._shared
-        with _growing:
+        with _lock:
             if shared.image is None or shared.imaged > self._length:
                 return None
             try:
@@ -158,23 +168,24 @@ def private_copy(value: object) -> Any:
     return value.private() if type(value) is Growing else copy_value(value)
 
 
-def is_imageable(items: list[Any]) -> bool:
+def is_imageable(items: list[Any], depth: int = 0) -> bool:
     """Return whether equal images of the items mean the same items.
 
-    The image of a `bytearray` or of an array is that of `bytes`.
+    Not those of bytes, since the image of a `bytearray` or of an array is the same.
     """
     kinds = set(map(type, items))
     if kinds <= _EXACT:
         return True
-    if not kinds <= _EXACT_CONTAINERS:
+    if not kinds <= _EXACT_CONTAINERS or depth > _DEEPEST:
         return False
     inner = [item for item in items if type(item) not in _EXACT]
     dicts = [item for item in inner if type(item) is dict]
     lists = [item for item in inner if type(item) is not dict]
-    return is_imageable(
-        [*chain.from_iterable(lists), *chain.from_iterable(dicts)]
-    ) and is_imageable([*chain.from_iterable(map(dict.values, dicts))])
+    keys_and_items = [*chain.from_iterable(lists), *chain.from_iterable(dicts)]
+    values = [*chain.from_iterable(map(dict.values, dicts))]
+    return is_imageable(keys_and_items, depth + 1) and is_imageable(values, depth + 1)
 
 
-_EXACT: Final = SCALARS & {type(None), bool, int, float, complex, str, bytes}
+_EXACT: Final = SCALARS & {type(None), bool, int, float, complex, str}
+_DEEPEST: Final = 20  # levels; a value that contains itself has no end
 _EXACT_CONTAINERS: Final = _EXACT | {dict, list, tuple}

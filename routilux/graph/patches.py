@@ -15,7 +15,7 @@ import marshal
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta
-from decimal import Decimal
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, InvalidOperation, Overflow
 from typing import Any, Final
 
 from routilux.codec import registry
@@ -26,6 +26,10 @@ from routilux.graph.growing import Growing, is_imageable, plain
 ABSENT: Final[Any] = object()
 """The value of a key that does not exist."""
 
+_EXACTLY: Final = Context(
+    prec=10_000, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[InvalidOperation, Overflow]
+)
+"""Adds decimals alike in every thread, process and program."""
 _NUMBERS: Final = frozenset({int, float, complex, Decimal, timedelta})
 _ORDERED: Final = frozenset({int, float, Decimal, timedelta, str, bytes, date, datetime, time})
 
@@ -54,8 +58,10 @@ class Patch:
 
 def _add(old: Any, operand: Any) -> Any:
     if type(old) not in _NUMBERS:
-        raise PatchError(f"{_type(old)} is no number")
+        raise PatchError(f"{_type(old)} is not a number")
     try:
+        if Decimal in (type(old), type(operand)):
+            return _EXACTLY.add(old, operand)
         total = old + operand
     except (TypeError, OverflowError, ArithmeticError) as error:
         raise PatchError(str(error)) from None
@@ -75,7 +81,7 @@ def _union(old: Any, operand: set[Any]) -> Any:
 def _check_kind(old: Any, wanted: type) -> None:
     kind = old.kind if type(old) is Growing else type(old)
     if kind is not wanted:
-        raise PatchError(f"{_type(old)} is no {wanted.__name__}")
+        raise PatchError(f"{_type(old)} is not a {wanted.__name__}")
 
 
 def _maximum(old: Any, operand: Any) -> Any:
@@ -111,13 +117,14 @@ _COLLECTS: Final[dict[str, type]] = {"extend": list, "union": set}
 def operand_problem(kind: str, operand: Any) -> str | None:
     """Return why a value can't be the operand of an accumulator, or None."""
     if kind == "add":
-        return None if type(operand) in _NUMBERS else f"{_type(operand)} is no number"
+        return None if type(operand) in _NUMBERS else f"{_type(operand)} is not a number"
     if kind in ("maximum", "minimum"):
         if type(operand) not in _ORDERED:
             return f"{_type(operand)} has no order"
-        return "NaN has no order" if operand != operand else None
+        is_nan = operand.is_nan() if type(operand) is Decimal else operand != operand
+        return "NaN has no order" if is_nan else None
     wanted = _COLLECTS[kind]
-    return None if type(operand) is wanted else f"{_type(operand)} is no {wanted.__name__}"
+    return None if type(operand) is wanted else f"{_type(operand)} is not a {wanted.__name__}"
 
 
 def accumulated(old: Any, patch: Patch) -> Any:
@@ -137,7 +144,10 @@ def merge(patches: list[Patch], new: Patch) -> None:
     elif new.kind == "union":
         last.operand |= new.operand
     else:
-        last.operand = ACCUMULATORS[new.kind](last.operand, new.operand)
+        try:
+            last.operand = ACCUMULATORS[new.kind](last.operand, new.operand)
+        except PatchError:  # the two operands have no sum of their own
+            patches.append(new)
 
 
 # --- applying -----------------------------------------------------------------------------------

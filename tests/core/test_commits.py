@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -32,6 +33,8 @@ def reread(commit: Commit) -> Commit:
     return Commit.load(codec.loads(commit.dumps()), "$")
 
 
+EMPTY: dict[str, list[object]] = {"values": [], "removed": [], "inside": []}
+
 # --- commits --------------------------------------------------------------------------------------
 
 printable = st.text(min_size=1, max_size=5).filter(lambda s: s.isprintable())
@@ -59,7 +62,7 @@ patches = st.recursive(
             st.dictionaries(names | st.integers(), values, max_size=2),
             st.lists(names, max_size=2),
             st.dictionaries(names | st.integers(), inner, max_size=2),
-        ),
+        ).filter(lambda parts: len({k for part in parts for k in part}) == sum(map(len, parts))),
     ),
     max_leaves=3,
 )
@@ -190,6 +193,32 @@ def test_a_value_without_a_saved_form_is_refused_with_its_path():
         ({"emissions": [{"event": "out", "payload": {1: 2}}]}, "$.emissions[0].payload"),
         ({"state": {"values": {}, "removed": [7]}}, "$.state.removed"),
         ({"state": {"values": {1: 2}, "removed": []}}, "$.state.values"),
+        ({"state": {"values": {"x": 1}, "removed": ["x"]}}, "$.state"),
+        ({"state": {"patches": {"x": []}}}, "$.state.patches['x']"),
+        ({"state": {"patches": {"x": [{"wipe": 1}]}}}, "$.state.patches['x'][0]"),
+        ({"state": {"patches": {"x": [{"add": "1"}]}}}, "$.state.patches['x'][0].add"),
+        (
+            {"state": {"patches": {"x": [{"maximum": Decimal("sNaN")}]}}},
+            "$.state.patches['x'][0].maximum",
+        ),
+        ({"state": {"patches": {"x": [{"splice": [0, 1]}]}}}, "$.state.patches['x'][0].splice"),
+        (
+            {"state": {"patches": {"x": [{"splice": [-1, 1, []]}]}}},
+            "$.state.patches['x'][0].splice",
+        ),
+        *(
+            (
+                {"state": {"patches": {"x": [{"entries": {**EMPTY, **entries}}]}}},
+                f"$.state.patches['x'][0].entries{where}",
+            )
+            for entries, where in (
+                ({"removed": [[1]]}, ".removed"),
+                ({"removed": ["a", "a"]}, ".removed"),
+                ({"removed": ["a"], "values": [["a", 1]]}, ""),
+                ({"values": [["a"]]}, ".values"),
+                ({"inside": [["a", {"wipe": 1}]]}, "['a']"),
+            )
+        ),
         ({"delay_ns": -1}, "$.delay_ns"),
         ({"kind": "retry"}, "$.delay_ns"),
     ],

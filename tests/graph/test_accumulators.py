@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from typing import Any
 
 import pytest
@@ -139,6 +139,69 @@ def test_an_accumulator_follows_an_assignment_and_a_removal():
     assert {"rows": [1, 2], "gone": [3], "twice": 5} == state
 
 
+@pytest.mark.parametrize(
+    ("change", "others"),
+    [
+        (lambda shared: (shared.update(x=0), shared.add("x", 1)), 50),
+        (lambda shared: (shared.update(x=[]), shared.append("x", 1)), ["o"]),
+        (lambda shared: (shared.update(x=1), shared.pop("x"), shared.add("x", 1)), 50),
+        (lambda shared: (shared.append("x", 1), shared.pop("x")), ["o"]),
+        (lambda shared: (shared.add("x", 1), shared.update(x=7)), 50),
+    ],
+    ids=["assign, add", "assign, append", "remove, add", "append, remove", "add, assign"],
+)
+def test_an_assignment_before_or_after_it_holds_whatever_another_step_has_done(change, others):
+    def changes(self, n=0):
+        self.ctx.sleep(1)
+        change(self.ctx.shared)
+        self.ctx.sleep(2)
+
+    def other(self, n=0):
+        self.ctx.sleep(2)
+        self.ctx.shared["x"] = others
+
+    alone = run(fan(send, b=changes), "source").shared_data
+    assert alone == run(fan(send, workers=2, b=changes, c=other), "source").shared_data
+
+
+def test_a_sum_that_is_read_is_committed_to_the_last_bit():
+    def body(self, n):
+        before = self.ctx.state.get("x", 0.0)
+        self.ctx.state.add("x", 0.1)
+        self.ctx.state.add("x", 0.2)
+        self.ctx.shared[str(n)] = [before, self.ctx.state["x"]]
+
+    job = run(chain(a=numbers, b=Wide(body)))
+
+    job.raise_for_status()
+    sums = sorted(job.shared_data.values())
+    assert sums[-1][1] == job.routine_states["b"].state["x"]
+
+
+def test_decimals_are_added_alike_in_every_context():
+    third = Decimal("1.123456789012345678901234567890123")
+    job = run(chain(a=numbers, b=lambda self, n: self.ctx.state.add("x", third)))
+
+    with localcontext(prec=6):
+        assert JobState.deserialize(job.serialize()) == job
+    with localcontext(prec=99):
+        assert ROWS * third == job.routine_states["b"].state["x"]
+
+
+def test_sums_whose_operands_have_none_of_their_own_are_added_one_by_one():
+    def body(self, n=0):
+        if not n:
+            self.ctx.state["x"] = 10**400
+            self.emit("out", n=1)
+            return
+        self.ctx.state.add("x", -(10**400))
+        self.ctx.state.add("x", 1.5)
+
+    flow = chain(a=body)
+    flow.connect("a", "out", "a", "trigger")
+    assert {"x": 1.5} == run(flow).routine_states["a"].state
+
+
 def test_what_is_added_is_the_value_at_the_call():
     def body(self, n=0):
         row = {"n": [1]}
@@ -183,25 +246,26 @@ def test_a_step_that_has_read_what_another_one_adds_to_runs_again():
 
 WRONG = {
     "add": [
-        (lambda view: view.add("text", 1), r"ctx.shared: can't add to 'text': str is no number"),
-        (lambda view: view.add("x", "1"), "str is no number"),
-        (lambda view: view.add("x", True), "bool is no number"),
+        (lambda view: view.add("text", 1), r"ctx.shared: can't add to 'text': str is not a number"),
+        (lambda view: view.add("x", "1"), "str is not a number"),
+        (lambda view: view.add("x", True), "bool is not a number"),
         (lambda view: (view.add("x", 1), view.add("x", timedelta(1))), "unsupported operand"),
     ],
     "extend": [
-        (lambda view: view.append("text", 1), "can't extend to 'text': str is no list"),
+        (lambda view: view.append("text", 1), "can't append to 'text': str is not a list"),
         (lambda view: view.extend("x", 7), "'int' object is not iterable"),
         (lambda view: view.append("x", object()) or view.append(3, 1), "a key must be a str"),
     ],
     "union": [
-        (lambda view: view.union("rows", {1}), "list is no set"),
+        (lambda view: view.union("rows", {1}), "list is not a set"),
         (lambda view: view.union("x", [[1]]), "unhashable type: 'list'"),
     ],
     "order": [
         (lambda view: view.maximum("text", 1), "str and int have no order"),
         (lambda view: view.minimum("x", float("nan")), "NaN has no order"),
+        (lambda view: view.maximum("x", Decimal("sNaN")), "NaN has no order"),
         (lambda view: view.maximum("x", [1]), "list has no order"),
-        (lambda view: (view.minimum("x", 1), view.append("x", 1)), "int is no list"),
+        (lambda view: (view.minimum("x", 1), view.append("x", 1)), "int is not a list"),
     ],
 }
 
@@ -241,7 +305,7 @@ def test_a_value_that_another_step_has_replaced_meanwhile_is_an_error_of_the_aut
 
     job = run(fan(send, workers=2, b=adds, c=replaces), "source")
 
-    assert ("FlowDefinitionError", "can't add to 'x': str is no number") == error_of(job)
+    assert ("FlowDefinitionError", "can't add to 'x': str is not a number") == error_of(job)
     assert {"x": "text"} == job.shared_data
 
 

@@ -48,7 +48,8 @@ def test_a_job_that_was_cut_off_resumes_the_same_with_a_snapshot_and_without(sto
     ends = []
     for history in (True, False):
         twin = Runtime(clock=FakeClock("2026-02-01"), store=holding(store.rows("j")))
-        counter(700).resume(host.load("j", history=history), runtime=twin)
+        copy = JobState.deserialize(host.load("j", history=history).serialize())
+        counter(700).resume(copy, runtime=twin)
         ends.append(twin.load("j", history=True))
     assert JobStatus.COMPLETED is ends[0].status
     assert ends[0] == ends[1]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import signal
 from decimal import Decimal
 
 import pytest
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routilux.codec.equality import same_value
+from routilux.graph import growing
 from routilux.graph.growing import Growing, is_imageable, plain, plain_values, private_copy
 
 scalars = st.none() | st.booleans() | st.integers(-2, 2) | st.floats() | st.text(max_size=2)
@@ -106,3 +109,20 @@ def test_it_is_equal_to_the_plain_value_and_is_pickled_as_one() -> None:
     assert "[1, 2]" == repr(kept)
     assert ({"a": [1, 2], "b": 3}, 3) == (plain_values({"a": kept, "b": 3}), plain(3))
     assert [1, 2] == private_copy(kept)
+
+
+def test_a_child_that_is_forked_while_a_list_is_extended_can_extend_lists():
+    with growing._lock:
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)  # a lock that nobody frees ends the child
+            os._exit([1, 2] != Growing.of([1]).extended([2]).plain)
+
+    assert 0 == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_a_value_that_contains_itself_twice_has_no_image():
+    value: list[object] = []
+    value += [value, value]
+
+    assert not is_imageable([value])

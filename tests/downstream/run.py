@@ -28,7 +28,10 @@ from tests.docs.pages import Differs, all_pages, earlier_pages, run_page, write_
 
 VERSIONS = ("3.11", "3.12", "3.13")
 COMPANIONS = ("pytest-xdist", "pytest-random-order")
-PAGES_NEED = ("psycopg[binary]", "pytest-benchmark", "tenacity")
+PAGES_NEED = (
+    *("psycopg[binary]", "pytest-benchmark", "pytest-timeout", "tenacity", "freezegun"),
+    *("hypothesis", "opentelemetry-sdk"),
+)
 # Variables that change what Python or pytest does or prints.
 UNWANTED = {
     *("PYTHONPATH", "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD"),

@@ -62,15 +62,15 @@ def replay(job: FoldedJob, commits: Iterable[tuple[str, Commit]]) -> None:
 
 def follow(job: FoldedJob, commit: Commit, path: str) -> None:
     """Apply a loaded commit to a job, or raise `CorruptStateError`."""
-    reason = _wrong_time(job, commit) or _wrong_task(job, commit) or _wrong_status(job, commit)
-    if reason is None:
-        try:
+    try:
+        reason = _wrong_time(job, commit) or _wrong_task(job, commit) or _wrong_status(job, commit)
+        if reason is None:
             job.fold(commit)
             return
-        except (IllegalTransitionError, LookupError, TypeError, ValueError) as error:
-            reason = str(error)
-        except CorruptStateError as error:
-            reason = f"its {error.path.removeprefix('$.')} {error.reason}"
+    except (IllegalTransitionError, LookupError, TypeError, ValueError) as error:
+        reason = str(error)
+    except CorruptStateError as error:
+        reason = f"its {error.path.removeprefix('$.')} {error.reason}"
     raise CorruptStateError(path, f"this commit can't follow the previous commit: {reason}")
 
 

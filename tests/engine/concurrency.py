@@ -10,9 +10,9 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from routilux import Clock, Routine, Signal
 from tests.routines import PATIENCE, SECOND, Body, Works
@@ -168,9 +168,17 @@ def leave(self: Routine) -> None:
     sys.exit("no licence")
 
 
-def take_time(self: Routine) -> None:
-    """Be in flight while another process of the pool is killed."""
-    time.sleep(0.3)
+def die_at(self: Routine, n: str) -> None:
+    """End the process, and leave the file `n`."""
+    Path(n).touch()
+    os._exit(3)
+
+
+def last_until(self: Routine, n: str) -> None:
+    """Be in flight until the pool ends its processes, if the file `n` does not exist yet."""
+    if not Path(n).exists():
+        signal.alarm(int(PATIENCE))
+        signal.pause()
 
 
 class Remote(Works):

@@ -32,7 +32,7 @@ from routilux import (
     SqliteStore,
     Worker,
 )
-from tests.engine.concurrency import Remote, die, leave, take_time
+from tests.engine.concurrency import Remote, die_at, last_until, leave
 from tests.persist.stores import STORES
 from tests.routines import (
     PATIENCE,
@@ -218,14 +218,15 @@ def test_a_worker_without_a_thread_counts_nothing_against_its_job(lost, monkeypa
 
 
 def test_only_the_job_that_kills_its_process_is_poisoned_and_its_error_says_how(tmp_path):
-    flows = [chain(a=Remote(body)) for body in (take_time, die)]
+    flows = [chain(a=Remote(body)) for body in (last_until, die_at)]
+    died = {"n": str(tmp_path / "died")}
     flows[1].flow_id = "killer"
     names = ["innocent 0", "innocent 1"]
     restarts = 0
     with SqliteStore(tmp_path / "jobs.db") as store:
         submitter = Runtime(store=store)
         for name in (names[0], "killer", names[1]):
-            submitter.submit(flows[name == "killer"], "a", job_id=name)
+            submitter.submit(flows[name == "killer"], "a", died, job_id=name)
         while restarts < 9:
             with (
                 processes(2) as executor,

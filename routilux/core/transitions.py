@@ -68,20 +68,18 @@ def commit_of_outcome(
     if outcome.error_type is not None:
         return _failure(plan, job, step, outcome, outcome.error_type, now)
     task = step.task
+    emissions = tuple(outcome.emissions)
+    tasks: tuple[Task, ...] = ()
     try:
-        _check_patches(job.routine_states[task.routine_id].kept, outcome.state)
-        _check_patches(job._shared, outcome.shared)
+        if outcome.state is not None and outcome.state.patches:
+            _check_patches(job.routine_states[task.routine_id].kept, outcome.state)
+        if outcome.shared is not None and outcome.shared.patches:
+            _check_patches(job._shared, outcome.shared)
+        if emissions:
+            tasks = _fan_out(plan, job, task, emissions, job._pending[task.task_id].children)
     except FlowDefinitionError as error:
         failed = StepOutcome(step.number, [], error=ErrorInfo.of(error))
         return _failure(plan, job, step, failed, FlowDefinitionError, now)
-    emissions = tuple(outcome.emissions)
-    tasks: tuple[Task, ...] = ()
-    if emissions:
-        try:
-            tasks = _fan_out(plan, job, task, emissions, job._pending[task.task_id].children)
-        except FlowDefinitionError as error:
-            failed = StepOutcome(step.number, [], error=ErrorInfo.of(error))
-            return _failure(plan, job, step, failed, FlowDefinitionError, now)
     status = job.status
     if not tasks and status is _RUNNING and len(job._pending) == 1:
         status = _COMPLETED
@@ -102,13 +100,11 @@ def commit_of_outcome(
     )
 
 
-def _check_patches(values: Mapping[str, object], writes: Writes | None) -> None:
+def _check_patches(values: Mapping[str, object], writes: Writes) -> None:
     """Refuse an accumulator whose value another step has meanwhile replaced by one of another type.
 
-    All other patches fit, because the step has read the value and no other step has changed it.
+    All other patches fit: they were made from a value that no other step has changed since.
     """
-    if writes is None or not writes.patches:
-        return
     for key, patches in writes.patches.items():
         problem = misfit(values.get(key, ABSENT), patches)
         if problem is not None:

@@ -145,8 +145,9 @@ def _returned(outcome: StepOutcome, effects: dict[str, RecordedEffect]) -> Retur
         data = pickle.dumps(outcome)
     except BaseException as error:
         places = [(f"{sent.event}.", sent.payload) for sent in outcome.emissions]
-        places += [("state.", outcome.state.values)] if outcome.state else []
-        places += [("shared.", outcome.shared.values)] if outcome.shared else []
+        for name, writes in (("state.", outcome.state), ("shared.", outcome.shared)):
+            if writes is not None:
+                places += [(name, writes.values), (name, cast("dict[str, object]", writes.patches))]
         reason = f"can't be sent back from the executor's process: {_text(error)}; {_CURE}"
         return _returned(
             failure(outcome.number, UnserializableError(_culprit(places), reason)), effects

@@ -9,40 +9,45 @@ Invariants:
 from __future__ import annotations
 
 import marshal
-import os
 from itertools import chain
 from threading import Lock
 from typing import Any, Final
 
+from routilux.clocks.forks import begin_in_children
 from routilux.codec.copying import are_flat_rows, copy_value
 from routilux.codec.equality import SCALARS, same_value
 
-_HEAD: Final = 5  # bytes before the items in the image of a list: its type and its length
-_lock = Lock()  # held while shared items are extended
+_HEAD: Final = 5  # bytes before the items of an encoded list: its type and its length
+_NOT_MADE: Final[Any] = object()
 
 
-def _renew_lock() -> None:
-    global _lock
-    _lock = Lock()  # another thread may hold that of the process that was forked
+class _Guard:
+    """The lock under which shared items are extended."""
+
+    def __init__(self) -> None:
+        self.renew()
+        begin_in_children(self.renew)
+
+    def renew(self) -> None:
+        """Make a new lock, since another thread may have held the old one at a fork."""
+        self.lock = Lock()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
-_UNREAD: Final[Any] = object()
+_guard: Final = _Guard()
 
 
 class _Items:
     """The items that a `Growing` shares with longer and shorter ones."""
 
-    __slots__ = ("flat", "image", "imaged", "items", "seen")
+    __slots__ = ("encoded", "flat", "items", "known", "seen")
 
     def __init__(self, items: list[Any], *, unique: bool) -> None:
         self.items = items
         self.seen: set[Any] | None = set(items) if unique else None
-        # The items as bytes, made when two lists are first compared; None if they have no such
-        # form. Images are compared as fast as memory, and are equal for lists that are the same.
-        self.image: bytearray | None = bytearray()
-        self.imaged = 0  # how many items the image has
+        # The first items as bytes, made when two lists are first compared; None if the items can't
+        # be encoded. Bytes are compared as fast as memory, and equal bytes mean the same items.
+        self.encoded: bytearray | None = bytearray()
+        self.known = 0  # how many items are encoded
         self.flat = 0  # how many items are known to be dicts of scalars; -1 if others are found
 
 
@@ -62,7 +67,7 @@ class Growing:
     def __init__(self, shared: _Items, length: int) -> None:
         self._shared = shared
         self._length = length
-        self._plain: Any = _UNREAD
+        self._plain: Any = _NOT_MADE
 
     @classmethod
     def of(cls, value: list[Any] | set[Any]) -> Growing:
@@ -79,7 +84,7 @@ class Growing:
 
     def extended(self, items: list[Any]) -> Growing:
         """Return this value with more items behind; a set ignores those that it has."""
-        with _lock:
+        with _guard.lock:
             shared = self._shared
             if len(shared.items) != self._length:
                 shared = _Items(shared.items[: self._length], unique=shared.seen is not None)
@@ -95,7 +100,7 @@ class Growing:
     @property
     def plain(self) -> Any:
         """The list or set; not to be changed."""
-        if self._plain is _UNREAD:
+        if self._plain is _NOT_MADE:
             items = self._shared.items[: self._length]
             self._plain = items if self._shared.seen is None else set(items)
         return self._plain
@@ -114,29 +119,28 @@ class Growing:
 
     def extension(self, new: list[Any]) -> list[Any] | None:
         """Return what a list has behind the items of this one; None if it begins otherwise."""
-        image = self._image()
-        if image is None or len(new) < self._length:
+        encoded = self._encoded()
+        if encoded is None or len(new) < self._length:
             return None
         try:
-            same = marshal.dumps(new, 2).startswith(image, _HEAD)
-        except ValueError:  # it holds a value that has no image
+            same = marshal.dumps(new, 2).startswith(encoded, _HEAD)
+        except ValueError:  # it holds a value that can't be encoded
             return None
         return new[self._length :] if same else None
 
-    def _image(self) -> bytearray | None:
+    def _encoded(self) -> bytearray | None:
+        """Return the bytes of the items, or None if they have none of exactly this length."""
         shared = self._shared
-        with _lock:
-            if shared.image is None or shared.imaged > self._length:
+        with _guard.lock:
+            if shared.encoded is None or shared.known > self._length:
                 return None
-            try:
-                more = shared.items[shared.imaged : self._length]
-                if not is_imageable(more):
-                    raise ValueError
-                shared.image += marshal.dumps(more, 2)[_HEAD:]
-            except ValueError:
-                shared.image = None
-            shared.imaged = self._length
-            return shared.image
+            more = shared.items[shared.known : self._length]
+            if is_encodable(more):
+                shared.encoded += marshal.dumps(more, 2)[_HEAD:]
+                shared.known = self._length
+            else:
+                shared.encoded = None
+            return shared.encoded
 
     def __eq__(self, other: object) -> bool:
         other = plain(other)
@@ -168,10 +172,10 @@ def private_copy(value: object) -> Any:
     return value.private() if type(value) is Growing else copy_value(value)
 
 
-def is_imageable(items: list[Any], depth: int = 0) -> bool:
-    """Return whether equal images of the items mean the same items.
+def is_encodable(items: list[Any], depth: int = 0) -> bool:
+    """Return whether `marshal` encodes the items so that equal bytes mean the same items.
 
-    Not those of bytes, since the image of a `bytearray` or of an array is the same.
+    It does not do so with `bytes`: those of a `bytearray` or of an array are the same.
     """
     kinds = set(map(type, items))
     if kinds <= _EXACT:
@@ -183,7 +187,7 @@ def is_imageable(items: list[Any], depth: int = 0) -> bool:
     lists = [item for item in inner if type(item) is not dict]
     keys_and_items = [*chain.from_iterable(lists), *chain.from_iterable(dicts)]
     values = [*chain.from_iterable(map(dict.values, dicts))]
-    return is_imageable(keys_and_items, depth + 1) and is_imageable(values, depth + 1)
+    return is_encodable(keys_and_items, depth + 1) and is_encodable(values, depth + 1)
 
 
 _EXACT: Final = SCALARS & {type(None), bool, int, float, complex, str}

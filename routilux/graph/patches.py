@@ -21,7 +21,7 @@ from typing import Any, Final
 from routilux.codec import registry
 from routilux.codec.copying import copy_value
 from routilux.codec.equality import same_value
-from routilux.graph.growing import Growing, is_imageable, plain
+from routilux.graph.growing import Growing, is_encodable, plain
 
 ABSENT: Final[Any] = object()
 """The value of a key that does not exist."""
@@ -62,10 +62,9 @@ def _add(old: Any, operand: Any) -> Any:
     try:
         if Decimal in (type(old), type(operand)):
             return _EXACTLY.add(old, operand)
-        total = old + operand
-    except (TypeError, OverflowError, ArithmeticError) as error:
+        return old + operand
+    except (TypeError, ArithmeticError) as error:
         raise PatchError(str(error)) from None
-    return total
 
 
 def _extend(old: Any, operand: list[Any]) -> Any:
@@ -152,7 +151,6 @@ def merge(patches: list[Patch], new: Patch) -> None:
 
 # --- applying -----------------------------------------------------------------------------------
 
-
 Owned = dict[int, object]
 """The lists, dicts and sets that a replay has made, by id: it changes them in place."""
 
@@ -160,7 +158,8 @@ Owned = dict[int, object]
 def patched(old: Any, patches: Iterable[Patch], owned: Owned | None = None) -> Any:
     """Return the value after patches, in their order; `old` may be `ABSENT`.
 
-    With `owned`, the time is that of the patches and not of the value.
+    Without `owned`, lists and sets grow by `Growing`, which leaves the old value to other steps.
+    With it, values are changed in place, so that a replay takes the time of its patches.
     """
     for patch in patches:
         if old is ABSENT or (owned is None and patch.kind in ACCUMULATORS):
@@ -320,11 +319,11 @@ def same(a: Any, b: Any) -> bool:
         return True
     if type(a) is not type(b):
         return False
-    if type(a) in (list, dict) and is_imageable([a]):
+    if type(a) in (list, dict) and is_encodable([a]):
         try:
             if marshal.dumps(a, 2) == marshal.dumps(b, 2):
                 return True
-        except ValueError:  # the other one holds a value that has no image
+        except ValueError:  # the other one holds a value that can't be encoded
             pass
     return same_value(a, b)
 

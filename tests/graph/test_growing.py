@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from routilux.codec.equality import same_value
 from routilux.graph import growing
-from routilux.graph.growing import Growing, is_imageable, plain, plain_values, private_copy
+from routilux.graph.growing import Growing, is_encodable, plain, plain_values, private_copy
 
 scalars = st.none() | st.booleans() | st.integers(-2, 2) | st.floats() | st.text(max_size=2)
 rows = scalars | st.dictionaries(st.sampled_from("abc"), scalars | st.lists(scalars, max_size=2))
@@ -61,7 +61,7 @@ def test_an_extension_is_found_of_exactly_the_lists_that_begin_alike(
     if found is not None:
         assert begins
         assert same_value(new, [*old, *found])
-    elif is_imageable(old) and "nan" not in repr(old):
+    elif is_encodable(old) and "nan" not in repr(old):
         assert not begins
 
 
@@ -112,7 +112,7 @@ def test_it_is_equal_to_the_plain_value_and_is_pickled_as_one() -> None:
 
 
 def test_a_child_that_is_forked_while_a_list_is_extended_can_extend_lists():
-    with growing._lock:
+    with growing._guard.lock:
         pid = os.fork()
         if pid == 0:
             signal.alarm(20)  # a lock that nobody frees ends the child
@@ -121,8 +121,8 @@ def test_a_child_that_is_forked_while_a_list_is_extended_can_extend_lists():
     assert 0 == os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def test_a_value_that_contains_itself_twice_has_no_image():
+def test_a_value_that_contains_itself_twice_can_not_be_encoded():
     value: list[object] = []
     value += [value, value]
 
-    assert not is_imageable([value])
+    assert not is_encodable([value])

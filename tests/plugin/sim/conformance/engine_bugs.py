@@ -32,7 +32,7 @@ from routilux.core.schedule import Schedule
 from routilux.engine import step
 from routilux.engine.drive import Drive
 from routilux.engine.loop import Loop
-from routilux.graph import context, routine
+from routilux.graph import routine, view
 from routilux.graph.context import active
 from routilux.graph.growing import plain
 from routilux.graph.messages import StepOutcome
@@ -648,8 +648,8 @@ def the_branches_of_a_flow_share_one_payload(patch: Patch) -> None:
     build=shop(fails=(0, 3)),
 )
 def a_handler_gets_the_state_itself_in_place_of_a_copy(patch: Patch) -> None:
-    patch.setattr(context, "copy_value", lambda value: value)
-    patch.setattr(context, "private_copy", plain)
+    patch.setattr(view, "copy_value", lambda value: value)
+    patch.setattr(view, "private_copy", plain)
 
 
 # Commits.

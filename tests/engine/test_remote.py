@@ -92,9 +92,16 @@ def test_an_interrupt_that_can_not_travel_ends_the_run_of_its_job_only(processes
 
 # --- values ---------------------------------------------------------------------------------------
 
+WHERE = {
+    "emission": "$.out.n",
+    "state": "$.state.value",
+    "added": "$.state.value",
+    "shared": "$.shared.value",
+}
+
 
 @pytest.mark.parametrize("way", [way for way in VALUES if not way.endswith("in the child")])
-@pytest.mark.parametrize("where", ["emission", "state", "shared"])
+@pytest.mark.parametrize("where", WHERE)
 @MODES
 def test_an_outcome_that_can_not_travel_fails_its_attempt_only(processes, way, where, workers):
     flow = chain(workers=workers, a=Remote(send_it))
@@ -108,9 +115,7 @@ def test_an_outcome_that_can_not_travel_fails_its_attempt_only(processes, way, w
     assert "no way out" in message
     assert "use plain data" in message
     if "parent" not in way:
-        assert {"emission": "$.out.n", "state": "$.state.value", "shared": "$.shared.value"}[
-            where
-        ] in message
+        assert WHERE[where] in message
 
 
 @pytest.mark.parametrize("way", [way for way in VALUES if not way.endswith("in the child")])

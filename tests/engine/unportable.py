@@ -178,5 +178,7 @@ def send_it(self: Routine, way: str, where: str) -> None:
     elif where == "effect":
         self.ctx.once("value", Result, way)
         self.emit("out", n=1, pid=0)
+    elif where == "added":
+        self.ctx.state.append("value", value)
     else:
         getattr(self.ctx, where)["value"] = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -134,3 +135,15 @@ def test_a_bit_that_changes_anywhere_in_a_row_or_a_snapshot_is_reported():
         kept.snapshot = seq, flipped(data, at)
         with pytest.raises(SavedStateError, match=r"^\$\.j\.snapshot"):
             runtime.load("j")
+
+
+def test_a_first_row_whose_shape_is_damaged_is_refused_by_its_place():
+    store = MemoryStore()
+    driven(store, counter(3))
+    rows = store._jobs["j"].rows
+    data = json.loads(without_checksum(rows[0], row_place("j", 1)))
+    data["detail"]["shape"] = [1]
+    rows[0] = ended(json.dumps(data).encode())(row_place("j", 1))
+
+    with refused_at("$.j[1]", "must be a list of strings"):
+        Runtime(store=store).load("j")

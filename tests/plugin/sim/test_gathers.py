@@ -52,7 +52,7 @@ class Live(Node):
         self.take()
 
 
-@pytest.mark.parametrize("seed", sampled(range(300), [*range(0, 60, 4)]))
+@pytest.mark.parametrize("seed", sampled(range(300), [0, 8, 16, 24]))
 def test_random_flows_with_gathers_outlive_every_crash(seed, monkeypatch):
     flow, splits = random_flow(Random(seed), Live)
     monkeypatch.setattr(Live, "behaviour", Behaviour(seed), raising=False)

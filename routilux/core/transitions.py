@@ -161,15 +161,17 @@ def _failure(
         left = not (step.final and outcome.spends)
         if left and handler.is_retryable(error_type, outcome.leaf_types):
             delay = _retry_delay(job._pending[task.task_id], handler, step, outcome)
-            late = _past_deadline(job._pending[task.task_id], handler, step, now + delay)
-            if late is None:
+            if not _is_past_deadline(job._pending[task.task_id], handler, step, now + delay):
                 commit = step_commit(_RETRY, job, step, now)
                 commit.error, commit.delay_ns, commit.due_ns = outcome.error, delay, now + delay
                 if not outcome.spends:
                     commit.detail = {"spends": False}
                 return commit
             if error is not None:
-                why = f"(not retried: the next wait of {exact_text(delay)} s would pass {late})"
+                wait, limit = exact_text(delay), exact_text(handler.deadline_ns or 0)
+                why = (
+                    f"(not retried: the next wait of {wait} s would pass the deadline of {limit} s)"
+                )
                 error = replace(error, notes=(*error.notes, why))
         strategy = handler.on_exhausted
     stops = strategy is ErrorStrategy.STOP
@@ -200,17 +202,15 @@ def _retry_delay(
     return delay
 
 
-def _past_deadline(
+def _is_past_deadline(
     pending: PendingTask, handler: ErrorHandler, step: StepInput, due: int
-) -> str | None:
-    """Return the deadline in words if a retry at `due` would begin after it."""
+) -> bool:
+    """Return whether a retry at `due` would begin after the deadline of its task."""
     deadline = handler.deadline_ns
     if deadline is None:
-        return None
+        return False
     first = pending.first_started_ns
-    if due <= (step.started_ns if first is None else first) + deadline:
-        return None
-    return f"the deadline of {exact_text(deadline)} s"
+    return due > (step.started_ns if first is None else first) + deadline
 
 
 def failed_task(

@@ -67,7 +67,7 @@ def run_step(
     except ClockStalledError:
         raise  # not the handler's failure: nothing moves the clock
     except BaseException as error:
-        if not is_failure(error):
+        if not isinstance(error, Exception) and not is_failure(error):
             raise
         if step.timeout_ns is not None and _is_late(step, host):
             return timed_out(step)

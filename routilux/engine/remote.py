@@ -5,7 +5,7 @@ Invariants:
   value that can't be pickled or unpickled costs one attempt; it never breaks the executor.
 - An attempt fails by `UnserializableError` if its input or its outcome can't be sent. Effects that
   can be sent are recorded all the same.
-- An exception class that the other process can't find gets a stand-in: a class of the same name
+- An exception class that the other process can't find is replaced by a class of the same name
   with the same bases. So the error is recorded and judged as in one process.
 - An effect is recorded only when the step ends; a crash of the process loses the effect.
 """
@@ -208,7 +208,7 @@ class _SentType:
         return cls(_pickled(kind), kind.__module__, kind.__qualname__, bases)
 
     def open(self) -> Any:
-        """Return the class, or a stand-in."""
+        """Return the class, or one of the same name and bases."""
         found = None if self.data is None else _opened(_Sealed[object](self.data))
         if isinstance(found, type) and found.__qualname__ == self.name:
             return found

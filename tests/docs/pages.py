@@ -11,8 +11,10 @@ Invariants:
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,20 +72,30 @@ def all_pages() -> list[Page]:
     return [Page(path) for path in (ROOT / "README.md", *pages)]
 
 
-def earlier_pages(page: Page) -> list[Page]:
-    """Return the pages whose files a page continues: the chapters of the tutorial before it."""
-    if page.path.parent.name != "tutorial":
-        return []
-    pages = all_pages()
-    before = pages[: pages.index(page)]
-    return [earlier for earlier in before if earlier.path.parent == page.path.parent]
+def environment(programs: Path, folder: Path) -> dict[str, str]:
+    """Return the environment variables of a command: `programs` has the installed ones."""
+    return {
+        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+        "HOME": str(folder),
+        "PYTHONIOENCODING": "utf-8",
+        "PYTHONDONTWRITEBYTECODE": "1",  # a page replaces a file within a second
+        "COLUMNS": "80",
+        "TZ": "UTC",
+    }
 
 
-def write_files(page: Page, folder: Path) -> None:
-    """Write all files that a page shows; of several of one name the last remains."""
-    for block in page.blocks:
-        if _NAMED.match(block.text) and block.language in _FILES:
-            _write(block, folder)
+def run_process(command: list[str], folder: Path, variables: dict[str, str]) -> tuple[int, str]:
+    """Run a command in a process; returns its exit status and what it printed."""
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        check=False,
+    )
+    return done.returncode, done.stdout
 
 
 def run_page(page: Page, folder: Path, run: Run) -> int:
@@ -94,6 +106,8 @@ def run_page(page: Page, folder: Path, run: Run) -> int:
     fences = len(re.findall("^```", page.path.read_text("utf-8"), re.M))
     if fences != 2 * len([*page.blocks]):
         raise Differs(f"{page}: a block has no end, so that it would not be run")
+    for earlier in _earlier_pages(page):
+        _write_files(earlier, folder)
     done = 0
     doctests: list[str] = []
     for block in page.blocks:
@@ -121,6 +135,22 @@ def run_page(page: Page, folder: Path, run: Run) -> int:
         if code:
             raise Differs(f"{page}: the doctests of the page fail\n{printed}")
     return done + len(doctests)
+
+
+def _earlier_pages(page: Page) -> list[Page]:
+    """Return the pages whose files a page continues: the chapters of the tutorial before it."""
+    if page.path.parent.name != "tutorial":
+        return []
+    pages = all_pages()
+    before = pages[: pages.index(page)]
+    return [earlier for earlier in before if earlier.path.parent == page.path.parent]
+
+
+def _write_files(page: Page, folder: Path) -> None:
+    """Write all files that a page shows; of several of one name the last remains."""
+    for block in page.blocks:
+        if _NAMED.match(block.text) and block.language in _FILES:
+            _write(block, folder)
 
 
 def _write(block: Block, folder: Path) -> None:

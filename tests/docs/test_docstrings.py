@@ -117,7 +117,7 @@ def test_each_public_member_has_a_docstring(cls: type) -> None:
 
 class Bare:
     number = 1
-    told: int = 2
+    documented: int = 2
     """A number."""
 
     def __init__(self) -> None:
@@ -137,7 +137,7 @@ class BareValue:
 
 
 class Derived(Bare):
-    told = 3
+    documented = 3
     number = 2
 
 

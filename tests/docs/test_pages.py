@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -12,15 +10,7 @@ from typing import Final
 
 import pytest
 
-from tests.docs.pages import (
-    ROOT,
-    Differs,
-    Page,
-    all_pages,
-    earlier_pages,
-    run_page,
-    write_files,
-)
+from tests.docs.pages import ROOT, Differs, Page, all_pages, environment, run_page, run_process
 from tests.plugin.inner import PLUGIN, run_command
 
 PAGES = all_pages()
@@ -37,15 +27,10 @@ def run(command: list[str], folder: Path) -> tuple[int, str]:
     """Run a command as a reader would who has installed the project."""
     out = folder / ".printed"
     out.unlink(missing_ok=True)
-    environment = {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-        "HOME": str(folder),
+    variables = {
+        **environment(Path(sys.executable).parent, folder),
         "PYTHONPATH": str(ROOT),
-        "PYTHONIOENCODING": "utf-8",
-        "PYTHONDONTWRITEBYTECODE": "1",  # a page replaces a file within a second
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
-        "COLUMNS": "80",
-        "TZ": "UTC",
     }
     match command:
         case ["pytest", *args]:
@@ -54,17 +39,8 @@ def run(command: list[str], folder: Path) -> tuple[int, str]:
         case ["python" | "routilux", *_]:
             pass
         case _:
-            done = subprocess.run(
-                command,
-                cwd=folder,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                encoding="utf-8",
-                check=False,
-            )
-            return done.returncode, done.stdout
-    code = run_command(command, folder, environment, out=out, err=out)
+            return run_process(command, folder, variables)
+    code = run_command(command, folder, variables, out=out, err=out)
     return code, out.read_text("utf-8")
 
 
@@ -77,9 +53,6 @@ def folder() -> Iterator[Path]:
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_a_page_says_what_happens(page: Page, folder: Path) -> None:
-    for earlier in earlier_pages(page):
-        write_files(earlier, folder)
-
     difference = None
     try:
         run_page(page, folder, run)

@@ -24,7 +24,13 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parents[1]))
-from tests.docs.pages import Differs, all_pages, earlier_pages, run_page, write_files  # noqa: E402
+from tests.docs.pages import (  # noqa: E402  # this script runs outside of the repository
+    Differs,
+    all_pages,
+    environment,
+    run_page,
+    run_process,
+)
 
 VERSIONS = ("3.11", "3.12", "3.13")
 COMPANIONS = ("pytest-xdist", "pytest-random-order")
@@ -132,32 +138,13 @@ def check_pages(path: str, wheel: Path, folder: Path) -> list[str]:
     programs = folder / "env" / "bin"
     install = ("-m", "pip", "install", "--disable-pip-version-check", "--quiet")
     run(programs / "python", *install, f"{wheel}[pytest]", *COMPANIONS, *PAGES_NEED, cwd=folder)
-    environment = {
-        **{name: value for name, value in os.environ.items() if name not in UNWANTED},
-        "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
-        "TZ": "UTC",
-        "COLUMNS": "80",
-        "PYTHONIOENCODING": "utf-8",
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
 
     def run_there(command: list[str], where: Path) -> tuple[int, str]:
-        done = subprocess.run(
-            command,
-            cwd=where,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            check=False,
-        )
-        return done.returncode, done.stdout
+        return run_process(command, where, environment(programs, where))
 
     pages, commands = all_pages(), 0
     for page in pages:
         with tempfile.TemporaryDirectory() as own:
-            for earlier in earlier_pages(page):
-                write_files(earlier, Path(own))
             try:
                 commands += run_page(page, Path(own), run_there)
             except Differs as differs:

@@ -32,7 +32,7 @@ def within_patience(does: Callable[[], None]) -> None:
     thread = threading.Thread(target=tries, daemon=True)
     thread.start()
     thread.join(PATIENCE)
-    assert not thread.is_alive(), "jobs that wait for each other stand still"
+    assert not thread.is_alive(), "jobs that wait for each other have not ended"
     for failure in failures:
         raise failure
 

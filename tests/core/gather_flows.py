@@ -76,6 +76,8 @@ class Expected:
     splits: dict[str, str]
     got: dict[tuple[str, str], Got] = field(default_factory=dict)
     tasks: set[str] = field(default_factory=set)
+    stops: bool = False
+    """Whether a task ends the job: which others ran before it depends on the schedule."""
 
     def of(self, entry: str) -> dict[tuple[str, str], Got]:
         whole = [slot for slot in self._gathers() if slot not in self.splits]
@@ -128,6 +130,7 @@ class Expected:
         emitted: list[tuple[str, object, bool]] = []
         if fails and "error" in node.events and not reports:
             emitted.append(("error", None, True))
+        self.stops |= fails and node.stops
         if fails and not node.stops:
             for slot, got in around.items():
                 if self._delivers(routine, slot):
@@ -175,8 +178,8 @@ def random_flow(random: Random, kind: type[Node] = Node) -> tuple[Flow, dict[str
     """A flow that starts with `a`, and its splits by the routine that gathers."""
     while True:
         names = "abcdefgh"[: random.randint(3, 8)]
-        gathering = {name for name in names[1:] if random.random() < 0.5}
-        errors = {name for name in names if random.random() < 0.3}
+        gathering = [name for name in names[1:] if random.random() < 0.5]
+        errors = [name for name in names if random.random() < 0.3]
         splits = {name: random.choice(names) for name in gathering if random.random() < 0.6}
         flow = Flow("f", execution_strategy="concurrent", max_workers=random.choice([1, 2, 4]))
         for name in names:

@@ -61,6 +61,8 @@ def test_random_flows_with_gathers_outlive_every_crash(seed, monkeypatch):
     expected.of("a")
     if len(expected.tasks) > 14:
         return  # it takes too long
+    if expected.stops and flow.max_workers > 1:
+        return  # what ran before the job failed depends on the schedule
     found = explore(Case(lambda: random_flow(Random(seed), Live)[0], "a"), START, Checks())
 
     assert found.reference.finding is None, found.reference.finding.what

@@ -217,6 +217,11 @@ class Machine:
         commit.detail, commit.effect = {"name": name}, effect
         return commit
 
+    def abandon(self, step: StepInput) -> None:
+        """Forget a step in flight without a commit, as if this host had died; its task stays."""
+        if self.is_in_flight(step):
+            del self._flights[step.task.task_id]
+
     def interrupt(self, step: StepInput | None, error: ErrorInfo, now: int) -> Commit:
         """Return the commit that records what ended the run of the job.
 

@@ -3,6 +3,8 @@
 Invariants:
 - On threads the clock knows a step before the step's thread runs. So a fake clock can't skip the
   step's start.
+- A step with an async handler needs no thread, and takes up no room: it runs on an event loop. On
+  an executor of processes it runs in the process.
 - An executor of processes gets and returns parcels (`engine/remote`), and time is real. Such a step
   can't ask the store for the owner of the job, so the store is asked before the step is sent. If
   this host loses the job afterwards, the effects of the step still run.
@@ -25,7 +27,7 @@ from concurrent.futures import BrokenExecutor, CancelledError, ThreadPoolExecuto
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from routilux.engine.driver import StepNotRunError
 from routilux.engine.remote import Parcel, StepParcel, run_remote
@@ -39,10 +41,11 @@ if TYPE_CHECKING:
     from routilux.clocks.clock import Clock, Key, Party
     from routilux.engine.driver import Driven, Ended
     from routilux.engine.remote import Returned
-    from routilux.graph.messages import StepInput, StepOutcome
+    from routilux.graph.messages import StepInput, StepOutcome, Task
 
 
 _log = logging.getLogger("routilux")
+_NAMED: Final = 10  # steps in a warning
 
 
 class _DaemonThreads:
@@ -108,8 +111,8 @@ class PoolDriver:
     """
 
     __slots__ = (
-        *("_blocked", "_clock", "_ended", "_first_call", "_flying", "_signal", "_threads"),
-        *("_width", "executor", "size"),
+        *("_blocked", "_clock", "_ended", "_first_call", "_flying", "_given_up", "_signal"),
+        *("_tasks", "_threads", "_width", "executor", "size"),
     )
 
     def __init__(self, clock: Clock, size: int, executor: Executor | None = None) -> None:
@@ -123,17 +126,23 @@ class PoolDriver:
         self._threads = _DaemonThreads(size)
         self._flying = 0
         self._blocked = 0  # of the flying steps
+        self._tasks: set[int] = set()  # numbers of the steps that run on an event loop
+        self._given_up: dict[int, str] = {}  # what runs on in our threads, by the number of a step
         self._ended: deque[Ended] = deque()
         self._signal = clock.signal()
 
     @property
     def idle(self) -> bool:
         """Whether no handler runs in this pool."""
-        return not self._flying  # it counts steps that the engine has given up, too
+        return not (self._flying or self._tasks)  # with steps that the engine has given up
 
     def start(self, driven: Driven, step: StepInput) -> None:
-        """Hand a step to a thread, or to the user's executor."""
+        """Hand a step to a thread, to the user's executor, or to an event loop."""
         executor = self.executor
+        if self._on_loop(driven, step.task):
+            driven.start_async(step, partial(self._end, driven, step))
+            self._tasks.add(step.number)
+            return
         if self._flying >= self.size and isinstance(executor, ThreadPoolExecutor):
             executor = None  # its threads wait for other jobs
         if executor is None or isinstance(executor, ThreadPoolExecutor):
@@ -161,8 +170,9 @@ class PoolDriver:
             self._signal.clear()
             if not self._ended:
                 return None
-        self._flying -= 1
-        return self._ended.popleft()
+        ended = self._ended.popleft()
+        self._land(ended)
+        return ended
 
     def others(self, than: Ended) -> list[Ended]:
         found: list[Ended] = []
@@ -170,12 +180,42 @@ class PoolDriver:
         while ended and ended[0][0] not in drives:
             drives.add(ended[0][0])
             found.append(ended.popleft())
-        self._flying -= len(found)
+            self._land(found[-1])
         return found
+
+    def _land(self, ended: Ended) -> None:
+        number = ended[1].number
+        if number in self._tasks:
+            self._tasks.remove(number)
+        else:
+            self._flying -= 1
+            self._given_up.pop(number, None)
 
     @property
     def room(self) -> bool:
         return self._flying - self._blocked < self.size
+
+    def takes(self, driven: Driven, task: Task) -> bool:
+        return self.room or self._on_loop(driven, task)
+
+    def _on_loop(self, driven: Driven, task: Task) -> bool:
+        """Return whether a task needs no thread and no process of the executor."""
+        return driven.plan.is_async(task) and (
+            self.executor is None or isinstance(self.executor, ThreadPoolExecutor)
+        )
+
+    def give_up(self, step: StepInput) -> None:
+        if step.number in self._tasks:
+            return
+        self._given_up[step.number] = step.who
+        if len(self._given_up) == self.size:
+            _log.warning(
+                "all %d threads of the runtime run handlers that outlived their timeout, so no"
+                " other step can start before one of them returns: %s; let these handlers end at"
+                " their timeout, for example by the timeouts of their clients",
+                self.size,
+                ", ".join(sorted(self._given_up.values())[:_NAMED]),
+            )
 
     def poke(self) -> None:
         self._signal.set()
@@ -223,7 +263,7 @@ class PoolDriver:
         except BaseException as error:
             outcome = error
         if os.getpid() != process:
-            _end_child(step, outcome)
+            end_child(step, outcome)
         self._end(driven, step, outcome)
         party.stop()
 
@@ -237,9 +277,9 @@ class PoolDriver:
         self._signal.set()
 
 
-def _end_child(step: StepInput, outcome: StepOutcome | BaseException) -> None:
+def end_child(step: StepInput, outcome: object) -> None:
     """End a child process that a handler forked."""
-    error = outcome if isinstance(outcome, BaseException) else outcome.error
+    error = outcome if isinstance(outcome, BaseException) else getattr(outcome, "error", None)
     _log.error(
         "a process that %s forked returned from the handler (%s); let it end by os._exit()",
         step.task.routine_id,

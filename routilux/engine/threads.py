@@ -13,7 +13,7 @@ import os
 import threading
 from typing import TYPE_CHECKING, Final
 
-from routilux.engine.drive import running_drive
+from routilux.engine.drive import CLEANUP, refuse_blocked_loop, running_drive
 from routilux.engine.driver import InlineDriver
 from routilux.engine.loop import Loop
 from routilux.engine.pool import PoolDriver
@@ -80,6 +80,8 @@ class Threads:
             self._closed = True
             while self._spare:
                 self._spare.pop().close()
+            if self.background is None:
+                self._environment.close_event_loop()
 
     def end(self, error: BaseException) -> None:
         """Fail all background jobs with `error`, and end their loop.
@@ -98,6 +100,7 @@ class Threads:
 
     def drive(self, drive: Drive) -> JobState:
         """Run a job in this thread until the job stops."""
+        refuse_blocked_loop()
         driver = self.driver_for(drive)
         loop = Loop(self._environment, driver)
         who = f"job {drive.machine.job.job_id}"
@@ -108,6 +111,7 @@ class Threads:
                 with self._environment.lock:
                     loop.add(drive)
                 loop.run()
+                self._wait_for_cleanup(drive, driver)
             finally:
                 party.stop()
         except BaseException as error:  # an interrupt, perhaps of the line above
@@ -121,6 +125,14 @@ class Threads:
         if drive.error is not None:
             raise drive.error
         return drive.machine.job
+
+    def _wait_for_cleanup(self, drive: Drive, driver: Driver) -> None:
+        """Wait for the async handlers of a job that was broken off, a second at most."""
+        flying, until = set(drive.tasks), self._clock.monotonic_ns() + CLEANUP
+        while flying and self._clock.monotonic_ns() < until:
+            ended = driver.next(until, (drive.ordinal,), f"job {drive.machine.job.job_id}")
+            if ended is not None:
+                flying.discard(ended[1].number)
 
     def drive_in_background(self, drive: Drive) -> None:
         """Add a job to the background loop, and return at once.
@@ -171,6 +183,8 @@ class Threads:
                     # A job that was added meanwhile keeps the loop; a later one gets a new loop.
                     if not loop.drives and self.background is loop:
                         self.background = None
+                        if self._closed:
+                            self._environment.close_event_loop()
         finally:
             party.stop()
             self._give_pool(pool)

@@ -163,17 +163,17 @@ class Runtime:
 
         def report(_: Drive) -> None:
             with suppress(RuntimeError):  # the event loop is closed
-                event_loop.call_soon_threadsafe(_set_result, stopped)
+                event_loop.call_soon_threadsafe(stopped.set_result, None)
 
         drive.on_stop = report
         self.threads.drive_in_background(drive)
         try:
             with waiting_step():
-                await stopped
+                await asyncio.wait([stopped])  # which a cancellation does not reach
         except asyncio.CancelledError:
             if self._cancel_awaited(drive):
                 # Its async handlers end first; a second cancellation does not wait for them.
-                await stopped
+                await asyncio.wait([stopped])
             raise
         if drive.error is not None:
             raise drive.error
@@ -484,11 +484,6 @@ class Runtime:
             context = copy_context()
             context.run(active.set, None)  # or a job would keep the one whose handler started it
         return Drive(self.environment, Machine(plan, job), context)
-
-
-def _set_result(stopped: asyncio.Future[None]) -> None:
-    if not stopped.done():  # the awaiting task was cancelled
-        stopped.set_result(None)
 
 
 _in_use: dict[object, Runtime] = {}  # by block, in order; without a lock, which a fork could keep

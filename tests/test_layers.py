@@ -60,6 +60,8 @@ LAYERS: Final = {
 """The parts of each package, the lowest first. A part may import itself and the parts below it."""
 
 LATE: Final = {
+    ("routilux.clocks.clock", "asyncio"): "slow, and only async handlers need it",
+    ("routilux.clocks.fake_clock", "routilux"): "the virtual loop imports asyncio, which is slow",
     ("routilux.engine.environment", "platform"): "slow, and only a runtime with a store needs it",
     ("routilux.engine.step", "asyncio"): "slow, and only async handlers need it",
     ("routilux.errors", "difflib"): "slow, and only a misspelt name needs it",

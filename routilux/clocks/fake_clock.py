@@ -18,15 +18,20 @@ from collections import deque
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import count
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, final
 
 from routilux.clocks.clock import Clock, Key, Party, Signal, thread_cpu_ns
 from routilux.clocks.durations import SECOND, from_ns, instant_ns, signed_ns, to_ns
 from routilux.clocks.forks import begin_in_children
+from routilux.clocks.real_waits import PATIENCE_NS
 from routilux.errors import ClockStalledError
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
     from collections.abc import Iterator
+
+    from routilux.clocks.real_waits import RealWait
 
 __all__ = ["FakeClock", "Turn", "Wait"]
 
@@ -75,6 +80,7 @@ class _Party(Party):
     ticket: int = 0  # of its wait; 0 if it does not wait
     stalled: str | None = None  # why its wait can't end
     lost: BaseException | None = None  # why it lost its turn
+    real: RealWait | None = None  # what it waits for in real time too
 
     def __post_init__(self) -> None:
         self.gate.acquire()
@@ -93,6 +99,8 @@ class _Party(Party):
         if not self.opened:
             self.opened = True  # no exception can come between this line and the next call
             self.gate.release()
+            if self.real is not None:
+                self.real.wake()
 
     def shut(self) -> None:
         """Make the party's thread wait at the gate again."""
@@ -172,6 +180,10 @@ class FakeClock(Clock):
         self._sleepers: list[tuple[int, Key, int, _Party]] = []
         self._waiting: dict[int, tuple[_Party, int | None]] = {}
         self._tickets = count(1)
+        self.patience_ns = PATIENCE_NS
+        """For how long virtual time waits for real I/O, threads and processes; nanoseconds."""
+        self._reals: list[_Party] = []  # the waiting event loops that real work may wake
+        self._loops = count()  # each event loop has a number, which orders its wakes
         self._results: set[_Party] = set()  # wait for a result, so time may move by itself
         self._refusal: BaseException | None = None  # why it can't move the time any further
         self._local = threading.local()
@@ -186,6 +198,7 @@ class FakeClock(Clock):
         self._waiting.clear()
         self._sleepers.clear()
         self._movers.clear()
+        self._reals.clear()
         self._current = here = self._here()
         self._results = set() if here is None else {here}
         self.autojump = True  # no other thread can move the time
@@ -253,6 +266,40 @@ class FakeClock(Clock):
     def signal(self) -> Signal:
         return _Signal(self)
 
+    def new_event_loop(self) -> AbstractEventLoop:
+        """Return a new event loop of asyncio, whose timers pass this clock's virtual time.
+
+        While it runs in a thread, time jumps as it does for a job: when nothing can run.
+
+        >>> import asyncio
+        >>> clock = FakeClock()
+        >>> with asyncio.Runner(loop_factory=clock.new_event_loop) as runner:
+        ...     runner.run(asyncio.sleep(3600))
+        >>> clock.now().isoformat()
+        '2026-01-01T01:00:00+00:00'
+        """
+        from routilux.clocks.virtual_loop import VirtualLoop  # imports asyncio, which is slow
+
+        return VirtualLoop(self, next(self._loops))
+
+    def yield_turn(self) -> None:
+        """Let all other ready threads run before the calling thread continues."""
+        party = self._here()
+        if party is None or not self._ready:
+            return
+        try:
+            with self._lock:
+                if self._current is not party or not self._ready:
+                    return
+                self._current = None
+                party.opened = False
+                self._ready.append(party)
+                self._pass_turn()
+            party.gate.acquire()
+        except BaseException:
+            self._interrupt(party)
+            raise
+
     def _here(self) -> _Party | None:
         """Return the calling thread's party; None if there is none."""
         party: _Party | None = getattr(self._local, "party", None)
@@ -283,6 +330,9 @@ class FakeClock(Clock):
                 if self._refusal is not None:
                     raise self._refusal
                 entry = self._first_sleeper()
+                if self._is_held(target if entry is None else min(entry[0], target)):
+                    self._pass_turn()
+                    break
                 if entry is None or entry[0] > target:
                     self._now = target
                     return True
@@ -332,7 +382,14 @@ class FakeClock(Clock):
                 self._wake_all(signal)
                 raise
 
-    def wait(self, signal: Signal | None, until: int | None, key: Key = (), who: str = "") -> bool:
+    def wait(
+        self,
+        signal: Signal | None,
+        until: int | None,
+        key: Key = (),
+        who: str = "",
+        real: RealWait | None = None,
+    ) -> bool:
         if signal is not None and not isinstance(signal, _Signal):
             raise TypeError("the signal belongs to another clock; use this clock's signal()")
         party = self._here()
@@ -348,7 +405,11 @@ class FakeClock(Clock):
                 if party is None:
                     party = _Party(self, who, _LAST_KEY, result=True, outside=True)
                     self._results.add(party)
-                elif until is not None and self._wakes_first(until, key or party.key):
+                elif (
+                    until is not None
+                    and real is None
+                    and self._wakes_first(until, key or party.key)
+                ):
                     self._now = until
                     return False
                 else:
@@ -357,21 +418,40 @@ class FakeClock(Clock):
                 party.who = who or party.who
                 party.ticket = ticket
                 self._waiting[ticket] = (party, until)
+                if real is not None:
+                    party.real = real
+                    real.begin(self._now)
+                    self._reals.append(party)
                 if until is not None:
                     self._add_sleeper(until, (not party.outside and key) or party.key, party)
                 if signal is not None:
                     signal.parties = [p for p in signal.parties if p[0].ticket == p[1]]
                     signal.parties.append((party, ticket))
                 self._pass_turn()
+            if real is not None:
+                self._block(party, real)
             party.gate.acquire()
         except BaseException:
             if party is not None:
                 self._interrupt(party)
             raise
+        party.real = None
         if party.stalled is not None:
             reason, party.stalled = party.stalled, None
             raise ClockStalledError(reason)
         return signal is not None and signal.raised
+
+    def _block(self, party: _Party, real: RealWait) -> None:
+        """Wait in real time until the party has its turn."""
+        while not party.opened:
+            with self._lock:
+                entry = self._first_sleeper()
+                seconds = real.next_look(None if entry is None else entry[0])
+            real.block(seconds)
+            with self._lock:
+                if party.ticket and real.poll():
+                    self._wake(party)
+                self._pass_turn()
 
     def _enter(self, party: _Party) -> None:
         """Bind the calling thread to `party`, and wait for the first turn."""
@@ -444,7 +524,7 @@ class FakeClock(Clock):
 
     def _wakes_first(self, until: int, key: Key) -> bool:
         # A party that would wake at once need not wait; one that sleeps already wakes before it.
-        if self._ready or self._movers or not self._results or not self.autojump:
+        if self._ready or self._movers or not self._results or not self.autojump or self._reals:
             return False
         first = self._first_sleeper()
         return first is None or (until, key) < first[:2]
@@ -477,6 +557,8 @@ class FakeClock(Clock):
         # No exception can come between these lines and the next call.
         del self._waiting[party.ticket]
         party.ticket = 0
+        if party in self._reals:
+            self._reals.remove(party)
         if party.outside:
             party.open()
             self._results.discard(party)
@@ -495,6 +577,10 @@ class FakeClock(Clock):
                 return
             else:
                 entry = self._first_sleeper() if self.autojump else None
+                if self._is_held(None if entry is None else entry[0]):
+                    if self._ready:
+                        continue
+                    return
                 if entry is None:
                     self._stall()
                     return
@@ -502,6 +588,18 @@ class FakeClock(Clock):
         if self._ready and self._ready[0] is self._current:
             self._ready.popleft()
         self._current.open()
+
+    def _is_held(self, target: int | None) -> bool:
+        """Return whether real work keeps the time from moving to `target`.
+
+        An event loop with a file that is ready is woken.
+        """
+        ready = [party for party in self._reals if party.real is not None and party.real.poll()]
+        for party in sorted(ready, key=attrgetter("key")):
+            self._wake(party)
+        return bool(ready) or any(
+            party.real is not None and party.real.left_ns(target) for party in self._reals
+        )
 
     def _stall(self) -> None:
         # If the clock does not jump, another thread may still move it, unless the thread that made

@@ -1,0 +1,472 @@
+"""`VirtualLoop`: an event loop of asyncio whose timers pass the virtual time of a clock.
+
+Invariants:
+- Timers are kept in integer nanoseconds. Of two timers for one instant the first that was set runs
+  first.
+- While the loop runs, its thread is a party of the clock, which waits only when no callback is
+  ready. So time never passes a loop that can run, and two loops on one clock never run at once.
+- A callback from any thread wakes the loop, also from a thread that the clock does not know.
+- A call in a thread pool is a party of the clock from its submission on, as soon as the pool has a
+  free thread for the call. It takes its turn in the order of submission.
+"""
+
+from __future__ import annotations
+
+import _thread
+import asyncio
+import heapq
+import math
+import selectors
+import threading
+import warnings
+from collections import deque
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final, Protocol, final
+from weakref import WeakKeyDictionary
+
+from routilux.clocks.durations import SECOND, signed_ns
+from routilux.clocks.real_waits import RealWait, real_ns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextvars import Context
+
+    from routilux.clocks.clock import Key, Party, Signal
+
+_NEVER: Final = 2**80  # the instant of a timer that is infinitely far away
+_FEW: Final = 64  # cancelled timers that the heap may hold before they are removed
+_UNFAIR: Final = 64  # rounds that a loop may run in its turn while other threads are ready
+_AFTER_STEPS: Final = math.inf  # a loop of user code wakes after the steps of the same instant
+
+
+class LoopClock(Protocol):
+    """What a `VirtualLoop` needs of its clock."""
+
+    patience_ns: int
+
+    def monotonic_ns(self) -> int: ...
+    def signal(self) -> Signal: ...
+    def wait(
+        self,
+        signal: Signal | None,
+        until: int | None,
+        key: Key = (),
+        who: str = "",
+        real: RealWait | None = None,
+    ) -> bool: ...
+    def party(self, who: str, key: Key = (), *, result: bool = False) -> Party: ...
+    def runs_here(self) -> bool: ...
+    def yield_turn(self) -> None: ...
+
+
+class _Timer(asyncio.TimerHandle):
+    """A timer of asyncio; its private attribute has no type there."""
+
+    __slots__ = ()
+
+    _scheduled: bool
+
+
+@final
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop on a fake clock; `FakeClock.new_event_loop` makes it."""
+
+    _ready: deque[asyncio.Handle]
+    _process_events: Callable[[list[tuple[selectors.SelectorKey, int]]], None]
+    _check_closed: Callable[[], None]
+    _check_default_executor: Callable[[], None]
+    _check_thread: Callable[[], None]
+    _check_callback: Callable[[object, str], None]
+    _default_executor: ThreadPoolExecutor | None
+    _thread_id: int | None
+    _clock_resolution: float
+    _internal_fds: int
+    _signal_handlers: dict[int, asyncio.Handle]
+    _executor_shutdown_called: bool
+
+    def __init__(self, clock: LoopClock, number: int) -> None:
+        self._clock = clock
+        self._number = number
+        self._signal = clock.signal()
+        self._timers: list[tuple[int, int, _Timer]] = []
+        self._timer_numbers = count()
+        self._cancelled = 0  # of the timers
+        self._waits = False  # the thread of the loop waits on the clock
+        self._rounds = 0  # since it last waited
+        self._call_numbers = count()
+        selector = _Selector(self)
+        self._real = _Real(self, clock, selector)
+        super().__init__(selector)
+        self._clock_resolution = 1 / SECOND
+
+    # --- time -----------------------------------------------------------------------------------
+
+    def time(self) -> float:
+        return self._clock.monotonic_ns() / SECOND
+
+    def call_later(  # type: ignore[override]
+        self,
+        delay: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        if delay is None:
+            raise TypeError("delay must not be None")
+        instant = self._clock.monotonic_ns() + _length(delay)
+        return self._set_timer(instant, callback, args, context)
+
+    def call_at(  # type: ignore[override]
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
+    ) -> asyncio.TimerHandle:
+        if when is None:
+            raise TypeError("when cannot be None")
+        now = self._clock.monotonic_ns()
+        return self._set_timer(now + _length_until(now, when), callback, args, context)
+
+    def _set_timer(
+        self, instant: int, callback: Callable[..., object], args: Any, context: Context | None
+    ) -> asyncio.TimerHandle:
+        self._check_closed()
+        if self.get_debug():
+            self._check_thread()
+            self._check_callback(callback, "call_at")
+        when = math.inf if instant >= _NEVER else instant / SECOND
+        timer = _Timer(when, callback, args, self, context)
+        heapq.heappush(self._timers, (instant, next(self._timer_numbers), timer))
+        timer._scheduled = True
+        return timer
+
+    def _timer_handle_cancelled(self, timer: _Timer) -> None:
+        if not timer._scheduled:
+            return
+        self._cancelled += 1
+        if self._cancelled > _FEW and 2 * self._cancelled > len(self._timers):
+            # The timer that is cancelled now does not say so yet.
+            kept = [entry for entry in self._timers if entry[2] is not timer]
+            self._timers[:] = [entry for entry in kept if not entry[2].cancelled()]
+            heapq.heapify(self._timers)
+            self._cancelled = 0
+
+    def _next_instant(self) -> int | None:
+        """Return the instant of the first timer; None if no timer will ever run."""
+        timers = self._timers
+        while timers and timers[0][2].cancelled():
+            heapq.heappop(timers)
+            self._cancelled -= 1
+        return timers[0][0] if timers and timers[0][0] < _NEVER else None
+
+    def _add_due_timers(self) -> None:
+        now = self._clock.monotonic_ns()
+        while (instant := self._next_instant()) is not None and instant <= now:
+            timer = heapq.heappop(self._timers)[2]
+            timer._scheduled = False
+            self._ready.append(timer)
+
+    # --- running --------------------------------------------------------------------------------
+
+    def run_forever(self) -> None:
+        self._check_closed()
+        if self._clock.runs_here():
+            super().run_forever()
+            return
+        who = f"the event loop of thread {threading.current_thread().name!r}"
+        party = self._clock.party(who, (_AFTER_STEPS, self._number), result=True)
+        party.start()
+        try:
+            super().run_forever()
+        finally:
+            party.stop()
+
+    def close(self) -> None:
+        super().close()
+        self._timers.clear()
+
+    def _collect(self, poll: Callable[[], list[Any]], *, idle: bool) -> None:
+        """Make ready what can run now; with `idle`, wait for the first such callback."""
+        events = poll()
+        if not idle or events:
+            self._rounds += 1
+            if self._rounds % _UNFAIR == 0:
+                self._clock.yield_turn()
+        else:
+            self._rounds = 0
+            self._wait()
+            events = poll()
+        self._process_events(events)
+        self._add_due_timers()
+
+    def _wait(self) -> None:
+        self._waits = True
+        try:
+            self._clock.wait(self._signal, self._next_instant(), real=self._real.of_now())
+        finally:
+            self._waits = False
+        self._signal.clear()  # all callbacks that have been added until here run in this round
+
+    def _write_to_self(self) -> None:
+        if self._thread_id != threading.get_ident():
+            self._signal.set()
+        elif self._waits:
+            # A signal handler runs in the wait, perhaps while the clock's lock is held here.
+            _thread.start_new_thread(self._signal.set, ())
+
+    def interrupt(self) -> None:
+        """End a blocking call of the selector, from any thread."""
+        super()._write_to_self()  # type: ignore[misc]
+
+    # --- threads --------------------------------------------------------------------------------
+
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Executor | None, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
+        self._check_closed()
+        if self.get_debug():
+            self._check_callback(func, "run_in_executor")
+        if executor is None:
+            self._check_default_executor()
+            executor = self._default_executor
+            if executor is None:
+                executor = ThreadPoolExecutor(thread_name_prefix="asyncio")
+                self._default_executor = executor
+        if not isinstance(executor, ThreadPoolExecutor):
+            foreign = asyncio.wrap_future(executor.submit(func, *args), loop=self)
+            self._real.add_call(foreign)
+            return foreign
+        key = (_AFTER_STEPS, self._number, next(self._call_numbers))
+        call = _Call(self._clock, key, func, args)
+        future = asyncio.wrap_future(call.result, loop=self)
+        _calls_of(executor).submit(executor, call)
+        return future
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as in asyncio
+        self._executor_shutdown_called = True
+        executor = self._default_executor
+        if executor is None:
+            return
+        try:
+            async with asyncio.timeout(timeout):  # its calls may wait for virtual time
+                await asyncio.wrap_future(_calls_of(executor).all_ended(), loop=self)
+        except TimeoutError:
+            warnings.warn(
+                f"the calls in the event loop's threads have not ended within {timeout} seconds",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            executor.shutdown(wait=False)
+        else:
+            executor.shutdown()  # no thread of it works
+
+
+class _Selector(selectors.DefaultSelector):
+    """A selector that lets its loop wait on a clock."""
+
+    def __init__(self, loop: VirtualLoop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        # The loop has no timers of asyncio, so it gives no timeout if it has nothing to run.
+        self._loop._collect(self._poll, idle=timeout is None)
+        return []
+
+    def _poll(self) -> list[tuple[selectors.SelectorKey, int]]:
+        return super().select(0)
+
+    def block(self, seconds: float | None) -> None:
+        """Wait until a file is ready, at most for `seconds`."""
+        super().select(seconds)
+
+    def has_ready(self) -> bool:
+        """Return whether a file is ready."""
+        return bool(super().select(0))
+
+
+class _Real(RealWait):
+    """What a loop waits for in real time: files, threads and processes."""
+
+    def __init__(self, loop: VirtualLoop, clock: LoopClock, selector: _Selector) -> None:
+        super().__init__()
+        self._loop = loop
+        self._clock = clock
+        self._selector = selector
+        self._has_files = False
+        self._calls: dict[asyncio.Future[Any], int] = {}  # each with its start in real time
+
+    def of_now(self) -> RealWait | None:
+        """Return itself, or None if nothing real can wake the loop."""
+        files = len(self._selector.get_map()) - self._loop._internal_fds
+        self._has_files = bool(files or self._loop._signal_handlers)
+        if not (self._has_files or self._calls) and threading.active_count() == 1:
+            return None
+        patience = self._clock.patience_ns
+        self.stall_ns = patience
+        self.hold_ns = 0
+        if self._calls:
+            self.hold_ns = max(self._calls.values()) + patience - real_ns()
+        return self
+
+    def add_call(self, call: asyncio.Future[Any]) -> None:
+        """Add a call in an executor whose threads or processes the clock does not know."""
+        self._calls[call] = real_ns()
+        call.add_done_callback(self._calls.pop)
+
+    def poll(self) -> bool:
+        return self._has_files and self._selector.has_ready()
+
+    def block(self, seconds: float | None) -> None:
+        self._selector.block(seconds)
+
+    def wake(self) -> None:
+        self._loop.interrupt()
+
+
+# --- calls in thread pools ------------------------------------------------------------------------
+
+
+class _Call:
+    """A call in a thread pool, and its result."""
+
+    def __init__(
+        self, clock: LoopClock, key: Key, func: Callable[..., Any], args: tuple[Any, ...]
+    ) -> None:
+        self._clock = clock
+        self._key = key
+        self._func = func
+        self._args = args
+        self._party: Party | None = None
+        self.result: Future[Any] = Future()
+
+    def admit(self) -> None:
+        """Register the thread that will run the call with the clock."""
+        name = getattr(self._func, "__qualname__", repr(self._func))
+        self._party = self._clock.party(f"a thread that runs {name}", self._key)
+
+    def run(self, end: Callable[[_Call], None]) -> None:
+        """Run the call in this thread.
+
+        The thread keeps its turn until the loop has the result and the next call is admitted.
+        """
+        if self._party is not None:
+            self._party.start()
+        try:
+            if self.result.set_running_or_notify_cancel():
+                try:
+                    value = self._func(*self._args)
+                except BaseException as error:
+                    self.result.set_exception(error)
+                else:
+                    self.result.set_result(value)
+        finally:
+            end(self)
+            if self._party is not None:
+                self._party.stop()
+
+    def give_up(self, error: BaseException | None) -> None:
+        """End a call that no thread will run."""
+        if self._party is not None:
+            self._party.cancel()
+        if error is None or not self.result.set_running_or_notify_cancel():
+            self.result.cancel()
+        else:
+            self.result.set_exception(error)
+
+
+class _Calls:
+    """The calls of event loops that a thread pool has not ended.
+
+    A call that waits for a free thread is no party yet: the calls before it may wait for time.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._free = threads
+        self._lock = threading.Lock()
+        self._waiting: deque[_Call] = deque()
+        self._running: set[_Call] = set()
+        self._ended: list[Future[None]] = []  # each gets its result when all calls have ended
+
+    def submit(self, executor: Executor, call: _Call) -> None:
+        with self._lock:
+            self._waiting.append(call)
+            self._admit()
+        try:
+            future = executor.submit(call.run, self._end)
+        except BaseException:
+            self._end(call)
+            call.give_up(None)
+            raise
+        future.add_done_callback(lambda done: self._drop(done, call))
+        call.result.add_done_callback(lambda _: future.cancel())
+
+    def all_ended(self) -> Future[None]:
+        """Return a future that is done when no call is left."""
+        ended: Future[None] = Future()
+        with self._lock:
+            self._ended.append(ended)
+            self._admit()
+        return ended
+
+    def _drop(self, done: Future[None], call: _Call) -> None:
+        # The pool was shut down, or broke, or the caller cancelled a call that had not begun.
+        error = None if done.cancelled() else done.exception()
+        if done.cancelled() or error is not None:
+            self._end(call)
+            call.give_up(error)
+
+    def _end(self, call: _Call) -> None:
+        with self._lock:
+            if call in self._running:
+                self._running.discard(call)
+                self._free += 1
+            elif call in self._waiting:
+                self._waiting.remove(call)
+            self._admit()
+
+    def _admit(self) -> None:
+        while self._free and self._waiting:
+            self._free -= 1
+            call = self._waiting.popleft()
+            self._running.add(call)
+            call.admit()
+        if not self._running and not self._waiting:
+            while self._ended:
+                self._ended.pop().set_result(None)
+
+
+_calls: Final[WeakKeyDictionary[Executor, _Calls]] = WeakKeyDictionary()
+_calls_lock: Final = threading.Lock()
+
+
+def _calls_of(executor: ThreadPoolExecutor) -> _Calls:
+    with _calls_lock:
+        return _calls.setdefault(executor, _Calls(executor._max_workers))
+
+
+# --- instants -------------------------------------------------------------------------------------
+
+
+def _length(delay: float) -> int:
+    if isinstance(delay, int):
+        return int(delay) * SECOND
+    if math.isinf(delay):
+        return _NEVER if delay > 0 else 0
+    return signed_ns(float(delay))
+
+
+def _length_until(now: int, when: float) -> int:
+    """Return the nanoseconds from the instant `now` to `when`, a sum of `time()` and a delay.
+
+    The sum of floats has an error, which is rounded away: after 24 days the delay is read to 10 ns,
+    after 280 days to 100 ns.
+    """
+    if math.isinf(when):
+        return _NEVER if when > 0 else 0
+    unit, error = 1, 2 * math.ulp(max(abs(when), now / SECOND)) * SECOND
+    while unit < error:
+        unit *= 10
+    return round((when - now / SECOND) * SECOND / unit) * unit

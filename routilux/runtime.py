@@ -10,8 +10,10 @@ Invariants:
 from __future__ import annotations
 
 import logging
+import sys
 from contextlib import contextmanager, suppress
 from contextvars import Context, copy_context
+from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -19,7 +21,7 @@ from routilux.clocks.clock import Clock, SystemClock
 from routilux.clocks.forks import begin_in_children
 from routilux.core.machine import Machine
 from routilux.core.state import JobState
-from routilux.engine.drive import Drive, waiting_step
+from routilux.engine.drive import Drive, running_drive, waiting_step
 from routilux.engine.entry_checks import (
     check_job_id,
     check_same_flow,
@@ -157,23 +159,29 @@ class Runtime:
         import asyncio  # slow to import, and the caller has imported it already
 
         event_loop = asyncio.get_running_loop()
-        stopped = event_loop.create_future()
         drive = self._new(flow, entry, params, **options)
         drive.event_loop = event_loop
-
-        def report(_: Drive) -> None:
-            with suppress(RuntimeError):  # the event loop is closed
-                event_loop.call_soon_threadsafe(stopped.set_result, None)
-
-        drive.on_stop = report
-        self.threads.drive_in_background(drive)
+        stopped = event_loop.create_future()
+        drive.on_stop = partial(_wake, stopped)
+        if self.store is None:
+            self.threads.drive_on_event_loop(drive, event_loop)
+        else:  # its commits wait for the store, in another thread
+            self.threads.drive_in_background(drive)
         try:
-            with waiting_step():
-                await asyncio.wait([stopped])  # which a cancellation does not reach
+            if running_drive() is None:
+                await stopped
+            else:
+                with waiting_step():
+                    await stopped
         except asyncio.CancelledError:
             if self._cancel_awaited(drive):
                 # Its async handlers end first; a second cancellation does not wait for them.
-                await asyncio.wait([stopped])
+                stopped = event_loop.create_future()
+                with self.environment.lock:
+                    drive.on_stop = partial(_wake, stopped)
+                    if drive.loop is None:
+                        _wake(stopped, drive)
+                await stopped
             raise
         if drive.error is not None:
             raise drive.error
@@ -484,6 +492,21 @@ class Runtime:
             context = copy_context()
             context.run(active.set, None)  # or a job would keep the one whose handler started it
         return Drive(self.environment, Machine(plan, job), context)
+
+
+def _wake(stopped: asyncio.Future[None], drive: Drive) -> None:
+    """Wake the coroutine that awaits a job; in any thread."""
+    event_loop = stopped.get_loop()
+    if sys.modules["asyncio"]._get_running_loop() is event_loop:
+        _set(stopped)
+    else:
+        with suppress(RuntimeError):  # the event loop is closed
+            event_loop.call_soon_threadsafe(_set, stopped)
+
+
+def _set(stopped: asyncio.Future[None]) -> None:
+    if not stopped.done():  # cancelled
+        stopped.set_result(None)
 
 
 _in_use: dict[object, Runtime] = {}  # by block, in order; without a lock, which a fork could keep

@@ -126,12 +126,6 @@ class Clock(ABC):
         """Return a party for a thread; with `result` it waits for a job's result."""
         return _UNKNOWN_PARTY
 
-    def new_event_loop(self) -> AbstractEventLoop:
-        """Return a new event loop whose timers follow this clock."""
-        import asyncio  # 40 ms at import, and only async handlers need it
-
-        return asyncio.new_event_loop()
-
     def record_wait(self, who: str, length: int) -> None:  # noqa: B027 - optional
         """Record that `who` asked for a wait of `length` nanoseconds."""
 

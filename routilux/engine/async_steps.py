@@ -17,6 +17,7 @@ import logging
 import os
 import threading
 from collections import deque
+from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,12 +25,17 @@ from weakref import WeakKeyDictionary, ref
 
 from routilux.clocks.durations import SECOND
 from routilux.engine.drive import CLEANUP, log_given_up
-from routilux.engine.pool import end_child
+from routilux.engine.loop import Loop
+from routilux.engine.pool import PoolDriver, end_child
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Generator
+    from concurrent.futures import Executor
 
-    from routilux.clocks.clock import Clock, Party
+    from routilux.clocks.clock import Clock, Key, Party
+    from routilux.engine.driver import Ended
+    from routilux.engine.environment import Environment
+    from routilux.engine.loop import Awaited
     from routilux.graph.messages import StepInput
 
     Report = Callable[[Any], None]
@@ -62,8 +68,8 @@ class AsyncSteps:
         `event_loop` is that of the job's caller; None means the runtime's own.
         """
         try:
-            task = AsyncStep(self._queue(event_loop), step, report)
-            task.queue.put(partial(task.begin, coroutine, context))
+            task = AsyncStep(self.queue(event_loop), step, coroutine, report)
+            task.queue.put(partial(task.begin, context))
         except BaseException:
             coroutine.close()
             raise
@@ -74,12 +80,14 @@ class AsyncSteps:
         with self._lock:
             own, self._own = self._own, None
         if own is not None and os.getpid() == self._process:  # a forked child has no such thread
-            own.close()
+            with suppress(RuntimeError):  # the interpreter ends
+                own.close()
 
     def __del__(self) -> None:
         self.close()  # of a runtime that was never closed
 
-    def _queue(self, event_loop: asyncio.AbstractEventLoop | None) -> _Queue:
+    def queue(self, event_loop: asyncio.AbstractEventLoop | None) -> _Queue:
+        """Return the queue of an event loop; None means the runtime's own."""
         with self._lock:
             if event_loop is not None:
                 queue = self._queues.get(event_loop)
@@ -125,25 +133,31 @@ class _Queue:
     def __init__(self, event_loop: asyncio.AbstractEventLoop) -> None:
         self._event_loop = ref(event_loop)  # else it would stay in `AsyncSteps._queues` for ever
         self._calls: deque[Callable[[], object]] = deque()
-        self._context = Context()
+        self.context = Context()
         self._woken = False
-        self._tasks: set[asyncio.Task[Any]] = set()  # an event loop keeps no task alive
+        self._draining = False
+        self.tasks: set[asyncio.Task[None]] = set()
+        """The tasks that have begun: an event loop keeps no task alive."""
         self._closing = False
 
     def put(self, call: Callable[[], object]) -> None:
-        """Call a function in the thread of the event loop; thread-safe.
+        """Call a function soon in the thread of the event loop; thread-safe.
 
         Raises `RuntimeError` if the event loop is closed.
         """
         self._calls.append(call)
-        if not self._woken:
-            self._woken = True
-            try:
-                self.event_loop().call_soon_threadsafe(self._run, context=self._context)
-            except BaseException:
-                self._woken = False
-                self._calls.remove(call)
-                raise
+        event_loop = self.event_loop()
+        here = asyncio._get_running_loop() is event_loop
+        if self._woken or (here and self._draining):
+            return
+        self._woken = True
+        try:
+            soon = event_loop.call_soon if here else event_loop.call_soon_threadsafe
+            soon(self._run, context=self.context)
+        except BaseException:
+            self._woken = False
+            self._calls.remove(call)
+            raise
 
     def event_loop(self) -> asyncio.AbstractEventLoop:
         """Return the event loop."""
@@ -152,13 +166,9 @@ class _Queue:
             raise RuntimeError("the event loop that awaited the job is gone")
         return event_loop
 
-    def add(self, task: asyncio.Task[Any]) -> None:
-        """Keep a task until its end."""
-        self._tasks.add(task)
-
-    def discard(self, task: asyncio.Task[Any]) -> None:
+    def discard(self, task: asyncio.Task[None]) -> None:
         """Forget a task that has ended."""
-        self._tasks.discard(task)
+        self.tasks.discard(task)
         if self._closing:
             self._close()
 
@@ -168,37 +178,108 @@ class _Queue:
 
     def _run(self) -> None:
         self._woken = False  # before the calls are read: a later one wakes the event loop again
+        self._draining = True
         calls = self._calls
-        while calls:
-            calls.popleft()()
+        try:
+            while calls:
+                calls.popleft()()
+        finally:
+            self._draining = False
 
     def _close(self) -> None:
         self._closing = True
-        if not self._tasks:
+        if not self.tasks:
             self.event_loop().stop()
+
+
+class AsyncDriver(PoolDriver):
+    """Runs the jobs that one event loop awaits, in the thread of that event loop.
+
+    Their async handlers run as its tasks, and their other handlers in threads.
+    """
+
+    __slots__ = ("__weakref__", "_poked", "_queue", "_timer", "_turns", "loop")
+
+    def __init__(
+        self, environment: Environment, queue: _Queue, size: int, executor: Executor | None
+    ) -> None:
+        super().__init__(environment.clock, size, executor)
+        self.loop = Loop(environment, self)
+        """The loop that runs the jobs."""
+        self._queue = queue
+        self._turns: Generator[Awaited, Ended | None, None] | None = None
+        self._timer: asyncio.TimerHandle | None = None  # of the next turn
+        self._poked = False
+
+    def poke(self) -> None:
+        if not self._poked:
+            self._poked = True
+            with suppress(RuntimeError):  # the event loop is closed: nobody awaits the jobs
+                self._queue.put(self._turn)
+
+    def next(self, until: int | None, key: Key, who: str) -> Ended | None:
+        if not self._ended:
+            return None
+        ended = self._ended.popleft()
+        self._land(ended)
+        return ended
+
+    def _turn(self) -> None:
+        """Let the loop do all that it can do now."""
+        self._poked = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        turns = self._turns
+        try:
+            if turns is None:
+                turns = self._turns = self.loop.turns()
+                wait = next(turns)
+            else:
+                wait = turns.send(self.next(None, (), ""))
+            while self._ended:
+                wait = turns.send(self.next(*wait))
+        except StopIteration:
+            self._turns = None
+        except BaseException as error:
+            self._turns = None
+            self.loop.fail_all(error)
+        else:
+            if wait[0] is not None:
+                delay = (wait[0] - self._clock.monotonic_ns()) / SECOND
+                event_loop = self._queue.event_loop()
+                self._timer = event_loop.call_later(
+                    max(0.0, delay), self._turn, context=self._queue.context
+                )
 
 
 class AsyncStep:
     """One step whose handler runs as a task."""
 
-    __slots__ = ("_report", "_step", "_task", "abandoned", "give_up_ns", "queue")
+    __slots__ = ("_coroutine", "_report", "_step", "_task", "abandoned", "give_up_ns", "queue")
 
-    def __init__(self, queue: _Queue, step: StepInput, report: Report) -> None:
+    def __init__(
+        self,
+        queue: _Queue,
+        step: StepInput,
+        coroutine: Coroutine[Any, Any, object],
+        report: Report,
+    ) -> None:
         self.queue = queue
         self.give_up_ns: int | None = None
         """When to give up the step, in the time of its job; None unless it was cancelled."""
         self.abandoned = False
         """Whether it was cancelled because this host leaves, so that a failure does not count."""
         self._step = step
+        self._coroutine: Coroutine[Any, Any, object] | None = coroutine  # until it begins
         self._report = report
-        self._task: asyncio.Task[Any] | None = None
+        self._task: asyncio.Task[None] | None = None
 
-    def begin(self, coroutine: Coroutine[Any, Any, object], context: Context) -> None:
+    def begin(self, context: Context) -> None:
         """Create the task; in the thread of the event loop."""
-        task = context.run(asyncio.get_running_loop().create_task, self._guarded(coroutine))
+        task = context.run(asyncio.get_running_loop().create_task, self._run())
         self._task = task
-        self.queue.add(task)
-        task.add_done_callback(partial(self._end, coroutine))
+        self.queue.tasks.add(task)
 
     def cancel(self, *, logs: bool) -> None:
         """Cancel the task; thread-safe. With `logs` a task that takes too long is logged."""
@@ -207,32 +288,34 @@ class AsyncStep:
         except RuntimeError:
             log_given_up(self._step)  # its event loop is closed
 
-    async def _guarded(self, coroutine: Coroutine[Any, Any, object]) -> object:
-        # An interrupt must reach the job, not the thread of the event loop.
+    async def _run(self) -> None:
+        coroutine, self._coroutine = self._coroutine, None
+        assert coroutine is not None, "a task begins once"
         process = os.getpid()
         try:
             result: object = await coroutine
         except BaseException as error:
-            result = error
+            result = error  # an interrupt must reach the job, not the thread of the event loop
         if os.getpid() != process:
             end_child(self._step, result)
-        return result
+        self._end(result)
 
-    def _end(self, coroutine: Coroutine[Any, Any, object], task: asyncio.Task[Any]) -> None:
-        self.queue.discard(task)
-        report, self._report = self._report, _ignore  # which refers to the job
-        if task.cancelled():  # before it began
-            coroutine.close()
-            report(asyncio.CancelledError())
-        else:
-            report(task.result())
+    def _end(self, result: object) -> None:
+        report, self._report = self._report, _ignore  # it refers to the job
+        report(result)
+        if self._task is not None:
+            self.queue.discard(self._task)
 
     def _cancel(self, *, logs: bool) -> None:
-        task = self._task
-        if task is not None and not task.done():
-            task.cancel()
-            if logs:
-                asyncio.get_running_loop().call_later(CLEANUP / SECOND, self._log_survivor)
+        task, coroutine = self._task, self._coroutine
+        if task is None or (task.done() and coroutine is None):
+            return
+        task.cancel()
+        if coroutine is not None:  # it never begins
+            coroutine.close()
+            self._end(asyncio.CancelledError())
+        elif logs:
+            asyncio.get_running_loop().call_later(CLEANUP / SECOND, self._log_survivor)
 
     def _log_survivor(self) -> None:
         if self._task is not None and not self._task.done():

@@ -90,6 +90,7 @@ class Drive:
         "_snapshot_at",
         "_waits",
         "_warned",
+        "cancelling",
         "context",
         "environment",
         "error",
@@ -130,6 +131,7 @@ class Drive:
         self.trouble = False
         self.lease_ns: int | None = None  # None if the job is held without a lease
         self.leaving = False
+        self.cancelling = False  # whether its async handlers were cancelled
         # Called under the runtime's lock: when the job has stopped; when all its tasks wait, and
         # when such a wait ends (then `ready` is set).
         self.on_stop: Callable[[Drive], object] | None = None
@@ -313,7 +315,7 @@ class Drive:
         if step is None:
             return
         with self.environment.lock:
-            if all(flying.number != step.number for flying in self.machine.flights):
+            if not self.machine.is_in_flight(step):
                 raise _given_up(step)
             self._open[step.number] = context
 

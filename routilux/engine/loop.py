@@ -24,7 +24,7 @@ from routilux.errors import StepLimitError
 from routilux.graph.messages import ErrorInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
     from routilux.clocks.clock import Key
     from routilux.core.commits import Commit
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from routilux.graph.messages import StepInput
     from routilux.persist.journal import Journal
     from routilux.persist.store import Append
+
+    Awaited = tuple[int | None, Key, str]
+    """What a loop waits for besides the end of a step: see `Driver.next`."""
 
 _CANCELLED = JobStatus.CANCELLED
 _RUNNING = JobStatus.RUNNING
@@ -76,17 +79,31 @@ class Loop:
 
     def run(self) -> None:
         """Run until all jobs have stopped."""
+        next_ended = self._driver.next
         try:
-            self._run()
+            turns = self.turns()
+            wait = next(turns, None)
+            while wait is not None:
+                wait = turns.send(next_ended(*wait))
+        except StopIteration:
+            pass
         except BaseException as error:
-            with self._environment.lock:
-                failed = list(self.drives)
-                for drive in failed:
-                    self.fail(drive, error)
-            if not failed and not isinstance(error, Exception):
-                raise  # an interrupt after the last job had stopped
+            self.fail_all(error)
 
-    def _run(self) -> None:
+    def fail_all(self, error: BaseException) -> None:
+        """End the runs of all jobs because of `error`; raise an interrupt that ended no job."""
+        with self._environment.lock:
+            failed = list(self.drives)
+            for drive in failed:
+                self.fail(drive, error)
+        if not failed and not isinstance(error, Exception):
+            raise error  # an interrupt after the last job had stopped
+
+    def turns(self) -> Generator[Awaited, Ended | None, None]:
+        """Run all jobs: yield what to wait for, get the next ended step, or None.
+
+        Ends when all jobs have stopped.
+        """
         lock = self._environment.lock
         monotonic_ns = self._clock.monotonic_ns
         driver = self._driver
@@ -112,8 +129,8 @@ class Loop:
                             self.fail(drive, error)
                 if not self.drives:
                     return
-                until, key, who = self._first_timer() if self._timers else _NO_TIMER
-            ended = driver.next(until, key, who)
+                wait = self._first_timer() if self._timers else _NO_TIMER
+            ended = yield wait
 
     def _begin(self, drive: Drive, now: int) -> None:
         machine = drive.machine
@@ -325,6 +342,10 @@ class Loop:
         self._watch_limits(drive)
 
     def _cancel_steps(self, drive: Drive, now: int) -> None:
+        """Cancel the async handlers of a job that is cancelled, or that this host gives back."""
+        if drive.cancelling:
+            return
+        drive.cancelling = True
         for step in drive.machine.flights:
             drive.cancel_step(step, now)
         self._watch_limits(drive)

@@ -224,7 +224,7 @@ class PoolDriver:
         full = not self.room
         self._blocked += change
         self._threads.resize(self._width + self._blocked)
-        self._signal.set()
+        self.poke()
         return full
 
     def widen(self, size: int) -> None:
@@ -232,7 +232,7 @@ class PoolDriver:
         if size > self.size:
             self.size = self._width = size
             self._threads.resize(size + self._blocked)
-            self._signal.set()
+            self.poke()
 
     def close(self) -> None:
         """Let the pool's own threads end."""
@@ -274,7 +274,7 @@ class PoolDriver:
 
     def _end(self, driven: Driven, step: StepInput, outcome: StepOutcome | BaseException) -> None:
         self._ended.append((driven, step, outcome))
-        self._signal.set()
+        self.poke()
 
 
 def end_child(step: StepInput, outcome: object) -> None:

@@ -12,6 +12,7 @@ import logging
 import os
 import threading
 from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary
 
 from routilux.engine.drive import CLEANUP, refuse_blocked_loop, running_drive
 from routilux.engine.driver import InlineDriver
@@ -20,10 +21,12 @@ from routilux.engine.pool import PoolDriver
 from routilux.errors import FlowDefinitionError
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
     from concurrent.futures import Executor
 
     from routilux.clocks.clock import Party
     from routilux.core.state import JobState
+    from routilux.engine.async_steps import AsyncDriver
     from routilux.engine.drive import Drive
     from routilux.engine.driver import Driver
     from routilux.engine.environment import Environment
@@ -52,6 +55,9 @@ class Threads:
         self.background: Loop | None = None
         self._thread: threading.Thread | None = None  # of that loop
         self._pool: PoolDriver | None = None  # of that loop
+        self._on_event_loops: WeakKeyDictionary[AbstractEventLoop, AsyncDriver] = (
+            WeakKeyDictionary()
+        )
 
     def reserve(self, steps: int | None) -> int:
         """Return how many background steps can run at once.
@@ -80,6 +86,9 @@ class Threads:
             self._closed = True
             while self._spare:
                 self._spare.pop().close()
+            for driver in self._on_event_loops.values():
+                if driver.idle:
+                    driver.close()
             if self.background is None:
                 self._environment.close_event_loop()
 
@@ -90,10 +99,11 @@ class Threads:
         """
         with self._environment.lock:
             loop, thread = self.background, self._thread
-            if loop is not None:
-                for drive in list(loop.drives):
+            loops = [driver.loop for driver in self._on_event_loops.values()]
+            for each in loops if loop is None else [loop, *loops]:
+                for drive in list(each.drives):
                     drive.on_stop = None  # nobody needs the error
-                    loop.fail(drive, error)
+                    each.fail(drive, error)
         if loop is not None and thread is not None:
             thread.join(1)
         self.close()
@@ -173,6 +183,20 @@ class Threads:
                 except BaseException as error:
                     loop.fail(drive, error)
                     raise
+
+    def drive_on_event_loop(self, drive: Drive, event_loop: AbstractEventLoop) -> None:
+        """Add a job to the loop that runs in the thread of `event_loop`, and return at once."""
+        environment = self._environment
+        with environment.lock:
+            driver = self._on_event_loops.get(event_loop)
+            if driver is None:
+                from routilux.engine.async_steps import AsyncDriver
+
+                queue = environment.async_steps.queue(event_loop)
+                driver = AsyncDriver(environment, queue, self._size, self._executor)
+                self._on_event_loops[event_loop] = driver
+            driver.loop.add(drive)
+            driver.poke()
 
     def _run_background(self, loop: Loop, pool: PoolDriver, party: Party) -> None:
         party.start()

@@ -159,6 +159,13 @@ class Runtime:
         import asyncio  # slow to import, and the caller has imported it already
 
         event_loop = asyncio.get_running_loop()
+        if not self.clock.serves(event_loop):
+            raise RoutiluxError(
+                f"the runtime's clock is a {type(self.clock).__name__}, which the running event"
+                " loop does not follow, so a wait of the job would never end; run the event loop by"
+                " asyncio.Runner(loop_factory=clock.new_event_loop), or let the fixture"
+                " flow_runtime make both"
+            )
         drive = self._new(flow, entry, params, **options)
         drive.event_loop = event_loop
         stopped = event_loop.create_future()

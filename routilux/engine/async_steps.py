@@ -24,18 +24,12 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, ref
 
 from routilux.clocks.durations import SECOND
-from routilux.engine.drive import CLEANUP, log_given_up
-from routilux.engine.loop import Loop
-from routilux.engine.pool import PoolDriver, end_child
+from routilux.engine.step import CLEANUP, end_child, log_given_up
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Generator
-    from concurrent.futures import Executor
+    from collections.abc import Callable, Coroutine
 
-    from routilux.clocks.clock import Clock, Key, Party
-    from routilux.engine.driver import Ended
-    from routilux.engine.environment import Environment
-    from routilux.engine.loop import Awaited
+    from routilux.clocks.clock import Clock, Party
     from routilux.graph.messages import StepInput
 
     Report = Callable[[Any], None]
@@ -51,8 +45,10 @@ class AsyncSteps:
         self._clock = clock
         self._lock = threading.Lock()
         self._process = os.getpid()
-        self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, _Queue] = WeakKeyDictionary()
-        self._own: _Queue | None = None
+        self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, EventLoopQueue] = (
+            WeakKeyDictionary()
+        )
+        self._own: EventLoopQueue | None = None
 
     def start(
         self,
@@ -86,21 +82,21 @@ class AsyncSteps:
     def __del__(self) -> None:
         self.close()  # of a runtime that was never closed
 
-    def queue(self, event_loop: asyncio.AbstractEventLoop | None) -> _Queue:
+    def queue(self, event_loop: asyncio.AbstractEventLoop | None) -> EventLoopQueue:
         """Return the queue of an event loop; None means the runtime's own."""
         with self._lock:
             if event_loop is not None:
                 queue = self._queues.get(event_loop)
                 if queue is None:
-                    queue = self._queues[event_loop] = _Queue(event_loop)
+                    queue = self._queues[event_loop] = EventLoopQueue(event_loop)
                 return queue
             if self._own is None:
                 self._own = self._opened()
             return self._own
 
-    def _opened(self) -> _Queue:
+    def _opened(self) -> EventLoopQueue:
         event_loop = self._clock.new_event_loop()
-        queue = _Queue(event_loop)
+        queue = EventLoopQueue(event_loop)
         party = self._clock.party("the async handlers")
         thread = threading.Thread(
             target=_serve, args=(event_loop, party), name="routilux-async", daemon=True
@@ -127,7 +123,7 @@ def _serve(event_loop: asyncio.AbstractEventLoop, party: Party) -> None:
         party.stop()
 
 
-class _Queue:
+class EventLoopQueue:
     """Calls from other threads to one event loop, and the tasks that it runs."""
 
     def __init__(self, event_loop: asyncio.AbstractEventLoop) -> None:
@@ -192,67 +188,6 @@ class _Queue:
             self.event_loop().stop()
 
 
-class AsyncDriver(PoolDriver):
-    """Runs the jobs that one event loop awaits, in the thread of that event loop.
-
-    Their async handlers run as its tasks, and their other handlers in threads.
-    """
-
-    __slots__ = ("__weakref__", "_poked", "_queue", "_timer", "_turns", "loop")
-
-    def __init__(
-        self, environment: Environment, queue: _Queue, size: int, executor: Executor | None
-    ) -> None:
-        super().__init__(environment.clock, size, executor)
-        self.loop = Loop(environment, self)
-        """The loop that runs the jobs."""
-        self._queue = queue
-        self._turns: Generator[Awaited, Ended | None, None] | None = None
-        self._timer: asyncio.TimerHandle | None = None  # of the next turn
-        self._poked = False
-
-    def poke(self) -> None:
-        if not self._poked:
-            self._poked = True
-            with suppress(RuntimeError):  # the event loop is closed: nobody awaits the jobs
-                self._queue.put(self._turn)
-
-    def next(self, until: int | None, key: Key, who: str) -> Ended | None:
-        if not self._ended:
-            return None
-        ended = self._ended.popleft()
-        self._land(ended)
-        return ended
-
-    def _turn(self) -> None:
-        """Let the loop do all that it can do now."""
-        self._poked = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        turns = self._turns
-        try:
-            if turns is None:
-                turns = self._turns = self.loop.turns()
-                wait = next(turns)
-            else:
-                wait = turns.send(self.next(None, (), ""))
-            while self._ended:
-                wait = turns.send(self.next(*wait))
-        except StopIteration:
-            self._turns = None
-        except BaseException as error:
-            self._turns = None
-            self.loop.fail_all(error)
-        else:
-            if wait[0] is not None:
-                delay = (wait[0] - self._clock.monotonic_ns()) / SECOND
-                event_loop = self._queue.event_loop()
-                self._timer = event_loop.call_later(
-                    max(0.0, delay), self._turn, context=self._queue.context
-                )
-
-
 class AsyncStep:
     """One step whose handler runs as a task."""
 
@@ -260,7 +195,7 @@ class AsyncStep:
 
     def __init__(
         self,
-        queue: _Queue,
+        queue: EventLoopQueue,
         step: StepInput,
         coroutine: Coroutine[Any, Any, object],
         report: Report,

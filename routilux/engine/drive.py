@@ -19,12 +19,12 @@ import sys
 from contextlib import contextmanager
 from contextvars import copy_context
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from routilux.clocks.durations import SECOND
 from routilux.core.commits import CommitKind, JobStatus
 from routilux.core.requests import request
-from routilux.engine.step import failure, timed_out
+from routilux.engine.step import CLEANUP, failure, timed_out
 from routilux.errors import (
     FlowDefinitionError,
     LeaseLostError,
@@ -56,8 +56,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("routilux")
 _ordinals = count(1)
-CLEANUP: Final = SECOND
-"""How long a cancelled async handler may take for its cleanup, in nanoseconds."""
 _RESUMED = CommitKind.RESUMED
 _CANCELLED = JobStatus.CANCELLED
 _RUNNING = JobStatus.RUNNING
@@ -549,19 +547,6 @@ def waiting_step() -> Iterator[Drive | None]:
                 if not waits[number]:
                     del waits[number]
                     loop.block(-1)
-
-
-def log_given_up(step: StepInput) -> None:
-    """Log that a cancelled async handler did not end."""
-    _log.warning(
-        "job %s: the handler of %s (task %s, attempt %d) was cancelled and did not end within"
-        " %g s; it is given up, so let it end when it gets CancelledError",
-        step.job_id,
-        step.task.routine_id,
-        step.task.task_id,
-        step.attempt,
-        CLEANUP / SECOND,
-    )
 
 
 def _given_up(step: StepInput) -> NoActiveStepError:

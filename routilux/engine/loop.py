@@ -18,8 +18,8 @@ from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from routilux.core.commits import JobStatus
-from routilux.engine.drive import log_given_up
 from routilux.engine.driver import StepNotRunError
+from routilux.engine.step import log_given_up
 from routilux.errors import StepLimitError
 from routilux.graph.messages import ErrorInfo
 

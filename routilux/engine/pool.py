@@ -29,17 +29,21 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
+from routilux.clocks.durations import SECOND
 from routilux.engine.driver import StepNotRunError
 from routilux.engine.remote import Parcel, StepParcel, run_remote
-from routilux.engine.step import failure
+from routilux.engine.step import end_child, failure
 from routilux.errors import UnserializableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from asyncio import TimerHandle
+    from collections.abc import Callable, Generator
     from concurrent.futures import Executor, Future
 
     from routilux.clocks.clock import Clock, Key, Party
+    from routilux.engine.async_steps import EventLoopQueue
     from routilux.engine.driver import Driven, Ended
+    from routilux.engine.loop import Awaited, Loop
     from routilux.engine.remote import Returned
     from routilux.graph.messages import StepInput, StepOutcome, Task
 
@@ -277,15 +281,65 @@ class PoolDriver:
         self.poke()
 
 
-def end_child(step: StepInput, outcome: object) -> None:
-    """End a child process that a handler forked."""
-    error = outcome if isinstance(outcome, BaseException) else getattr(outcome, "error", None)
-    _log.error(
-        "a process that %s forked returned from the handler (%s); let it end by os._exit()",
-        step.task.routine_id,
-        "without an error" if error is None else error,
-    )
-    os._exit(1)  # else the child's copy of this thread waits for steps for ever
+class AsyncDriver(PoolDriver):
+    """Runs the jobs that one event loop awaits, in the thread of that event loop.
+
+    Their async handlers run as its tasks, and their other handlers in threads.
+    """
+
+    __slots__ = ("__weakref__", "_poked", "_queue", "_timer", "_turns", "loop")
+
+    def __init__(
+        self, clock: Clock, queue: EventLoopQueue, size: int, executor: Executor | None
+    ) -> None:
+        super().__init__(clock, size, executor)
+        self.loop: Loop
+        """The loop that runs the jobs; who makes both sets it."""
+        self._queue = queue
+        self._turns: Generator[Awaited, Ended | None, None] | None = None
+        self._timer: TimerHandle | None = None  # of the next turn
+        self._poked = False
+
+    def poke(self) -> None:
+        if not self._poked:
+            self._poked = True
+            with suppress(RuntimeError):  # the event loop is closed: nobody awaits the jobs
+                self._queue.put(self._turn)
+
+    def next(self, until: int | None, key: Key, who: str) -> Ended | None:
+        if not self._ended:
+            return None
+        ended = self._ended.popleft()
+        self._land(ended)
+        return ended
+
+    def _turn(self) -> None:
+        """Let the loop do all that it can do now."""
+        self._poked = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        turns = self._turns
+        try:
+            if turns is None:
+                turns = self._turns = self.loop.turns()
+                wait = next(turns)
+            else:
+                wait = turns.send(self.next(None, (), ""))
+            while self._ended:
+                wait = turns.send(self.next(*wait))
+        except StopIteration:
+            self._turns = None
+        except BaseException as error:
+            self._turns = None
+            self.loop.fail_all(error)
+        else:
+            if wait[0] is not None:
+                delay = (wait[0] - self._clock.monotonic_ns()) / SECOND
+                event_loop = self._queue.event_loop()
+                self._timer = event_loop.call_later(
+                    max(0.0, delay), self._turn, context=self._queue.context
+                )
 
 
 def _do_nothing() -> None:

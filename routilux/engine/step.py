@@ -11,7 +11,9 @@ Invariants:
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, cast
+import logging
+import os
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from routilux.clocks.durations import SECOND
 from routilux.codec.copying import copy_value
@@ -31,6 +33,10 @@ if TYPE_CHECKING:
     from routilux.graph.context import StepHost
     from routilux.graph.gathered import Payloads
     from routilux.graph.routine import Routine, Slot
+
+_log = logging.getLogger("routilux")
+CLEANUP: Final = SECOND
+"""How long a cancelled async handler may take for its cleanup, in nanoseconds."""
 
 
 def run_step(
@@ -169,3 +175,27 @@ def _check_result(result: object, slot: Slot) -> None:
             f"the handler of slot {slot.name!r} returned {short_repr(result)}, which no routine"
             " receives; use emit to send it, and return nothing"
         )
+
+
+def log_given_up(step: StepInput) -> None:
+    """Log that a cancelled async handler did not end."""
+    _log.warning(
+        "job %s: the handler of %s (task %s, attempt %d) was cancelled and did not end within"
+        " %g s; it is given up, so let it end when it gets CancelledError",
+        step.job_id,
+        step.task.routine_id,
+        step.task.task_id,
+        step.attempt,
+        CLEANUP / SECOND,
+    )
+
+
+def end_child(step: StepInput, outcome: object) -> None:
+    """End a child process that a handler forked."""
+    error = outcome if isinstance(outcome, BaseException) else getattr(outcome, "error", None)
+    _log.error(
+        "a process that %s forked returned from the handler (%s); let it end by os._exit()",
+        step.task.routine_id,
+        "without an error" if error is None else error,
+    )
+    os._exit(1)  # else the child's copy of this thread waits for steps for ever

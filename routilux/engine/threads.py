@@ -14,10 +14,11 @@ import threading
 from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary
 
-from routilux.engine.drive import CLEANUP, refuse_blocked_loop, running_drive
+from routilux.engine.drive import refuse_blocked_loop, running_drive
 from routilux.engine.driver import InlineDriver
 from routilux.engine.loop import Loop
-from routilux.engine.pool import PoolDriver
+from routilux.engine.pool import AsyncDriver, PoolDriver
+from routilux.engine.step import CLEANUP
 from routilux.errors import FlowDefinitionError
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from routilux.clocks.clock import Party
     from routilux.core.state import JobState
-    from routilux.engine.async_steps import AsyncDriver
     from routilux.engine.drive import Drive
     from routilux.engine.driver import Driver
     from routilux.engine.environment import Environment
@@ -190,10 +190,9 @@ class Threads:
         with environment.lock:
             driver = self._on_event_loops.get(event_loop)
             if driver is None:
-                from routilux.engine.async_steps import AsyncDriver
-
                 queue = environment.async_steps.queue(event_loop)
-                driver = AsyncDriver(environment, queue, self._size, self._executor)
+                driver = AsyncDriver(self._clock, queue, self._size, self._executor)
+                driver.loop = Loop(environment, driver)
                 self._on_event_loops[event_loop] = driver
             driver.loop.add(drive)
             driver.poke()

@@ -215,6 +215,11 @@ class Context:
                 f"ctx.sleep({seconds!r}) of {step.task.routine_id} would block the event loop of"
                 f" all async handlers; use 'await self.ctx.asleep({seconds!r})'"
             )
+        self.block(length)
+
+    def block(self, length: int) -> None:
+        """Wait for `length` nanoseconds in this thread, whatever else runs in it."""
+        step = self._open_step()
         self._host.sleep(step, length)
         self._end_sleep(step)
 

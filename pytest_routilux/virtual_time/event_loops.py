@@ -1,8 +1,8 @@
 """Makes the event loops of a test follow its fake clock.
 
 Invariants:
-- In the block each new event loop of asyncio is one of the clock, whoever makes it: `asyncio.run`,
-  a `Runner` without a factory, `new_event_loop`. At the end everything is as before.
+- In the block each new event loop of asyncio is one of the clock, also those of `asyncio.run`,
+  of a `Runner` without a factory and of `new_event_loop`. At the end everything is as before.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary, ref
+from weakref import WeakKeyDictionary, finalize, ref
 
 from routilux.clocks.durations import SECOND
 from routilux.engine.step import CLEANUP, end_child, log_given_up
@@ -44,7 +44,6 @@ class AsyncSteps:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._process = os.getpid()
         self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, EventLoopQueue] = (
             WeakKeyDictionary()
         )
@@ -75,12 +74,8 @@ class AsyncSteps:
         """End the event loop of this runtime when its last handler has ended."""
         with self._lock:
             own, self._own = self._own, None
-        if own is not None and os.getpid() == self._process:  # a forked child has no such thread
-            with suppress(RuntimeError):  # the interpreter ends
-                own.close()
-
-    def __del__(self) -> None:
-        self.close()  # of a runtime that was never closed
+        if own is not None:
+            self._closes()
 
     def queue(self, event_loop: asyncio.AbstractEventLoop | None) -> EventLoopQueue:
         """Return the queue of an event loop; None means the runtime's own."""
@@ -96,7 +91,7 @@ class AsyncSteps:
 
     def _opened(self) -> EventLoopQueue:
         event_loop = self._clock.new_event_loop()
-        queue = EventLoopQueue(event_loop)
+        queue = self._queues[event_loop] = EventLoopQueue(event_loop)
         party = self._clock.party("the async handlers")
         thread = threading.Thread(
             target=_serve, args=(event_loop, party), name="routilux-async", daemon=True
@@ -107,7 +102,15 @@ class AsyncSteps:
             party.cancel()
             event_loop.close()
             raise
+        # Also of a runtime that was never closed, and when the interpreter ends.
+        self._closes = finalize(self, _close, queue, os.getpid())
         return queue
+
+
+def _close(queue: EventLoopQueue, process: int) -> None:
+    if os.getpid() == process:  # a forked child has no such thread
+        with suppress(RuntimeError):  # the event loop has ended
+            queue.close()
 
 
 def _serve(event_loop: asyncio.AbstractEventLoop, party: Party) -> None:

@@ -242,6 +242,11 @@ class PoolDriver:
         """Let the pool's own threads end."""
         self._threads.close()
 
+    @property
+    def closing(self) -> Callable[[], None]:
+        """What `close` calls; it does not keep the pool alive."""
+        return self._threads.close
+
     def _send(
         self, executor: Executor, driven: Driven, step: StepInput, first_call: Future[None]
     ) -> None:

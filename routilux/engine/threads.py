@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 from typing import TYPE_CHECKING, Final
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, finalize
 
 from routilux.engine.drive import refuse_blocked_loop, running_drive
 from routilux.engine.driver import InlineDriver
@@ -194,6 +194,7 @@ class Threads:
                 driver = AsyncDriver(self._clock, queue, self._size, self._executor)
                 driver.loop = Loop(environment, driver)
                 self._on_event_loops[event_loop] = driver
+                finalize(event_loop, driver.closing)
             driver.loop.add(drive)
             driver.poke()
 

@@ -99,7 +99,7 @@ class _Party(Party):
         if not self.opened:
             self.opened = True  # no exception can come between this line and the next call
             self.gate.release()
-            if self.real is not None:
+            if self.real is not None and self.thread != threading.get_ident():
                 self.real.wake()
 
     def shut(self) -> None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _MOST_OBJECTS: Final = 500  # that a search visits
 # A search does not enter these: they lead to everything, or to nothing.
 _CLOSED: Final = (
-    *(asyncio.AbstractEventLoop, asyncio.Task, selectors.BaseSelector, socket.socket, Logger),
+    *(asyncio.AbstractEventLoop, asyncio.Task, socket.socket, Logger),
     *(CodeType, CoroutineType, FrameType, GeneratorType, ModuleType, Context, type, BaseException),
     *(str, bytes, bytearray, int, float, type(None)),
 )
@@ -46,6 +46,7 @@ Events = list[tuple[selectors.SelectorKey, int]]
 class FilesClock(Protocol):
     """What the files of a loop need of its clock."""
 
+    autojump: bool
     patience_ns: int
     addresses: Addresses
 
@@ -55,6 +56,7 @@ class FilesLoop(Protocol):
 
     _signal_handlers: dict[int, asyncio.Handle]
     _internal_fds: int
+    _ssock: socket.socket  # by which it is interrupted
 
     def interrupt(self) -> None:
         """End a blocking call of the selector, from any thread."""
@@ -134,8 +136,10 @@ class LoopSelector(selectors.DefaultSelector):
 
     def last_active_ns(self) -> int | None:
         """Return when a busy file was last ready, or the wait began; None if no file is busy."""
-        found = None
+        found, own = None, self._loop._ssock.fileno()
         for key in self.get_map().values():
+            if key.fd == own:
+                continue
             file = self._files[key.fd]
             if file.ends is not None:
                 if file.ends[2] is None and file.ends[0] == socket.SOCK_STREAM:
@@ -159,12 +163,14 @@ class LoopFiles(RealWait):
         self._calls: dict[asyncio.Future[Any], int] = {}  # each with its start
         self._processes: dict[asyncio.SubprocessTransport, _File] = {}
 
-    def of_now(self) -> RealWait | None:
+    def of_now(self, *, has_timer: bool) -> RealWait | None:
         """Return itself, or None if nothing real can wake the loop."""
         files = len(self._selector.get_map()) > self._loop._internal_fds
         self._polls = files or bool(self._loop._signal_handlers)
         works = self._calls or self._processes
-        if not (self._polls or works) and threading.active_count() == 1:
+        if not (self._polls or works) and (
+            (has_timer and self._clock.autojump) or threading.active_count() == 1
+        ):
             return None
         self.stall_ns = self._clock.patience_ns
         starts = [*self._calls.values()]

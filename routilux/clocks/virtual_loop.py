@@ -28,6 +28,7 @@ from routilux.clocks.thread_calls import Call, calls_of
 
 if TYPE_CHECKING:
     import selectors
+    import socket
     from collections import deque
     from collections.abc import Callable
     from contextvars import Context
@@ -44,6 +45,7 @@ _AFTER_STEPS: Final = math.inf  # a loop of user code wakes after the steps of t
 class LoopClock(Protocol):
     """What a `VirtualLoop` needs of its clock."""
 
+    autojump: bool
     patience_ns: int
     addresses: Addresses
 
@@ -84,6 +86,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     _thread_id: int | None
     _clock_resolution: float
     _internal_fds: int
+    _ssock: socket.socket
     _signal_handlers: dict[int, asyncio.Handle]
     _executor_shutdown_called: bool
 
@@ -206,7 +209,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def _wait(self) -> None:
         self._waits = True
         try:
-            self._clock.wait(self._signal, self._next_instant(), real=self._real.of_now())
+            until = self._next_instant()
+            real = self._real.of_now(has_timer=until is not None)
+            self._clock.wait(self._signal, until, real=real)
         finally:
             self._waits = False
         self._signal.clear()  # all callbacks that have been added until here run in this round

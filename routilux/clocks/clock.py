@@ -126,6 +126,10 @@ class Clock(ABC):
         """Return a party for a thread; with `result` it waits for a job's result."""
         return _UNKNOWN_PARTY
 
+    def serves(self, event_loop: AbstractEventLoop) -> bool:
+        """Return whether jobs of this clock can be awaited on an event loop."""
+        return True
+
     def record_wait(self, who: str, length: int) -> None:  # noqa: B027 - optional
         """Record that `who` asked for a wait of `length` nanoseconds."""
 

@@ -283,6 +283,9 @@ class FakeClock(Clock):
 
         return VirtualLoop(self, next(self._loops))
 
+    def serves(self, event_loop: AbstractEventLoop) -> bool:
+        return getattr(event_loop, "clock", None) is self
+
     def yield_turn(self) -> None:
         """Let all other ready threads run before the calling thread continues."""
         party = self._here()

@@ -91,7 +91,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     _executor_shutdown_called: bool
 
     def __init__(self, clock: LoopClock, number: int) -> None:
-        self._clock = clock
+        self.clock = clock
+        """The clock whose time its timers pass."""
         self._number = number
         self._signal = clock.signal()
         self._timers: list[tuple[int, int, _Timer]] = []
@@ -108,7 +109,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     # --- time -----------------------------------------------------------------------------------
 
     def time(self) -> float:
-        return self._clock.monotonic_ns() / SECOND
+        return self.clock.monotonic_ns() / SECOND
 
     def call_later(  # type: ignore[override]
         self,
@@ -119,7 +120,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     ) -> asyncio.TimerHandle:
         if delay is None:
             raise TypeError("delay must not be None")
-        instant = self._clock.monotonic_ns() + _length(delay)
+        instant = self.clock.monotonic_ns() + _length(delay)
         return self._set_timer(instant, callback, args, context)
 
     def call_at(  # type: ignore[override]
@@ -131,7 +132,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     ) -> asyncio.TimerHandle:
         if when is None:
             raise TypeError("when cannot be None")
-        now = self._clock.monotonic_ns()
+        now = self.clock.monotonic_ns()
         return self._set_timer(now + _length_until(now, when), callback, args, context)
 
     def _set_timer(
@@ -167,7 +168,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return timers[0][0] if timers and timers[0][0] < _NEVER else None
 
     def _add_due_timers(self) -> None:
-        now = self._clock.monotonic_ns()
+        now = self.clock.monotonic_ns()
         while (instant := self._next_instant()) is not None and instant <= now:
             timer = heapq.heappop(self._timers)[2]
             timer._scheduled = False
@@ -177,11 +178,11 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def run_forever(self) -> None:
         self._check_closed()
-        if self._clock.runs_here():
+        if self.clock.runs_here():
             super().run_forever()
             return
         who = f"the event loop of thread {threading.current_thread().name!r}"
-        party = self._clock.party(who, (_AFTER_STEPS, self._number), result=True)
+        party = self.clock.party(who, (_AFTER_STEPS, self._number), result=True)
         party.start()
         try:
             super().run_forever()
@@ -198,7 +199,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         if not idle or events:
             self._rounds += 1
             if self._rounds % _UNFAIR == 0:
-                self._clock.yield_turn()
+                self.clock.yield_turn()
         else:
             self._rounds = 0
             self._wait()
@@ -211,7 +212,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         try:
             until = self._next_instant()
             real = self._real.of_now(has_timer=until is not None)
-            self._clock.wait(self._signal, until, real=real)
+            self.clock.wait(self._signal, until, real=real)
         finally:
             self._waits = False
         self._signal.clear()  # all callbacks that have been added until here run in this round
@@ -246,7 +247,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             self._real.add_call(foreign)
             return foreign
         key = (_AFTER_STEPS, self._number, next(self._call_numbers))
-        call = Call(self._clock, key, func, args)
+        call = Call(self.clock, key, func, args)
         future = asyncio.wrap_future(call.result, loop=self)
         calls_of(executor).submit(executor, call)
         return future

@@ -26,7 +26,7 @@ nitpick_ignore_regex = [
     ("py:.*", name)
     for name in (
         r"(collections|concurrent|datetime|os|random|pathlib|asyncio|types|uuid)\..*",
-        r"datetime|timedelta|Decimal|Executor|ModuleType|Path|RenderableType",
+        r"AbstractEventLoop|datetime|timedelta|Decimal|Executor|ModuleType|Path|RenderableType",
         r"Runner|Named|Node|OpenStore|Via|(.*\.)?Collected",
         r"(.*\.)?_\w+(\.(args|kwargs))?",
     )

@@ -35,6 +35,7 @@ def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
     facts = _facts(request)
     facts.refuse_two_clocks("flow_clock")
     from pytest_routilux.settings import flow_time, sleeping
+    from pytest_routilux.virtual_time.event_loops import virtual_loops
     from pytest_routilux.virtual_time.freeze import frozen_clock, take_stuck
     from pytest_routilux.virtual_time.late_failures import fail_at_end
     from pytest_routilux.virtual_time.watchdog import fail_blocked_steps
@@ -45,6 +46,7 @@ def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
         frozen_clock(
             sleeping(request.config), start=start, zone=zone, roots=_values_of(request.node)
         ) as clock,
+        virtual_loops(clock),
         fail_blocked_steps(clock, request.config),
     ):
         facts.add_clock(clock)
@@ -58,6 +60,7 @@ def flow_clock_bare(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
     facts = _facts(request)
     facts.refuse_two_clocks("flow_clock_bare")
     from pytest_routilux.settings import flow_time
+    from pytest_routilux.virtual_time.event_loops import virtual_loops
     from pytest_routilux.virtual_time.late_failures import fail_at_end
     from pytest_routilux.virtual_time.local_zone import local_zone
     from pytest_routilux.virtual_time.watchdog import fail_blocked_steps
@@ -66,7 +69,12 @@ def flow_clock_bare(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
     start, zone = flow_time(request.node)
     clock = FakeClock(start)
     facts.add_clock(clock)
-    with local_zone(zone), fail_at_end(), fail_blocked_steps(clock, request.config):
+    with (
+        local_zone(zone),
+        fail_at_end(),
+        virtual_loops(clock),
+        fail_blocked_steps(clock, request.config),
+    ):
         yield clock
 
 

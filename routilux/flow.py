@@ -177,6 +177,7 @@ class Flow:
         self._splits: dict[str, str] = {}  # by the routine that gathers
         self._returns = ReturnCheck()
         self._graph: Graph | None = None  # made when it is first needed
+        self._plan: Plan | None = None  # of the last job
         self._gathers: Gathers | None = None  # made with the first plan of that graph
         self._gathers_of: Graph | None = None
         self._declared = 0  # slots and events that existed when the graph was made
@@ -312,7 +313,7 @@ class Flow:
             )
             self._gathers_of = graph
         default = self._error_handler or _STOP
-        return Plan(
+        plan = Plan(
             self.flow_id,
             shape,
             dict(self._routines),
@@ -321,6 +322,9 @@ class Flow:
             {name: routine._error_handler or default for name, routine in self._routines.items()},
             self._gathers,
         )
+        if self._plan is None or not self._plan.is_like(plan):
+            self._plan = plan
+        return self._plan  # that of the last job if nothing has changed: jobs share it
 
     def _shape_and_routes(self) -> Graph:
         # A routine may have been given slots and events after it was added.

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from routilux.clocks.durations import to_ns
-from routilux.engine.drive import waiting_step
+from routilux.engine.drive import refuse_blocked_loop, waiting_step
 from routilux.errors import FlowDefinitionError
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class Run:
         """
         drive = self._drive
         drive.environment.observers.refuse("wait for a job")
+        refuse_blocked_loop()
         clock = drive.environment.clock
         until = None if timeout is None else clock.monotonic_ns() + to_ns(timeout)
         job = drive.machine.job

@@ -10,10 +10,10 @@ Invariants:
 from __future__ import annotations
 
 import logging
-import threading
-from concurrent.futures import Future
-from contextlib import contextmanager
+import sys
+from contextlib import contextmanager, suppress
 from contextvars import Context, copy_context
+from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -21,7 +21,7 @@ from routilux.clocks.clock import Clock, SystemClock
 from routilux.clocks.forks import begin_in_children
 from routilux.core.machine import Machine
 from routilux.core.state import JobState
-from routilux.engine.drive import Drive, waiting_step
+from routilux.engine.drive import Drive, running_drive, waiting_step
 from routilux.engine.entry_checks import (
     check_job_id,
     check_same_flow,
@@ -46,6 +46,7 @@ from routilux.run import Run
 from routilux.saved_state import SavedState
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Iterator, Mapping, Sequence
     from concurrent.futures import Executor
     from datetime import timedelta
@@ -157,23 +158,53 @@ class Runtime:
         """
         import asyncio  # slow to import, and the caller has imported it already
 
-        run = self.start(flow, entry, params, **options)
-        done: Future[JobState] = Future()
-        done.set_running_or_notify_cancel()  # so that only the job can end it
-        # Not the event loop's own pool: jobs would wait for each other's threads.
-        threading.Thread(target=_hand_over, args=(run, done), daemon=True).start()
+        event_loop = asyncio.get_running_loop()
+        if not self.clock.serves(event_loop):
+            raise RoutiluxError(
+                f"the runtime's clock is a {type(self.clock).__name__}, which the running event"
+                " loop does not follow, so a wait of the job would never end; run the event loop by"
+                " asyncio.Runner(loop_factory=clock.new_event_loop), or let the fixture"
+                " flow_runtime make both"
+            )
+        drive = self._new(flow, entry, params, **options)
+        drive.event_loop = event_loop
+        stopped = event_loop.create_future()
+        drive.on_stop = partial(_wake, stopped)
+        if self.store is None:
+            self.threads.drive_on_event_loop(drive, event_loop)
+        else:  # its commits wait for the store, in another thread
+            self.threads.drive_in_background(drive)
         try:
-            with waiting_step():
-                return await asyncio.wrap_future(done)
+            if running_drive() is None:
+                await stopped
+            else:
+                with waiting_step():
+                    await stopped
         except asyncio.CancelledError:
-            if run._drive.error is None:  # else the handler raised it, and no caller cancelled
-                try:
-                    run.cancel("the task that awaited it was cancelled")
-                except NotResumableError:
-                    pass  # the job has stopped
-                except Exception as error:
-                    _log.warning("job %s could not be cancelled: %s", run.job.job_id, error)
+            if self._cancel_awaited(drive):
+                # Its async handlers end first; a second cancellation does not wait for them.
+                stopped = event_loop.create_future()
+                with self.environment.lock:
+                    drive.on_stop = partial(_wake, stopped)
+                    if drive.loop is None:
+                        _wake(stopped, drive)
+                await stopped
             raise
+        if drive.error is not None:
+            raise drive.error
+        return drive.machine.job
+
+    def _cancel_awaited(self, drive: Drive) -> bool:
+        """Cancel a job whose awaiting task was cancelled; return whether only async steps run."""
+        try:
+            drive.request("cancel", "the task that awaited it was cancelled")
+        except NotResumableError:
+            return False  # the job has stopped
+        except Exception as error:
+            _log.warning("job %s could not be cancelled: %s", drive.machine.job.job_id, error)
+            return False
+        with self.environment.lock:
+            return drive.loop is not None and drive.machine.in_flight == len(drive.tasks)
 
     def start(
         self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
@@ -470,11 +501,19 @@ class Runtime:
         return Drive(self.environment, Machine(plan, job), context)
 
 
-def _hand_over(run: Run, done: Future[JobState]) -> None:
-    try:
-        done.set_result(run.wait())
-    except BaseException as error:
-        done.set_exception(error)
+def _wake(stopped: asyncio.Future[None], drive: Drive) -> None:
+    """Wake the coroutine that awaits a job; in any thread."""
+    event_loop = stopped.get_loop()
+    if sys.modules["asyncio"]._get_running_loop() is event_loop:
+        _set(stopped)
+    else:
+        with suppress(RuntimeError):  # the event loop is closed
+            event_loop.call_soon_threadsafe(_set, stopped)
+
+
+def _set(stopped: asyncio.Future[None]) -> None:
+    if not stopped.done():  # cancelled
+        stopped.set_result(None)
 
 
 _in_use: dict[object, Runtime] = {}  # by block, in order; without a lock, which a fork could keep

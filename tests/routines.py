@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pkgutil import resolve_name
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -28,6 +28,7 @@ SECOND = 1_000_000_000
 PATIENCE = 20.0  # seconds of real time after which a test that hangs fails
 MODES = pytest.mark.parametrize("workers", [None, 3], ids=["sequential", "concurrent"])
 
+T = TypeVar("T")
 Body = Callable[..., object]
 
 
@@ -163,10 +164,16 @@ def run_by(how: str, flow: Flow, entry: str, runtime: Runtime, **params: Any) ->
     """Run job `j` of the flow by start ("background"), by aexecute, or else by execute."""
     if how == "aexecute":
         coroutine = flow.aexecute(entry, params or None, job_id="j", runtime=runtime)
-        return asyncio.run(coroutine)
+        return arun(runtime, coroutine)
     if how in ("start", "background"):
         return flow.start(entry, params or None, job_id="j", runtime=runtime).wait()
     return flow.execute(entry, params or None, job_id="j", runtime=runtime)
+
+
+def arun(runtime: Runtime, coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine on an event loop that follows the runtime's clock."""
+    with asyncio.Runner(loop_factory=runtime.clock.new_event_loop) as runner:
+        return runner.run(coroutine)
 
 
 # --- the facts of a job ---------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import asyncio
 import signal
 import subprocess
 import sys
-import threading
 import traceback
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -24,6 +23,7 @@ from routilux import (
     LeaseLostError,
     MemoryStore,
     NotResumableError,
+    RoutiluxError,
     Routine,
     Run,
     Runtime,
@@ -41,9 +41,9 @@ from tests.routines import (
     SECOND,
     Watcher,
     Works,
+    arun,
     chain,
     ended_at,
-    error_of,
     fails,
     fan,
     kinds,
@@ -131,28 +131,32 @@ def test_a_handler_can_ask_whether_its_job_was_cancelled_and_what_it_did_is_reco
 @pytest.mark.parametrize("asynchronous", [True, False], ids=["async handler", "handler"])
 @MODES
 def test_a_handler_of_an_awaited_job_can_ask_whether_it_was_cancelled(workers, asynchronous):
-    begun, ended = threading.Event(), threading.Event()
+    ended: list[datetime] = []
 
     def asks(self, n=0):
-        begun.set()
         while not self.ctx.cancelled:
-            self.ctx.sleep(1)
-        ended.set()
+            self.ctx.sleep(2)
+        ended.append(self.ctx.now())
 
     async def awaits(self, n=0):
-        asks(self)
+        try:
+            await self.ctx.asleep(3600)
+        finally:
+            assert self.ctx.cancelled
+            ended.append(self.ctx.now())
 
     async def cancels():
         flow = chain(workers=workers, a=awaits if asynchronous else asks)
         task = asyncio.create_task(flow.aexecute("a", runtime=runtime))
-        await asyncio.to_thread(begun.wait, PATIENCE)
+        await asyncio.sleep(1)
         task.cancel()
         with suppress(asyncio.CancelledError):
             await task
+        await asyncio.sleep(60)
 
-    with Runtime(clock=FakeClock()) as runtime:
-        asyncio.run(cancels())
-        assert ended.wait(PATIENCE)
+    with Runtime(clock=FakeClock("2026-01-01")) as runtime:
+        arun(runtime, cancels())
+    assert [1 if asynchronous else 2] == [at.second for at in ended]
 
 
 @pytest.mark.parametrize("how", ["execute", "start", "aexecute", "resume"])
@@ -409,8 +413,7 @@ with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
 @pytest.mark.parametrize("how", ["inline", "pool", "background", "aexecute"])
 def test_async_handlers_run_on_every_driver(how):
     async def waits(self, n):
-        await asyncio.sleep(0)
-        self.ctx.sleep(1)
+        await self.ctx.asleep(1)
         self.ctx.state["n"] = await asyncio.to_thread(lambda: n + 1)
         if self.ctx.attempt == 1:
             raise ValueError
@@ -424,34 +427,40 @@ def test_async_handlers_run_on_every_driver(how):
     assert 3 == ended_at(job)
 
 
-def test_an_async_handler_under_a_running_loop_fails_and_names_aexecute():
+def test_a_job_with_async_handlers_may_be_executed_where_an_event_loop_runs():
     async def waits(self):
-        await asyncio.sleep(0)
+        await self.ctx.asleep(1)
 
     async def blocks():
-        return chain(a=Works(waits, retrying())).execute("a", runtime=Runtime(clock=FakeClock()))
+        return chain(a=waits).execute("a", runtime=runtime)
 
-    job = asyncio.run(blocks())
-    kind, message = error_of(job)
-    assert "FlowDefinitionError" == kind
-    assert "use 'await flow.aexecute(...)' in this thread" in message
-    assert 0 == job.retry_count()
+    with Runtime(clock=FakeClock()) as runtime:
+        assert 1 == ended_at(arun(runtime, blocks()))
+
+
+def test_a_job_is_not_awaited_on_an_event_loop_that_its_clock_does_not_serve():
+    with (
+        Runtime(clock=FakeClock()) as runtime,
+        pytest.raises(RoutiluxError, match=r"asyncio\.Runner\(loop_factory=clock.new_event_loop\)"),
+    ):
+        asyncio.run(chain(a=send).aexecute("a", runtime=runtime))
+    assert 0 == len(runtime.environment.driven)
 
 
 def test_cancelling_the_task_that_awaits_a_job_cancels_the_job():
-    gate, watcher = Gate(), Watcher()
+    watcher = Watcher()
 
     async def cancels():
-        with Runtime(clock=FakeClock(), observers=[watcher]) as runtime:
-            flow = chain(a=gate.holds, b=rest)
-            task = asyncio.ensure_future(flow.aexecute("a", runtime=runtime))
-            await asyncio.to_thread(gate.until_reached)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            gate.open()
+        flow = chain(a=sleeps(3), b=rest)
+        task = asyncio.ensure_future(flow.aexecute("a", runtime=runtime))
+        await asyncio.sleep(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(60)
 
-    asyncio.run(cancels())
+    with Runtime(clock=FakeClock(), observers=[watcher]) as runtime:
+        arun(runtime, cancels())
     job = watcher.jobs[-1]
     assert JobStatus.CANCELLED is job.status
     cancelled = next(commit for commit in job.commits if commit.kind == "cancelled")

@@ -9,6 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -23,7 +24,7 @@ from routilux.graph.context import active
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from routilux import Clock, Commit, Flow, Runtime, StepInput
+    from routilux import Clock, Commit, Context, Flow, Runtime, StepInput
 
 NEVER_STRUCK: Final = (
     "{} was never injected, since the test made no such attempt or write; name one that happens"
@@ -173,12 +174,20 @@ class Slow(OfRoutine):
             return slot
 
         def late(**payload: object) -> object:
-            context = active.get()
-            assert context is not None
-            context.sleep(self._seconds)
+            self._context().sleep(self._seconds)
             return slot.handler(**payload)
 
-        return replace(slot, handler=late)
+        async def late_async(**payload: object) -> object:
+            await self._context().asleep(self._seconds)
+            result: Any = slot.handler(**payload)
+            return await result if inspect.isawaitable(result) else result
+
+        return replace(slot, handler=late_async if slot.is_async else late)
+
+    def _context(self) -> Context:
+        context = active.get()
+        assert context is not None, "a handler runs"
+        return context
 
     def __repr__(self) -> str:
         return f"slow({self.routine!r}, {self.length / SECOND:g}{self._when()})"

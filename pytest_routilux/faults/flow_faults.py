@@ -2,7 +2,7 @@
 
 Invariants:
 - `faults.py` has the behaviour of each fault, for simulations and runtimes alike. In a runtime this
-  module replaces `run_step` and `journal`, and restores both at the end.
+  module replaces `run_step`, `run_async_step` and `journal`, and restores them at the end.
 - A fault that was given to a simulation strikes only there. Any other fault strikes on every
   runtime that `on` was called for, in jobs that begin after that.
 - A fault that can't strike on a runtime aborts the job at its first step, with what to do.
@@ -15,7 +15,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pytest_routilux.faults.faults import (
     NEVER_STRUCK,
@@ -33,13 +33,13 @@ from routilux.persist.journal import Journal
 from routilux.persist.rows import load_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from datetime import timedelta
 
     from routilux import Append, ErrorHandler, JobStore, Routine, Runtime, Slot, StepInput
     from routilux.engine.driver import Driven
-    from routilux.engine.environment import RunStep
-    from routilux.graph.messages import StepOutcome
+
+T = TypeVar("T")
 
 
 class FlowFaults:
@@ -117,9 +117,10 @@ class FlowFaults:
         if runtime not in self._runtimes:
             self._runtimes.append(runtime)
             environment = runtime.environment
-            for name in ("run_step", "journal"):
+            for name in ("run_step", "run_async_step", "journal"):
                 self._undo.callback(setattr, environment, name, getattr(environment, name))
             environment.run_step = partial(self._run, runtime, environment.run_step)
+            environment.run_async_step = partial(self._run, runtime, environment.run_async_step)
             if environment.store is not None:
                 environment.journal = _FailingJournal(environment.store, self)
         return runtime
@@ -160,13 +161,13 @@ class FlowFaults:
     def _run(
         self,
         runtime: Runtime,
-        run_step: RunStep,
+        run_step: Callable[[StepInput, Routine, Slot, ErrorHandler, Driven], T],
         step: StepInput,
         routine: Routine,
         slot: Slot,
         handler: ErrorHandler,
         driven: Driven,
-    ) -> StepOutcome:
+    ) -> T:
         with self._lock:
             self._routines.update(dict.fromkeys(driven.plan.routines))
             live = self.live

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.frames import outwards, place_of, users_frame
-from routilux.engine.step import run_step
+from routilux.engine.step import run_async_step, run_step
 
 if TYPE_CHECKING:
     from types import FrameType
 
 _MOST_LINES: Final = 12
-_RUN_STEP: Final = run_step.__code__
+_RUN_STEP: Final = {run_step.__code__, run_async_step.__code__}
 
 
 def blocked_report(frame: FrameType, who: str, seconds: float) -> str:
@@ -50,7 +50,7 @@ def blocked_report(frame: FrameType, who: str, seconds: float) -> str:
 
 def _stack_of(frame: FrameType) -> list[FrameType]:
     """Return the frames of the innermost step, without the engine's frames."""
-    inside = list(takewhile(lambda outer: outer.f_code is not _RUN_STEP, outwards(frame)))
+    inside = list(takewhile(lambda outer: outer.f_code not in _RUN_STEP, outwards(frame)))
     inside.reverse()
     stack = inside + _awaited(inside)
     return [f for f in stack if f.f_globals.get("__name__", "").partition(".")[0] != "routilux"]

@@ -40,7 +40,7 @@ from pytest_routilux.virtual_time.local_zone import local_zone
 from pytest_routilux.virtual_time.patches import Patches, Replacements
 from pytest_routilux.virtual_time.simulated_step import SimClock, running
 from routilux import FakeClock
-from routilux.clocks.durations import SECOND, from_ns
+from routilux.clocks.durations import SECOND, from_ns, to_ns
 from routilux.engine.drive import Drive
 from routilux.graph.context import active
 
@@ -142,7 +142,7 @@ def _sleep(seconds: Any, /) -> None:
     length = float(seconds) if isinstance(seconds, float) else int(index(seconds))
     if length < 0:
         raise ValueError("sleep length must be non-negative")
-    context.sleep(length)
+    context.block(to_ns(length))  # in an async handler it blocks the event loop, as it really does
 
 
 def _refuse_sleep(context: Context, seconds: object, caller: FrameType) -> NoReturn:

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
 _recorded: Final[list[BaseException]] = []
 # Code that waits for a job is in one of these functions, or in a method of flow_sim.
-_WAITS: Final = {f.__code__ for f in (Threads.drive, Run.wait, FakeClock._advance)}
+_WAITS: Final = {
+    f.__code__ for f in (Threads.drive, Run.wait, Runtime.aexecute, FakeClock._advance)
+}
 _SIMULATION: Final = "pytest_routilux.sim.flow_sim"
 _EXECUTES: Final = {Flow.aexecute.__code__, Runtime.aexecute.__code__}
 _HOOK: Final = "_warn_unawaited_coroutine"  # the function of `warnings` that Python calls

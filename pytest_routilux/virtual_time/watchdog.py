@@ -35,7 +35,7 @@ from pytest_routilux.virtual_time.late_failures import record_failure
 from routilux import FakeClock, SystemClock
 from routilux.clocks.clock import thread_cpu_ns
 from routilux.engine.drive import Drive
-from routilux.engine.step import run_step
+from routilux.engine.step import run_async_step, run_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +50,7 @@ _CHECKS: Final = 4  # within the time that a step may wait
 _CPU_WEIGHT: Final = 4  # seconds of waiting that one second of CPU time cancels
 _PATIENCE: Final = 1.0  # seconds, for a lock or an answer that may never come
 _URGENT: Final = getattr(signal, "SIGURG", None)  # does nothing without a handler
-_RUN_STEP: Final = run_step.__code__
+_RUN_STEP: Final = {run_step.__code__, run_async_step.__code__}
 _WAITS: Final = {FakeClock.wait.__code__, FakeClock._advance.__code__}
 _now: Final = SystemClock.monotonic_ns
 
@@ -194,7 +194,7 @@ def _steps_of(frame: FrameType | None) -> list[tuple[StepInput, StepHost]]:
     return [
         (outer.f_locals["step"], outer.f_locals["host"])
         for outer in outwards(frame)
-        if outer.f_code is _RUN_STEP
+        if outer.f_code in _RUN_STEP
     ]
 
 

@@ -11,6 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
+from heapq import heappop, heappush
 from itertools import count, groupby
 from typing import TYPE_CHECKING, Final
 
@@ -52,6 +53,7 @@ class Machine:
         "__weakref__",
         "_alone",
         "_flights",
+        "_free_workers",
         "_schedule",
         "_shared_seq",
         "_shared_when",
@@ -65,6 +67,7 @@ class Machine:
         self.job = job
         self._width = plan.width
         self._flights: dict[str, StepInput] = {}
+        self._free_workers: list[int] = []  # a heap of the numbers below the largest one in use
         self._alone = False
         self._shared_when: dict[str, int] = {}  # shared key -> the commit that changed it
         self._shared_seq = 0  # the last commit that changed any
@@ -130,10 +133,8 @@ class Machine:
         job = self.job
         routine_id = task.routine_id
         handler = self.plan.handlers[routine_id]
-        worker = 0
-        if self._flights:
-            busy = {step.worker for step in self._flights.values()}
-            worker = next(number for number in count() if number not in busy)
+        free = self._free_workers
+        worker = heappop(free) if free else len(self._flights)
         step = StepInput(
             next(_numbers),
             task,
@@ -216,6 +217,19 @@ class Machine:
         commit = step_commit(_EFFECT, self.job, step, now)
         commit.detail, commit.effect = {"name": name}, effect
         return commit
+
+    def abandon(self, step: StepInput) -> None:
+        """Forget a step in flight without a commit, as if this host had died; its task stays."""
+        if self.is_in_flight(step):
+            del self._flights[step.task.task_id]
+            self._free(step)
+
+    def _free(self, step: StepInput) -> None:
+        """Let another step have the worker number of a step that has ended."""
+        if self._flights:
+            heappush(self._free_workers, step.worker)
+        else:
+            self._free_workers.clear()
 
     def interrupt(self, step: StepInput | None, error: ErrorInfo, now: int) -> Commit:
         """Return the commit that records what ended the run of the job.
@@ -301,6 +315,7 @@ class Machine:
             if step is not None:
                 self._alone = False
                 if self._width > 1:
+                    self._free(step)
                     self._schedule.end(step.task.routine_id)
             shared = commit.shared
             if shared is not None:

@@ -17,14 +17,16 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import contextmanager
+from contextvars import copy_context
 from itertools import count
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from routilux.clocks.durations import SECOND
 from routilux.core.commits import CommitKind, JobStatus
 from routilux.core.requests import request
-from routilux.engine.step import failure
+from routilux.engine.step import CLEANUP, failure, timed_out
 from routilux.errors import (
+    FlowDefinitionError,
     LeaseLostError,
     NoActiveStepError,
     NotResumableError,
@@ -37,13 +39,15 @@ from routilux.persist.store import POLL, lost
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable, Iterator
+    from asyncio import AbstractEventLoop
+    from collections.abc import Callable, Coroutine, Iterator
 
     from routilux.clocks.clock import Key
     from routilux.core.commits import Commit
     from routilux.core.machine import Machine
     from routilux.core.requests import Request
     from routilux.core.state import JobState
+    from routilux.engine.async_steps import AsyncStep
     from routilux.engine.environment import Environment
     from routilux.graph.context import Context
     from routilux.graph.messages import RecordedEffect, StepInput, StepOutcome
@@ -84,9 +88,11 @@ class Drive:
         "_snapshot_at",
         "_waits",
         "_warned",
+        "cancelling",
         "context",
         "environment",
         "error",
+        "event_loop",
         "lease_ns",
         "leaving",
         "limit",
@@ -98,8 +104,10 @@ class Drive:
         "ordinal",
         "plan",
         "ready",
+        "run_async_step",
         "run_step",
         "stopped",
+        "tasks",
         "timer",
         "timer_key",
         "trouble",
@@ -113,7 +121,7 @@ class Drive:
         self.machine = machine
         self.context = context  # each step runs in a copy of it
         self.plan = machine.plan
-        self.run_step = environment.run_step
+        self.run_step, self.run_async_step = environment.run_step, environment.run_async_step
         self.ordinal = next(_ordinals)
         self.offset = max(clock.now_ns(), machine.job.updated_ns) - clock.monotonic_ns()
         self.stopped = clock.signal()
@@ -121,11 +129,14 @@ class Drive:
         self.trouble = False
         self.lease_ns: int | None = None  # None if the job is held without a lease
         self.leaving = False
+        self.cancelling = False  # whether its async handlers were cancelled
         # Called under the runtime's lock: when the job has stopped; when all its tasks wait, and
         # when such a wait ends (then `ready` is set).
         self.on_stop: Callable[[Drive], object] | None = None
         self.on_wait: Callable[[Drive], object] | None = None
         self.loop: DrivingLoop | None = None
+        self.event_loop: AbstractEventLoop | None = None  # of the caller that awaits the job
+        self.tasks: dict[int, AsyncStep] = {}  # steps that run on an event loop, by number
         self.ready = False
         self.timer: int | None = None  # when its next task is due
         self.timer_key: Key = ()  # of that task, to order it among others that are due then
@@ -191,6 +202,60 @@ class Drive:
         handler = plan.handlers[routine_id]
         return self.context.copy().run(self.run_step, step, routine, slot, handler, self)
 
+    def start_async(
+        self, step: StepInput, report: Callable[[StepOutcome | BaseException], None]
+    ) -> None:
+        """Run one attempt on an event loop, and `report` the outcome in the loop's thread."""
+        task, plan = step.task, self.plan
+        routine = plan.routines[task.routine_id]
+        slot, handler = routine._slots[task.slot], plan.handlers[task.routine_id]
+        coroutine = self.run_async_step(step, routine, slot, handler, self)
+        self._start_coroutine(step, coroutine, report, self.context.copy())
+
+    def _start_coroutine(
+        self,
+        step: StepInput,
+        coroutine: Coroutine[Any, Any, object],
+        report: Callable[[Any], None],
+        context: contextvars.Context,
+    ) -> None:
+        started = self.environment.async_steps.start(
+            step, coroutine, report, context=context, event_loop=self.event_loop
+        )
+        self.tasks[step.number] = started
+
+    async def asleep(self, step: StepInput, length: int) -> None:
+        """Wait for `length` nanoseconds; the engine cancels the step at its timeout."""
+        self.environment.clock.record_wait(step.task.routine_id, length)
+        await sys.modules["asyncio"].sleep(length / SECOND)
+
+    async def acall(self, function: Callable[..., None], *args: object) -> None:
+        """Call `check` or `record`, in another thread if that may wait for a store."""
+        if self.environment.store is None:
+            function(*args)
+        else:
+            await sys.modules["asyncio"].to_thread(function, *args)
+
+    def run_coroutine(self, step: StepInput, coroutine: Coroutine[Any, Any, object]) -> object:
+        """Run a coroutine on the job's event loop, and wait in this thread for its end."""
+        ended = self.environment.clock.signal()
+        results: list[object] = []
+
+        def report(result: object) -> None:
+            results.append(result)
+            ended.set()
+
+        with self.environment.lock:
+            self._start_coroutine(step, coroutine, report, copy_context())
+        self.environment.clock.wait(ended, None, who=step.who)
+        result = results.pop()
+        if isinstance(result, BaseException):
+            try:
+                raise result
+            finally:
+                del result  # so that no frame keeps the exception
+        return result
+
     def check(self, step: StepInput) -> None:
         """Raise an error unless this host still runs the job."""
         store = self.environment.store
@@ -243,12 +308,12 @@ class Drive:
                 raise
 
     def opened(self, context: Context) -> None:
-        """Keep the open context of a step that has a timeout."""
+        """Keep the open context of a step that may be given up."""
         step = context.step
         if step is None:
             return
         with self.environment.lock:
-            if all(flying.number != step.number for flying in self.machine.flights):
+            if not self.machine.is_in_flight(step):
                 raise _given_up(step)
             self._open[step.number] = context
 
@@ -303,9 +368,10 @@ class Drive:
     # --- the ends of its steps (under the runtime's lock) ---------------------------------------
 
     def take_outcome(self, step: StepInput, outcome: StepOutcome, now: int) -> Commit | None:
-        """Return the commit that ends a step; None if the step has ended.
+        """Return the commit that ends a step; None if the step has ended, or is abandoned.
 
-        The effects that the outcome carries are committed first.
+        The effects that the outcome carries are committed first. A step that was cancelled because
+        this host leaves counts only if it succeeds.
         """
         if outcome.effects:
             for name, effect in outcome.effects.items():
@@ -313,8 +379,12 @@ class Drive:
                 recorded = self.machine.effect(step, name, effect, at)
                 if recorded is not None:
                     self.commit(recorded)
-        if step.timeout_ns is not None:
+        if self._open:
             self._open.pop(step.number, None)
+        task = self.tasks.pop(step.number, None) if self.tasks else None
+        if task is not None and task.abandoned and outcome.error is not None:
+            self.machine.abandon(step)
+            return None
         updated = self.machine.job.updated_ns
         # Never before the last commit: an observer may have made one since `now` was read.
         return self.machine.finish(step, outcome, now if now > updated else updated)
@@ -343,14 +413,40 @@ class Drive:
         except Exception as refused:
             _log.warning("job %s: what ended its run is not recorded: %s", job.job_id, refused)
 
-    def overdue(self, now: int) -> Iterator[StepInput]:
-        """Yield each step that has timed out, with its context closed."""
-        for step in self.machine.flights:
-            if step.timeout_ns is not None and step.started_ns + step.timeout_ns <= now:
-                context = self._open.pop(step.number, None)
-                if context is not None:
-                    context.close()
-                yield step
+    def limit_ns(self, step: StepInput) -> int | None:
+        """Return when the engine acts on a step that has not ended by then, in the job's time."""
+        task = self.tasks.get(step.number)
+        if task is not None and task.give_up_ns is not None:
+            return task.give_up_ns
+        return None if step.timeout_ns is None else step.started_ns + step.timeout_ns
+
+    def cancel_step(self, step: StepInput, now: int) -> bool:
+        """Cancel a step that runs on an event loop; False if it does not, or was cancelled."""
+        task = self.tasks.get(step.number)
+        if task is None or task.give_up_ns is not None:
+            return False
+        task.give_up_ns = now + CLEANUP
+        task.abandoned = self.leaving and self.machine.job.status is _RUNNING
+        task.cancel(logs=False)
+        return True
+
+    def given_up(self, step: StepInput, now: int) -> StepOutcome:
+        """Return the outcome of a step that did not end in time."""
+        if step.timeout_ns is not None and step.started_ns + step.timeout_ns <= now:
+            return timed_out(step)
+        text = f"the handler did not end within {CLEANUP / SECOND:g} s of its cancellation"
+        return failure(step.number, sys.modules["asyncio"].CancelledError(text))
+
+    def close_step(self, step: StepInput) -> None:
+        """Refuse what a step does from now on."""
+        context = self._open.pop(step.number, None)
+        if context is not None:
+            context.close()
+
+    def cancel_steps(self) -> None:
+        """Cancel all steps that run on an event loop, since this host runs the job no more."""
+        for task in self.tasks.values():
+            task.cancel(logs=True)
 
     # --- requests -------------------------------------------------------------------------------
 
@@ -411,6 +507,16 @@ def running_drive() -> Drive | None:
     return host if isinstance(host, Drive) else None
 
 
+def refuse_blocked_loop() -> None:
+    """Raise `FlowDefinitionError` if a wait of the calling code blocks the loop of its handler."""
+    context = active.get()
+    if context is not None and context.step is not None and context.blocks_loop():
+        raise FlowDefinitionError(
+            f"an async handler of {context.step.task.routine_id} waits for a job, which blocks the"
+            " event loop of all async handlers; use 'await flow.aexecute(...)'"
+        )
+
+
 @contextmanager
 def waiting_step() -> Iterator[Drive | None]:
     """Let other steps run while the step of the calling code, if any, waits for another job.
@@ -422,11 +528,14 @@ def waiting_step() -> Iterator[Drive | None]:
         yield None
         return
     number, waits = context.step.number, drive._waits
+    if context.on_loop:  # it holds no thread of the runtime
+        yield drive
+        return
     with drive.environment.lock:
         loop = drive.loop
         if loop is not None:
             waits[number] = waits.get(number, 0) + 1
-            # An async handler may wait for many jobs at once.
+            # A handler may wait for many jobs at once, in threads of its own.
             if waits[number] == 1 and loop.block(1):
                 drive.warn_of_wait(context.step.task.routine_id)
     try:

@@ -9,15 +9,18 @@ Invariants:
 
 from __future__ import annotations
 
+from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from routilux.graph.context import StepHost
 
 if TYPE_CHECKING:
     import contextvars
+    from collections.abc import Callable
 
     from routilux.clocks.clock import Clock, Key
-    from routilux.graph.messages import StepInput, StepOutcome
+    from routilux.graph.messages import StepInput, StepOutcome, Task
     from routilux.graph.plan import Plan
 
 
@@ -30,6 +33,11 @@ class Driven(StepHost, Protocol):
 
     def run(self, step: StepInput) -> StepOutcome:
         """Run one attempt in this thread, and return the outcome."""
+
+    def start_async(
+        self, step: StepInput, report: Callable[[StepOutcome | BaseException], None]
+    ) -> None:
+        """Run one attempt on an event loop, and `report` the outcome in the loop's thread."""
 
 
 class StepNotRunError(Exception):
@@ -50,13 +58,17 @@ error of the engine.
 
 
 class Driver(Protocol):
-    """Runs steps for a loop.
-
-    `room` says whether the driver can take a step now.
-    """
+    """Runs steps for a loop."""
 
     @property
-    def room(self) -> bool: ...
+    def room(self) -> bool:
+        """Whether the driver can take any step now."""
+
+    def takes(self, driven: Driven, task: Task) -> bool:
+        """Return whether the driver can take a step of `task` now."""
+
+    def give_up(self, step: StepInput) -> None:
+        """Note that the engine waits no longer for a step, which may run on."""
 
     def start(self, driven: Driven, step: StepInput) -> None:
         """Accept a step of the job `driven`."""
@@ -79,26 +91,31 @@ class Driver(Protocol):
 
 
 class InlineDriver:
-    """Runs the steps of one sequential job in the loop's thread."""
+    """Runs the steps of one sequential job: in the loop's thread, or on an event loop."""
 
-    __slots__ = ("_clock", "_poked", "_taken", "room")
+    __slots__ = ("_clock", "_ended", "_poked", "_taken", "room")
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._poked = clock.signal()
         self._taken: tuple[Driven, StepInput] | None = None
+        self._ended: deque[Ended] = deque()  # of steps that ran on an event loop
         self.room = True
 
+    def takes(self, driven: Driven, task: Task) -> bool:
+        return self.room
+
     def start(self, driven: Driven, step: StepInput) -> None:
-        self._taken = driven, step
+        if driven.plan.is_async(step.task):
+            driven.start_async(step, partial(self._end, driven, step))
+        else:
+            self._taken = driven, step
         self.room = False
 
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
         taken = self._taken
         if taken is None:
-            self._clock.wait(self._poked, until, key, who)
-            self._poked.clear()
-            return None
+            return self._next_async(until, key, who)
         self._taken = None
         self.room = True
         driven, step = taken
@@ -107,11 +124,28 @@ class InlineDriver:
         except BaseException as error:
             return driven, step, error
 
+    def _next_async(self, until: int | None, key: Key, who: str) -> Ended | None:
+        if not self._ended:
+            self._clock.wait(self._poked, until, key, who)
+            self._poked.clear()
+            if not self._ended:
+                return None
+        self.room = True
+        return self._ended.popleft()
+
+    def _end(self, driven: Driven, step: StepInput, outcome: StepOutcome | BaseException) -> None:
+        self._ended.append((driven, step, outcome))
+        self._poked.set()
+
     def others(self, than: Ended) -> list[Ended]:
         return []
 
     def poke(self) -> None:
         self._poked.set()
+
+    def give_up(self, step: StepInput) -> None:
+        """Make room for the next step: only one on an event loop can be given up."""
+        self.room = True
 
     def block(self, change: int) -> bool:
         """Do nothing: no other step waits for this thread."""

@@ -14,18 +14,19 @@ import os
 import threading
 from functools import cached_property
 from secrets import token_hex
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 from weakref import WeakValueDictionary
 
 from routilux.engine.observers import Observers
-from routilux.engine.step import run_step
+from routilux.engine.step import run_async_step, run_step
 from routilux.persist.journal import Journal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
     from routilux.clocks.clock import Clock
     from routilux.core.machine import Machine
+    from routilux.engine.async_steps import AsyncSteps
     from routilux.engine.driver import Driven
     from routilux.graph.messages import StepInput, StepOutcome
     from routilux.graph.routine import Routine, Slot
@@ -35,14 +36,18 @@ if TYPE_CHECKING:
 
 RunStep: TypeAlias = "Callable[[StepInput, Routine, Slot, ErrorHandler, Driven], StepOutcome]"
 """Runs one attempt: `run_step`, or a function that replaces it in a test."""
+RunAsyncStep: TypeAlias = (
+    "Callable[[StepInput, Routine, Slot, ErrorHandler, Driven], Coroutine[Any, Any, StepOutcome]]"
+)
+"""Runs one attempt of an async handler: `run_async_step`, or a function that replaces it."""
 
 
 class Environment:
     """The clock, store, observers and jobs of one runtime.
 
-    `run_step` runs each attempt of the jobs that start later. `leases` holds the jobs that the
-    workers of this owner have under a lease, each with the function that its worker wants called
-    when the lease is lost; `lease_lock` is held while leases change.
+    `run_step` and `run_async_step` run each attempt of the jobs that start later. `leases` holds
+    the jobs that the workers of this owner have under a lease, each with the function that its
+    worker wants called when the lease is lost; `lease_lock` is held while leases change.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class Environment:
         self.observers = Observers(observers)
         self.max_steps = max_steps
         self.run_step: RunStep = run_step
+        self.run_async_step: RunAsyncStep = run_async_step
         self.begin_process()
 
     def begin_process(self) -> None:
@@ -69,7 +75,8 @@ class Environment:
         self.lease_lock = threading.Lock()
         self.leases: dict[str, Callable[[str], None]] = {}
         self.observers.begin_process()
-        vars(self).pop("owner", None)
+        for made_later in ("owner", "async_steps"):
+            vars(self).pop(made_later, None)
 
     def forget(self, machine: Machine) -> None:
         """Forget the machine of a job; the caller holds `lock`."""
@@ -83,3 +90,17 @@ class Environment:
         import platform  # slow to import, and only a runtime with a store needs it
 
         return f"{platform.node()}:{os.getpid()}:{token_hex(8)}"
+
+    @cached_property
+    def async_steps(self) -> AsyncSteps:
+        """The event loops for the async handlers of this runtime."""
+        # asyncio takes 40 ms to import, and only async handlers need it.
+        from routilux.engine.async_steps import AsyncSteps
+
+        return AsyncSteps(self.clock)
+
+    def close_event_loop(self) -> None:
+        """End the event loop of this runtime when its last handler has ended."""
+        steps: AsyncSteps | None = vars(self).get("async_steps")
+        if steps is not None:
+            steps.close()

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Final
 
 from routilux.core.commits import JobStatus
 from routilux.engine.driver import StepNotRunError
-from routilux.engine.step import timed_out
+from routilux.engine.step import log_given_up
 from routilux.errors import StepLimitError
 from routilux.graph.messages import ErrorInfo
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
     from routilux.clocks.clock import Key
     from routilux.core.commits import Commit
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
     from routilux.persist.journal import Journal
     from routilux.persist.store import Append
 
+    Awaited = tuple[int | None, Key, str]
+    """What a loop waits for besides the end of a step: see `Driver.next`."""
+
+_CANCELLED = JobStatus.CANCELLED
 _RUNNING = JobStatus.RUNNING
 _FEW: Final = 16  # so many timers of ended jobs may stay in the heap
 _NO_TIMER: Final = (None, (), "the loop")
@@ -51,6 +55,7 @@ class Loop:
         self._journal = environment.journal
         self._driver = driver
         self._ready: deque[Drive] = deque()
+        self._without_room: deque[Drive] = deque()  # ready, but the driver had no room for them
         self._timers: list[tuple[int, int, Drive, StepInput | None]] = []
         self.drives: set[Drive] = set()
 
@@ -74,21 +79,35 @@ class Loop:
 
     def run(self) -> None:
         """Run until all jobs have stopped."""
+        next_ended = self._driver.next
         try:
-            self._run()
+            turns = self.turns()
+            wait = next(turns, None)
+            while wait is not None:
+                wait = turns.send(next_ended(*wait))
+        except StopIteration:
+            pass
         except BaseException as error:
-            with self._environment.lock:
-                failed = list(self.drives)
-                for drive in failed:
-                    self.fail(drive, error)
-            if not failed and not isinstance(error, Exception):
-                raise  # an interrupt after the last job had stopped
+            self.fail_all(error)
 
-    def _run(self) -> None:
+    def fail_all(self, error: BaseException) -> None:
+        """End the runs of all jobs because of `error`; raise an interrupt that ended no job."""
+        with self._environment.lock:
+            failed = list(self.drives)
+            for drive in failed:
+                self.fail(drive, error)
+        if not failed and not isinstance(error, Exception):
+            raise error  # an interrupt after the last job had stopped
+
+    def turns(self) -> Generator[Awaited, Ended | None, None]:
+        """Run all jobs: yield what to wait for, get the next ended step, or None.
+
+        Ends when all jobs have stopped.
+        """
         lock = self._environment.lock
         monotonic_ns = self._clock.monotonic_ns
         driver = self._driver
-        ready = self._ready
+        ready, without_room = self._ready, self._without_room
         durable = self._journal is not None
         ended: Ended | None = None
         while True:
@@ -98,8 +117,10 @@ class Loop:
                     self._end((ended, *driver.others(ended)) if durable else (ended,), now)
                 if self._timers:
                     self._ring(now)
-                while ready and driver.room:
-                    drive = ready.popleft()
+                while ready or (without_room and driver.room):
+                    # Jobs that wait for a thread come first, in the order in which they came.
+                    queue = without_room if without_room and driver.room else ready
+                    drive = queue.popleft()
                     drive.ready = False
                     if drive.loop is self:  # else it failed while it waited for room
                         try:
@@ -108,14 +129,16 @@ class Loop:
                             self.fail(drive, error)
                 if not self.drives:
                     return
-                until, key, who = self._first_timer() if self._timers else _NO_TIMER
-            ended = driver.next(until, key, who)
+                wait = self._first_timer() if self._timers else _NO_TIMER
+            ended = yield wait
 
     def _begin(self, drive: Drive, now: int) -> None:
         machine = drive.machine
         if drive.leaving:
             if not machine.in_flight:
                 self.drop(drive)
+            elif drive.tasks:
+                self._cancel_steps(drive, now + drive.offset)
             return
         now += drive.offset
         if now <= machine.job.updated_ns:
@@ -124,6 +147,8 @@ class Loop:
         if task is None or task.due_ns > now:
             if task is not None:
                 self._watch(drive, task)
+            elif drive.tasks and machine.job.status is _CANCELLED:
+                self._cancel_steps(drive, now)
             if drive.on_wait is not None and not machine.in_flight:
                 drive.on_wait(drive)
             return
@@ -131,11 +156,15 @@ class Loop:
         if environment.max_steps is not None and self._over(drive, task, environment.max_steps):
             self._mark(drive)
             return
+        if not self._driver.takes(drive, task.task):
+            self._without_room.append(drive)
+            drive.ready = True
+            return
         step = machine.begin(task, now)
         if environment.observers.of_steps:
             environment.observers.notify_step(machine.job, step)
         if step.timeout_ns is not None:
-            self._watch_limit(drive, step, step.timeout_ns)
+            self._watch_limit(drive, step)
         try:
             self._driver.start(drive, step)
         except Exception as error:  # the executor refuses the step, or no thread can be started
@@ -237,6 +266,8 @@ class Loop:
         self.drives.discard(drive)
         self._environment.forget(drive.machine)
         drive.loop = None
+        if drive.tasks:
+            drive.cancel_steps()
         drive.stopped.set()
         if drive.on_stop is not None:
             drive.on_stop(drive)
@@ -262,12 +293,14 @@ class Loop:
             drive.timer = due
             heappush(self._timers, (due, next(_timer_numbers), drive, None))
 
-    def _watch_limit(self, drive: Drive, step: StepInput, timeout: int) -> None:
-        # One timer per job, for its earliest timeout: most steps end long before theirs.
-        due = step.started_ns + timeout - drive.offset
-        if drive.limit is None or due < drive.limit:
-            drive.limit = due
-            heappush(self._timers, (due, next(_timer_numbers), drive, step))
+    def _watch_limit(self, drive: Drive, step: StepInput) -> None:
+        # One timer per job, for its earliest limit: most steps end long before theirs.
+        limit = drive.limit_ns(step)
+        if limit is not None:
+            due = limit - drive.offset
+            if drive.limit is None or due < drive.limit:
+                drive.limit = due
+                heappush(self._timers, (due, next(_timer_numbers), drive, step))
 
     def _first_timer(self) -> tuple[int | None, Key, str]:
         timers = self._timers
@@ -298,9 +331,34 @@ class Loop:
                     drive.on_wait(drive)
 
     def _end_overdue(self, drive: Drive, now: int) -> None:
-        for step in drive.overdue(now + drive.offset):
-            self._end(((drive, step, timed_out(step)),), now)
+        for step in drive.machine.flights:
+            limit = drive.limit_ns(step)
+            if limit is None or limit > now + drive.offset:
+                continue
+            if step.timeout_ns is not None and step.started_ns + step.timeout_ns <= limit:
+                drive.close_step(step)
+            if not drive.cancel_step(step, now + drive.offset):
+                self._give_up(drive, step, now)
+        self._watch_limits(drive)
+
+    def _cancel_steps(self, drive: Drive, now: int) -> None:
+        """Cancel the async handlers of a job that is cancelled, or that this host gives back."""
+        if drive.cancelling:
+            return
+        drive.cancelling = True
+        for step in drive.machine.flights:
+            drive.cancel_step(step, now)
+        self._watch_limits(drive)
+
+    def _watch_limits(self, drive: Drive) -> None:
         if drive.error is None:
             for step in drive.machine.flights:
-                if step.timeout_ns is not None:
-                    self._watch_limit(drive, step, step.timeout_ns)
+                self._watch_limit(drive, step)
+
+    def _give_up(self, drive: Drive, step: StepInput, now: int) -> None:
+        """End a step that outlived its timeout or its cancellation."""
+        drive.close_step(step)
+        self._driver.give_up(step)
+        if step.number in drive.tasks:
+            log_given_up(step)
+        self._end(((drive, step, drive.given_up(step, now + drive.offset)),), now)

@@ -3,6 +3,8 @@
 Invariants:
 - On threads the clock knows a step before the step's thread runs. So a fake clock can't skip the
   step's start.
+- A step with an async handler needs no thread, and takes up no room: it runs on an event loop. On
+  an executor of processes it runs in the process.
 - An executor of processes gets and returns parcels (`engine/remote`), and time is real. Such a step
   can't ask the store for the owner of the job, so the store is asked before the step is sent. If
   this host loses the job afterwards, the effects of the step still run.
@@ -25,24 +27,29 @@ from concurrent.futures import BrokenExecutor, CancelledError, ThreadPoolExecuto
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+from routilux.clocks.durations import SECOND
 from routilux.engine.driver import StepNotRunError
 from routilux.engine.remote import Parcel, StepParcel, run_remote
-from routilux.engine.step import failure
+from routilux.engine.step import end_child, failure
 from routilux.errors import UnserializableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from asyncio import TimerHandle
+    from collections.abc import Callable, Generator
     from concurrent.futures import Executor, Future
 
     from routilux.clocks.clock import Clock, Key, Party
+    from routilux.engine.async_steps import EventLoopQueue
     from routilux.engine.driver import Driven, Ended
+    from routilux.engine.loop import Awaited, Loop
     from routilux.engine.remote import Returned
-    from routilux.graph.messages import StepInput, StepOutcome
+    from routilux.graph.messages import StepInput, StepOutcome, Task
 
 
 _log = logging.getLogger("routilux")
+_NAMED: Final = 10  # steps in a warning
 
 
 class _DaemonThreads:
@@ -108,8 +115,8 @@ class PoolDriver:
     """
 
     __slots__ = (
-        *("_blocked", "_clock", "_ended", "_first_call", "_flying", "_signal", "_threads"),
-        *("_width", "executor", "size"),
+        *("_blocked", "_clock", "_ended", "_first_call", "_flying", "_given_up", "_signal"),
+        *("_tasks", "_threads", "_width", "executor", "size"),
     )
 
     def __init__(self, clock: Clock, size: int, executor: Executor | None = None) -> None:
@@ -123,17 +130,23 @@ class PoolDriver:
         self._threads = _DaemonThreads(size)
         self._flying = 0
         self._blocked = 0  # of the flying steps
+        self._tasks: set[int] = set()  # numbers of the steps that run on an event loop
+        self._given_up: dict[int, str] = {}  # what runs on in our threads, by the number of a step
         self._ended: deque[Ended] = deque()
         self._signal = clock.signal()
 
     @property
     def idle(self) -> bool:
         """Whether no handler runs in this pool."""
-        return not self._flying  # it counts steps that the engine has given up, too
+        return not (self._flying or self._tasks)  # with steps that the engine has given up
 
     def start(self, driven: Driven, step: StepInput) -> None:
-        """Hand a step to a thread, or to the user's executor."""
+        """Hand a step to a thread, to the user's executor, or to an event loop."""
         executor = self.executor
+        if self._on_loop(driven, step.task):
+            driven.start_async(step, partial(self._end, driven, step))
+            self._tasks.add(step.number)
+            return
         if self._flying >= self.size and isinstance(executor, ThreadPoolExecutor):
             executor = None  # its threads wait for other jobs
         if executor is None or isinstance(executor, ThreadPoolExecutor):
@@ -161,8 +174,9 @@ class PoolDriver:
             self._signal.clear()
             if not self._ended:
                 return None
-        self._flying -= 1
-        return self._ended.popleft()
+        ended = self._ended.popleft()
+        self._land(ended)
+        return ended
 
     def others(self, than: Ended) -> list[Ended]:
         found: list[Ended] = []
@@ -170,12 +184,42 @@ class PoolDriver:
         while ended and ended[0][0] not in drives:
             drives.add(ended[0][0])
             found.append(ended.popleft())
-        self._flying -= len(found)
+            self._land(found[-1])
         return found
+
+    def _land(self, ended: Ended) -> None:
+        number = ended[1].number
+        if number in self._tasks:
+            self._tasks.remove(number)
+        else:
+            self._flying -= 1
+            self._given_up.pop(number, None)
 
     @property
     def room(self) -> bool:
         return self._flying - self._blocked < self.size
+
+    def takes(self, driven: Driven, task: Task) -> bool:
+        return self.room or self._on_loop(driven, task)
+
+    def _on_loop(self, driven: Driven, task: Task) -> bool:
+        """Return whether a task needs no thread and no process of the executor."""
+        return driven.plan.is_async(task) and (
+            self.executor is None or isinstance(self.executor, ThreadPoolExecutor)
+        )
+
+    def give_up(self, step: StepInput) -> None:
+        if step.number in self._tasks:
+            return
+        self._given_up[step.number] = step.who
+        if len(self._given_up) == self.size:
+            _log.warning(
+                "all %d threads of the runtime run handlers that outlived their timeout, so no"
+                " other step can start before one of them returns: %s; let these handlers end at"
+                " their timeout, for example by the timeouts of their clients",
+                self.size,
+                ", ".join(sorted(self._given_up.values())[:_NAMED]),
+            )
 
     def poke(self) -> None:
         self._signal.set()
@@ -184,7 +228,7 @@ class PoolDriver:
         full = not self.room
         self._blocked += change
         self._threads.resize(self._width + self._blocked)
-        self._signal.set()
+        self.poke()
         return full
 
     def widen(self, size: int) -> None:
@@ -192,11 +236,16 @@ class PoolDriver:
         if size > self.size:
             self.size = self._width = size
             self._threads.resize(size + self._blocked)
-            self._signal.set()
+            self.poke()
 
     def close(self) -> None:
         """Let the pool's own threads end."""
         self._threads.close()
+
+    @property
+    def closing(self) -> Callable[[], None]:
+        """What `close` calls; it does not keep the pool alive."""
+        return self._threads.close
 
     def _send(
         self, executor: Executor, driven: Driven, step: StepInput, first_call: Future[None]
@@ -223,7 +272,7 @@ class PoolDriver:
         except BaseException as error:
             outcome = error
         if os.getpid() != process:
-            _end_child(step, outcome)
+            end_child(step, outcome)
         self._end(driven, step, outcome)
         party.stop()
 
@@ -234,18 +283,68 @@ class PoolDriver:
 
     def _end(self, driven: Driven, step: StepInput, outcome: StepOutcome | BaseException) -> None:
         self._ended.append((driven, step, outcome))
-        self._signal.set()
+        self.poke()
 
 
-def _end_child(step: StepInput, outcome: StepOutcome | BaseException) -> None:
-    """End a child process that a handler forked."""
-    error = outcome if isinstance(outcome, BaseException) else outcome.error
-    _log.error(
-        "a process that %s forked returned from the handler (%s); let it end by os._exit()",
-        step.task.routine_id,
-        "without an error" if error is None else error,
-    )
-    os._exit(1)  # else the child's copy of this thread waits for steps for ever
+class AsyncDriver(PoolDriver):
+    """Runs the jobs that one event loop awaits, in the thread of that event loop.
+
+    Their async handlers run as its tasks, and their other handlers in threads.
+    """
+
+    __slots__ = ("__weakref__", "_poked", "_queue", "_timer", "_turns", "loop")
+
+    def __init__(
+        self, clock: Clock, queue: EventLoopQueue, size: int, executor: Executor | None
+    ) -> None:
+        super().__init__(clock, size, executor)
+        self.loop: Loop
+        """The loop that runs the jobs; who makes both sets it."""
+        self._queue = queue
+        self._turns: Generator[Awaited, Ended | None, None] | None = None
+        self._timer: TimerHandle | None = None  # of the next turn
+        self._poked = False
+
+    def poke(self) -> None:
+        if not self._poked:
+            self._poked = True
+            with suppress(RuntimeError):  # the event loop is closed: nobody awaits the jobs
+                self._queue.put(self._turn)
+
+    def next(self, until: int | None, key: Key, who: str) -> Ended | None:
+        if not self._ended:
+            return None
+        ended = self._ended.popleft()
+        self._land(ended)
+        return ended
+
+    def _turn(self) -> None:
+        """Let the loop do all that it can do now."""
+        self._poked = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        turns = self._turns
+        try:
+            if turns is None:
+                turns = self._turns = self.loop.turns()
+                wait = next(turns)
+            else:
+                wait = turns.send(self.next(None, (), ""))
+            while self._ended:
+                wait = turns.send(self.next(*wait))
+        except StopIteration:
+            self._turns = None
+        except BaseException as error:
+            self._turns = None
+            self.loop.fail_all(error)
+        else:
+            if wait[0] is not None:
+                delay = (wait[0] - self._clock.monotonic_ns()) / SECOND
+                event_loop = self._queue.event_loop()
+                self._timer = event_loop.call_later(
+                    max(0.0, delay), self._turn, context=self._queue.context
+                )
 
 
 def _do_nothing() -> None:

@@ -11,7 +11,9 @@ Invariants:
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, cast
+import logging
+import os
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from routilux.clocks.durations import SECOND
 from routilux.codec.copying import copy_value
@@ -28,11 +30,13 @@ from routilux.retry.error_handler import ErrorHandler, RetryAfter
 from routilux.retry.raised import is_failure, leaves_of, requested_delay_ns
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
     from routilux.graph.context import StepHost
     from routilux.graph.gathered import Payloads
     from routilux.graph.routine import Routine, Slot
+
+_log = logging.getLogger("routilux")
+CLEANUP: Final = SECOND
+"""How long a cancelled async handler may take for its cleanup, in nanoseconds."""
 
 
 def run_step(
@@ -42,48 +46,95 @@ def run_step(
     context = Context(step, routine, host)
     token = active.set(context)
     try:
-        task = step.task
-        arguments: dict[str, Any] = task.payload
-        if not slot.binding.names.issuperset(arguments):
-            arguments = slot.binding.arguments(arguments)
-        if not task.flat:
-            if step.collected is None:
-                arguments = {name: copy_value(value) for name, value in arguments.items()}
-            else:
-                [payloads] = task.payload.values()
-                gathered = Gathered.of(cast("Payloads", copy_value(payloads)), step.collected)
-                arguments = {slot.parameter: gathered}
+        arguments = _arguments(step, slot)
         if step.timeout_ns is not None:
             host.opened(context)
         result = slot.handler(**arguments)
         if result is not None:
-            _check_result(_run_result(result, slot), slot)
-        if step.timeout_ns is not None and _is_late(step, host):
-            return timed_out(step)
-        if not context.touched:
-            return StepOutcome(step.number, context.outbox)
-        state, shared = context.writes(state_allowed=routine.max_concurrency == 1)
-        return StepOutcome(step.number, context.outbox, state, shared, context.shared_reads())
-    except ClockStalledError:
-        raise  # not the handler's failure: nothing moves the clock
+            if inspect.iscoroutine(result):  # of a handler that is not itself async
+                context.on_loop = True
+                result = host.run_coroutine(step, result)
+            _check_result(result, slot)
+        return _success(step, routine, context, host)
     except BaseException as error:
-        if not isinstance(error, Exception) and not is_failure(error):
+        outcome = _failure(step, handler, context, host, error)
+        if outcome is None:
             raise
-        if step.timeout_ns is not None and _is_late(step, host):
-            return timed_out(step)
-        outcome = failure(step.number, error)
-        if step.final or not handler.is_retryable(type(error), outcome.leaf_types):
-            info = cast("ErrorInfo", outcome.error)
-            info.traceback = traceback_of(error, skip=1)
-            if handler.fails_jobs and error.__traceback__ is not None:
-                # Without the frame of the engine. Only the collector frees the job then.
-                info.exception = error.with_traceback(error.__traceback__.tb_next)
-        if context.touched:
-            outcome.shared_reads = context.shared_reads()
         return outcome
     finally:
         active.reset(token)
         context.close()
+
+
+async def run_async_step(
+    step: StepInput, routine: Routine, slot: Slot, handler: ErrorHandler, host: StepHost
+) -> StepOutcome:
+    """Await a slot's handler for one attempt, and return the outcome; the twin of `run_step`."""
+    context = Context(step, routine, host)
+    context.on_loop = True
+    active.set(context)  # ends with the task's own copy of the context variables
+    try:
+        arguments = _arguments(step, slot)
+        host.opened(context)
+        result = slot.handler(**arguments)
+        if inspect.isawaitable(result):
+            result = await result
+        if result is not None:
+            _check_result(result, slot)
+        return _success(step, routine, context, host)
+    except BaseException as error:
+        outcome = _failure(step, handler, context, host, error)
+        if outcome is None:
+            raise
+        return outcome
+    finally:
+        context.close()
+
+
+def _arguments(step: StepInput, slot: Slot) -> dict[str, Any]:
+    task = step.task
+    arguments: dict[str, Any] = task.payload
+    if not slot.binding.names.issuperset(arguments):
+        arguments = slot.binding.arguments(arguments)
+    if not task.flat:
+        if step.collected is None:
+            arguments = {name: copy_value(value) for name, value in arguments.items()}
+        else:
+            [payloads] = task.payload.values()
+            gathered = Gathered.of(cast("Payloads", copy_value(payloads)), step.collected)
+            arguments = {slot.parameter: gathered}
+    return arguments
+
+
+def _success(step: StepInput, routine: Routine, context: Context, host: StepHost) -> StepOutcome:
+    if step.timeout_ns is not None and _is_late(step, host):
+        return timed_out(step)
+    if not context.touched:
+        return StepOutcome(step.number, context.outbox)
+    state, shared = context.writes(state_allowed=routine.max_concurrency == 1)
+    return StepOutcome(step.number, context.outbox, state, shared, context.shared_reads())
+
+
+def _failure(
+    step: StepInput, handler: ErrorHandler, context: Context, host: StepHost, error: BaseException
+) -> StepOutcome | None:
+    """Return the outcome of an attempt that raised `error`; None if the error is an interrupt."""
+    if isinstance(error, ClockStalledError):
+        return None  # not the handler's failure: nothing moves the clock
+    if not isinstance(error, Exception) and not is_failure(error):
+        return None
+    if step.timeout_ns is not None and _is_late(step, host):
+        return timed_out(step)
+    outcome = failure(step.number, error)
+    if step.final or not handler.is_retryable(type(error), outcome.leaf_types):
+        info = cast("ErrorInfo", outcome.error)
+        info.traceback = traceback_of(error, skip=1)
+        if handler.fails_jobs and error.__traceback__ is not None:
+            # Without the frame of the engine. Only the collector frees the job then.
+            info.exception = error.with_traceback(error.__traceback__.tb_next)
+    if context.touched:
+        outcome.shared_reads = context.shared_reads()
+    return outcome
 
 
 def timed_out(step: StepInput) -> StepOutcome:
@@ -113,18 +164,12 @@ def _is_late(step: StepInput, host: StepHost) -> bool:
     return step.timeout_ns is not None and host.now_ns() - step.started_ns >= step.timeout_ns
 
 
-def _run_result(result: object, slot: Slot) -> object:
-    if inspect.iscoroutine(result):
-        return _run_coroutine(result, slot)
+def _check_result(result: object, slot: Slot) -> None:
     if inspect.isgenerator(result) or inspect.isasyncgen(result):
         raise FlowDefinitionError(
             f"the handler of slot {slot.name!r} is a generator, so its code has not run; use emit"
             " instead of yield"
         )
-    return result
-
-
-def _check_result(result: object, slot: Slot) -> None:
     if result is not None:
         raise FlowDefinitionError(
             f"the handler of slot {slot.name!r} returned {short_repr(result)}, which no routine"
@@ -132,15 +177,25 @@ def _check_result(result: object, slot: Slot) -> None:
         )
 
 
-def _run_coroutine(coroutine: Coroutine[object, object, object], slot: Slot) -> object:
-    import asyncio  # 40 ms at import, and only async handlers need it
-
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(coroutine)
-    coroutine.close()
-    raise FlowDefinitionError(
-        f"the handler of slot {slot.name!r} is async, but this thread already runs an event loop;"
-        " use 'await flow.aexecute(...)' in this thread"
+def log_given_up(step: StepInput) -> None:
+    """Log that a cancelled async handler did not end."""
+    _log.warning(
+        "job %s: the handler of %s (task %s, attempt %d) was cancelled and did not end within"
+        " %g s; it is given up, so let it end when it gets CancelledError",
+        step.job_id,
+        step.task.routine_id,
+        step.task.task_id,
+        step.attempt,
+        CLEANUP / SECOND,
     )
+
+
+def end_child(step: StepInput, outcome: object) -> None:
+    """End a child process that a handler forked."""
+    error = outcome if isinstance(outcome, BaseException) else getattr(outcome, "error", None)
+    _log.error(
+        "a process that %s forked returned from the handler (%s); let it end by os._exit()",
+        step.task.routine_id,
+        "without an error" if error is None else error,
+    )
+    os._exit(1)  # else the child's copy of this thread waits for steps for ever

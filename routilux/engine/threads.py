@@ -12,14 +12,17 @@ import logging
 import os
 import threading
 from typing import TYPE_CHECKING, Final
+from weakref import WeakKeyDictionary, finalize
 
-from routilux.engine.drive import running_drive
+from routilux.engine.drive import refuse_blocked_loop, running_drive
 from routilux.engine.driver import InlineDriver
 from routilux.engine.loop import Loop
-from routilux.engine.pool import PoolDriver
+from routilux.engine.pool import AsyncDriver, PoolDriver
+from routilux.engine.step import CLEANUP
 from routilux.errors import FlowDefinitionError
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
     from concurrent.futures import Executor
 
     from routilux.clocks.clock import Party
@@ -52,6 +55,9 @@ class Threads:
         self.background: Loop | None = None
         self._thread: threading.Thread | None = None  # of that loop
         self._pool: PoolDriver | None = None  # of that loop
+        self._on_event_loops: WeakKeyDictionary[AbstractEventLoop, AsyncDriver] = (
+            WeakKeyDictionary()
+        )
 
     def reserve(self, steps: int | None) -> int:
         """Return how many background steps can run at once.
@@ -80,6 +86,11 @@ class Threads:
             self._closed = True
             while self._spare:
                 self._spare.pop().close()
+            for driver in self._on_event_loops.values():
+                if driver.idle:
+                    driver.close()
+            if self.background is None:
+                self._environment.close_event_loop()
 
     def end(self, error: BaseException) -> None:
         """Fail all background jobs with `error`, and end their loop.
@@ -88,16 +99,18 @@ class Threads:
         """
         with self._environment.lock:
             loop, thread = self.background, self._thread
-            if loop is not None:
-                for drive in list(loop.drives):
+            loops = [driver.loop for driver in self._on_event_loops.values()]
+            for each in loops if loop is None else [loop, *loops]:
+                for drive in list(each.drives):
                     drive.on_stop = None  # nobody needs the error
-                    loop.fail(drive, error)
+                    each.fail(drive, error)
         if loop is not None and thread is not None:
             thread.join(1)
         self.close()
 
     def drive(self, drive: Drive) -> JobState:
         """Run a job in this thread until the job stops."""
+        refuse_blocked_loop()
         driver = self.driver_for(drive)
         loop = Loop(self._environment, driver)
         who = f"job {drive.machine.job.job_id}"
@@ -108,6 +121,7 @@ class Threads:
                 with self._environment.lock:
                     loop.add(drive)
                 loop.run()
+                self._wait_for_cleanup(drive, driver)
             finally:
                 party.stop()
         except BaseException as error:  # an interrupt, perhaps of the line above
@@ -121,6 +135,14 @@ class Threads:
         if drive.error is not None:
             raise drive.error
         return drive.machine.job
+
+    def _wait_for_cleanup(self, drive: Drive, driver: Driver) -> None:
+        """Wait for the async handlers of a job that was broken off, a second at most."""
+        flying, until = set(drive.tasks), self._clock.monotonic_ns() + CLEANUP
+        while flying and self._clock.monotonic_ns() < until:
+            ended = driver.next(until, (drive.ordinal,), f"job {drive.machine.job.job_id}")
+            if ended is not None:
+                flying.discard(ended[1].number)
 
     def drive_in_background(self, drive: Drive) -> None:
         """Add a job to the background loop, and return at once.
@@ -162,6 +184,20 @@ class Threads:
                     loop.fail(drive, error)
                     raise
 
+    def drive_on_event_loop(self, drive: Drive, event_loop: AbstractEventLoop) -> None:
+        """Add a job to the loop that runs in the thread of `event_loop`, and return at once."""
+        environment = self._environment
+        with environment.lock:
+            driver = self._on_event_loops.get(event_loop)
+            if driver is None:
+                queue = environment.async_steps.queue(event_loop)
+                driver = AsyncDriver(self._clock, queue, self._size, self._executor)
+                driver.loop = Loop(environment, driver)
+                self._on_event_loops[event_loop] = driver
+                finalize(event_loop, driver.closing)
+            driver.loop.add(drive)
+            driver.poke()
+
     def _run_background(self, loop: Loop, pool: PoolDriver, party: Party) -> None:
         party.start()
         try:
@@ -171,6 +207,8 @@ class Threads:
                     # A job that was added meanwhile keeps the loop; a later one gets a new loop.
                     if not loop.drives and self.background is loop:
                         self.background = None
+                        if self._closed:
+                            self._environment.close_event_loop()
         finally:
             party.stop()
             self._give_pool(pool)

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import sys
 from contextvars import ContextVar
 from random import Random
-from typing import TYPE_CHECKING, NoReturn, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec, Protocol, TypeVar, cast
 from uuid import UUID
 
 from routilux import codec
@@ -28,7 +29,7 @@ from routilux.graph.messages import Emission, RecordedEffect, StepInput, Writes
 from routilux.graph.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Coroutine
     from datetime import datetime, timedelta
 
 _P = ParamSpec("_P")
@@ -49,6 +50,15 @@ class StepHost(Protocol):
 
     def sleep(self, step: StepInput, length: int) -> None:
         """Wait for `length` nanoseconds, but at most until the attempt's timeout."""
+
+    async def asleep(self, step: StepInput, length: int) -> None:
+        """Wait for `length` nanoseconds without blocking the event loop."""
+
+    def run_coroutine(self, step: StepInput, coroutine: Coroutine[Any, Any, object]) -> object:
+        """Run a coroutine on an event loop, wait for its end, and return its result."""
+
+    async def acall(self, function: Callable[..., None], *args: object) -> None:
+        """Call `check` or `record`, which may wait for a store, without blocking the event loop."""
 
     def check(self, step: StepInput) -> None:
         """Raise if the step can no longer record an effect."""
@@ -86,6 +96,7 @@ class Context:
         "_state",
         "_streams",
         "named",
+        "on_loop",
         "outbox",
         "owner",
         "step",
@@ -103,6 +114,8 @@ class Context:
         """The names of `once` in this attempt; None before the first."""
         self.touched = False
         """Whether the handler has used state or shared data."""
+        self.on_loop = False
+        """Whether the handler runs on an event loop."""
         self._host = host
         self._state: View | None = None
         self._shared: View | None = None
@@ -191,10 +204,46 @@ class Context:
         return from_ns(self._host.now_ns())
 
     def sleep(self, seconds: float | timedelta) -> None:
-        """Wait for `seconds`, or raise `StepTimeoutError` at the attempt's timeout."""
+        """Wait for `seconds`, or raise `StepTimeoutError` at the attempt's timeout.
+
+        Raises `FlowDefinitionError` where it would block an event loop: see `asleep`.
+        """
         step = self._open_step()
         length = to_ns(seconds)
+        if self.blocks_loop():
+            raise FlowDefinitionError(
+                f"ctx.sleep({seconds!r}) of {step.task.routine_id} would block the event loop of"
+                f" all async handlers; use 'await self.ctx.asleep({seconds!r})'"
+            )
+        self.block(length)
+
+    def block(self, length: int) -> None:
+        """Wait for `length` nanoseconds in this thread, whatever else runs in it."""
+        step = self._open_step()
         self._host.sleep(step, length)
+        self._end_sleep(step)
+
+    async def asleep(self, seconds: float | timedelta) -> None:
+        """Wait for `seconds` in an async handler; other handlers of the event loop run on.
+
+        >>> from routilux import Flow, Routine
+        >>> class Poll(Routine):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.define_slot("trigger", handler=self.poll)
+        ...     async def poll(self):
+        ...         await self.ctx.asleep(0.01)
+        ...         self.ctx.state["polled"] = True
+        >>> flow = Flow("inbox")
+        >>> _ = flow.add_routine(Poll(), "poll")
+        >>> flow.execute("poll").status.value
+        'completed'
+        """
+        step = self._open_step()
+        await self._host.asleep(step, to_ns(seconds))
+        self._end_sleep(step)
+
+    def _end_sleep(self, step: StepInput) -> None:
         self._open_step()
         limit = step.timeout_ns
         if limit is not None and self._host.now_ns() - step.started_ns >= limit:
@@ -231,25 +280,9 @@ class Context:
         `UnserializableError` for arguments or a result that can't be saved.
         """
         step = self._open_step()
-        if self.named is None:
-            self.named = set()
-        if name in self.named:
-            raise FlowDefinitionError(
-                f"once({name!r}) is called twice in one attempt of {step.task.routine_id};"
-                " give each effect a different name"
-            )
-        self.named.add(name)
-        place = f"$.once[{name!r}]"
-        encoded = codec.encode([list(args), dict(kwargs)], f"{place}.arguments")
-        digest = hashlib.sha256(codec.dumps(encoded).encode()).hexdigest()
-        recorded = (step.effects or {}).get(name)
-        if recorded is not None:
-            if recorded.arguments != digest:
-                raise FlowDefinitionError(
-                    f"once({name!r}) of {step.task.routine_id} had other arguments in an"
-                    " earlier attempt; pass the same arguments in every attempt"
-                )
-            return cast(_T, copy_value(recorded.result))
+        found, digest = self._recorded(step, "once", name, args, kwargs)
+        if found is not None:
+            return cast(_T, copy_value(found.result))
         self._host.check(step)
         result = fn(*args, **kwargs)
         if inspect.isawaitable(result):
@@ -257,12 +290,81 @@ class Context:
                 result.close()
             raise FlowDefinitionError(
                 f"once({name!r}) of {step.task.routine_id} calls an async function, whose result"
-                " would have to be awaited; pass a function that is not async"
+                f" would have to be awaited; use 'await self.ctx.aonce({name!r}, ...)' in an async"
+                " handler"
             )
-        self._open_step()
-        codec.encode(result, f"{place}.result")
-        self._host.record(step, name, RecordedEffect(digest, copy_value(result)))
+        self._host.record(step, name, self._effect("once", name, digest, result))
         return result
+
+    async def aonce(
+        self, name: str, fn: Callable[_P, Awaitable[_T]], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T:
+        """Await `fn` and record the result for later attempts, as `once` does.
+
+        A name is used once in an attempt, by `once` or by `aonce`. If the handler is cancelled
+        while `fn` runs, nothing is recorded.
+
+        >>> from routilux import Flow, Routine
+        >>> async def send(text):
+        ...     return len(text)
+        >>> class Mail(Routine):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.define_slot("trigger", handler=self.mail)
+        ...     async def mail(self, text):
+        ...         self.ctx.state["sent"] = await self.ctx.aonce("mail", send, text)
+        >>> flow = Flow("mail")
+        >>> _ = flow.add_routine(Mail(), "mail")
+        >>> flow.execute("mail", {"text": "hello"}).routine_states["mail"].state
+        {'sent': 5}
+        """
+        step = self._open_step()
+        found, digest = self._recorded(step, "aonce", name, args, kwargs)
+        if found is not None:
+            return cast(_T, copy_value(found.result))
+        await self._host.acall(self._host.check, step)
+        awaitable = fn(*args, **kwargs)
+        if not inspect.isawaitable(awaitable):
+            raise FlowDefinitionError(
+                f"aonce({name!r}) of {step.task.routine_id} calls a function that is not async;"
+                f" use self.ctx.once({name!r}, ...)"
+            )
+        result = await awaitable
+        effect = self._effect("aonce", name, digest, result)
+        await self._host.acall(self._host.record, step, name, effect)
+        return result
+
+    def _recorded(
+        self,
+        step: StepInput,
+        method: str,
+        name: str,
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
+    ) -> tuple[RecordedEffect | None, str]:
+        """Return the effect `name` of an earlier attempt, and the digest of its arguments."""
+        if self.named is None:
+            self.named = set()
+        if name in self.named:
+            raise FlowDefinitionError(
+                f"{method}({name!r}) is called twice in one attempt of {step.task.routine_id};"
+                " give each effect a different name"
+            )
+        self.named.add(name)
+        encoded = codec.encode([list(args), dict(kwargs)], f"$.{method}[{name!r}].arguments")
+        digest = hashlib.sha256(codec.dumps(encoded).encode()).hexdigest()
+        recorded = (step.effects or {}).get(name)
+        if recorded is not None and recorded.arguments != digest:
+            raise FlowDefinitionError(
+                f"{method}({name!r}) of {step.task.routine_id} had other arguments in an"
+                " earlier attempt; pass the same arguments in every attempt"
+            )
+        return recorded, digest
+
+    def _effect(self, method: str, name: str, digest: str, result: object) -> RecordedEffect:
+        self._open_step()
+        codec.encode(result, f"$.{method}[{name!r}].result")
+        return RecordedEffect(digest, copy_value(result))
 
     def writes(self, *, state_allowed: bool) -> tuple[Writes | None, Writes | None]:
         """Return the handler's changes to state and to shared data."""
@@ -282,6 +384,10 @@ class Context:
         if common is None:
             return frozenset()
         return None if common.read_all else frozenset(common.read)
+
+    def blocks_loop(self) -> bool:
+        """Return whether a wait in this thread would block the event loop of the handler."""
+        return self.on_loop and sys.modules["asyncio"]._get_running_loop() is not None
 
     def close(self) -> None:
         """End the context: every later use raises `NoActiveStepError`."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from routilux.graph.gathers import Gathers
+    from routilux.graph.messages import Task
     from routilux.graph.routine import Routine, Slot
     from routilux.retry.error_handler import ErrorHandler
 
@@ -148,6 +149,21 @@ class Plan:
     def slot(self, routine_id: str, slot: str) -> Slot:
         """Return a slot of a routine; the slot must exist."""
         return self.routines[routine_id]._slots[slot]
+
+    def is_like(self, other: Plan) -> bool:
+        """Return whether `other` is a copy of the same flow in the same state."""
+        return (
+            self.routes is other.routes
+            and self.gathers is other.gathers
+            and self.flow_id == other.flow_id
+            and self.width == other.width
+            and self.routines == other.routines
+            and all(self.handlers[name] is handler for name, handler in other.handlers.items())
+        )
+
+    def is_async(self, task: Task) -> bool:
+        """Return whether the handler of `task` is an `async def` function."""
+        return self.routines[task.routine_id]._slots[task.slot].is_async
 
 
 Graph = tuple[tuple[str, ...], dict[tuple[str, str], tuple[Route, ...]]]

@@ -101,6 +101,8 @@ class Slot:
     """The fields that the handler takes: `names`, `required` and `takes_rest`."""
     gather: bool = False
     """Whether the handler runs once a scope, with all deliveries; see `Routine.define_slot`."""
+    is_async: bool = False
+    """Whether the handler is an `async def` function, which runs on an event loop."""
 
     @property
     def parameter(self) -> str:
@@ -236,7 +238,7 @@ class Routine:
             raise FlowDefinitionError(f"{where}: handler {handler!r} can't be called")
         if not isinstance(gather, bool):
             raise FlowDefinitionError(f"{where}: gather must be True or False, not {gather!r}")
-        slot = Slot(name, handler, Binding.of(handler), gather)
+        slot = Slot(name, handler, Binding.of(handler), gather, _is_async(handler))
         parameters = inspect.signature(handler).parameters if gather else ()
         if gather and not (len(parameters) == len(slot.binding.names) == 1):
             raise FlowDefinitionError(
@@ -404,6 +406,11 @@ def names_of(names: Iterable[str], none: str = "none") -> str:
     ]
     listed = ", ".join(map(repr, first[:_NAMED])) or none
     return f"{listed} and more" if len(first) > _NAMED else listed
+
+
+def _is_async(handler: Callable[..., object]) -> bool:
+    called = getattr(handler, "__call__", None)  # noqa: B004 - of an object, its own function
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(called)
 
 
 def _rebuild(

@@ -5,7 +5,6 @@ Each test asserts both halves: the error with its cure, and that the job or stor
 
 from __future__ import annotations
 
-import asyncio
 import threading
 
 import pytest
@@ -22,7 +21,7 @@ from routilux import (
     UnserializableError,
 )
 from tests.graph.test_definitions import Source, refused, shop
-from tests.routines import Works, chain, error_of, outputs, refused_at, retrying, run
+from tests.routines import Works, arun, chain, error_of, outputs, refused_at, retrying, run
 
 WRONG_STARTS = [
     (
@@ -85,7 +84,7 @@ def test_a_job_that_can_not_start_is_refused_and_nothing_is_stored(arguments, me
     with Runtime(clock=FakeClock(), store=store) as runtime:
         with refused(FlowDefinitionError, message):
             if way == "aexecute":
-                asyncio.run(runtime.aexecute(shop(), **arguments))
+                arun(runtime, runtime.aexecute(shop(), **arguments))
             else:
                 getattr(runtime, way)(shop(), **arguments)
         assert [] == store.job_ids()

@@ -21,7 +21,7 @@ from routilux import (
     Runtime,
     SavedState,
 )
-from tests.routines import MODES, Works, chain, rest, retrying, saveable
+from tests.routines import MODES, Works, arun, chain, rest, retrying, saveable
 
 
 class OutOfStockError(Exception):
@@ -48,7 +48,7 @@ def started(runtime: Runtime, flow: Flow) -> JobState:
 
 
 def awaited(runtime: Runtime, flow: Flow) -> JobState:
-    return asyncio.run(runtime.aexecute(flow, "a"))
+    return arun(runtime, runtime.aexecute(flow, "a"))
 
 
 DRIVERS = pytest.mark.parametrize("run", [executed, started, awaited])

@@ -24,6 +24,7 @@ from tests.routines import (
     MODES,
     Body,
     Works,
+    arun,
     chain,
     ended_at,
     error_of,
@@ -140,7 +141,7 @@ def test_awaited_jobs_do_not_block_each_other():
         return seen + [job.status.value for job in await asyncio.gather(*slow)]
 
     with Runtime() as runtime:
-        assert ["completed", "False"] + ["completed"] * 20 == asyncio.run(story())
+        assert ["completed", "False"] + ["completed"] * 20 == arun(runtime, story())
 
 
 class Hangup(asyncio.CancelledError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from routilux import (
 )
 from routilux.clocks.durations import SECOND
 from routilux.codec.copying import is_flat
-from routilux.engine.step import run_step
+from routilux.engine.step import run_async_step, run_step
 from routilux.graph.context import active
 from routilux.graph.messages import RecordedEffect, Task
 from tests.routines import MODES, Works, chain, error_of, kinds, retrying, run
@@ -50,6 +51,15 @@ class Desk:
 
     def opened(self, context: Context) -> None:
         pass
+
+    async def asleep(self, step: StepInput, length: int) -> None:
+        self.now += length
+
+    async def acall(self, function: Callable[..., None], *args: object) -> None:
+        function(*args)
+
+    def run_coroutine(self, step: StepInput, coroutine: Coroutine[Any, Any, object]) -> object:
+        return asyncio.run(coroutine)
 
 
 def step(payload: dict[str, object] | None = None, **changes: Any) -> StepInput:
@@ -202,8 +212,14 @@ def test_an_async_handler_sees_the_context_of_its_step_and_its_errors_are_failur
         if n:
             raise ValueError("async")
 
-    assert [{"n": 3}] == [e.payload for e in attempt(body, step({"n": 0}, attempt=3)).emissions]
-    assert "async" == attempt(body, step({"n": 1})).error.message
+    def attempt_async(given: StepInput) -> Any:
+        routine = Works(body)
+        slot = routine.slots["trigger"]
+        return asyncio.run(run_async_step(given, routine, slot, ErrorHandler(), Desk()))
+
+    emitted = attempt_async(step({"n": 0}, attempt=3)).emissions
+    assert [{"n": 3}] == [e.payload for e in emitted]
+    assert "async" == attempt_async(step({"n": 1})).error.message
 
 
 # --- what a handler returns -----------------------------------------------------------------------

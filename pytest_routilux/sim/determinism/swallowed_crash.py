@@ -21,6 +21,8 @@ from pytest_routilux.virtual_time.simulated_step import Flight, SimClock, runnin
 from routilux.engine.step import run_step
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from pytest_routilux.sim.simulator.model import Case
     from routilux import Context, Flow, StepInput
     from routilux.graph.messages import RecordedEffect
@@ -85,6 +87,18 @@ class _Trap:
     def sleep(self, step: StepInput, length: int) -> None:
         self.step_on("ctx.sleep")
         self.clock.mono += length
+
+    async def asleep(self, step: StepInput, length: int) -> None:
+        self.step_on("ctx.asleep")
+        self.clock.mono += length
+
+    async def acall(self, function: Callable[..., None], *args: object) -> None:
+        function(*args)
+
+    def run_coroutine(self, step: StepInput, coroutine: Coroutine[Any, Any, object]) -> object:
+        import asyncio
+
+        return asyncio.run(coroutine)
 
     def check(self, step: StepInput) -> None:
         """Do nothing: this host never loses the job."""

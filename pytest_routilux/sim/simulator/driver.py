@@ -29,14 +29,14 @@ from routilux import ClockStalledError, NoActiveStepError, StepInput, StepOutcom
 from routilux.engine.step import run_step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Coroutine, Iterator
 
     from pytest_routilux.sim.simulator.model import Case, Host, Pace
     from pytest_routilux.sim.simulator.scheduler import Scheduler
     from routilux import Context
     from routilux.clocks.clock import Key
     from routilux.engine.driver import Driven, Ended
-    from routilux.graph.messages import RecordedEffect
+    from routilux.graph.messages import RecordedEffect, Task
 
 TEST_OUTCOMES: Final = (KeyboardInterrupt, pytest.fail.Exception, pytest.skip.Exception)
 """Exceptions that end the test and not only the simulated host."""
@@ -86,6 +86,17 @@ class _StepHost:
             until = min(until, step.started_ns + step.timeout_ns - self._driven.offset)
         self._clock.mono = max(self._clock.mono, until)
 
+    async def asleep(self, step: StepInput, length: int) -> None:
+        self.sleep(step, length)
+
+    async def acall(self, function: Callable[..., None], *args: object) -> None:
+        function(*args)
+
+    def run_coroutine(self, step: StepInput, coroutine: Coroutine[Any, Any, object]) -> object:
+        import asyncio
+
+        return asyncio.run(coroutine)
+
     def check(self, step: StepInput) -> None:
         """Do nothing: a host that has died runs no step."""
 
@@ -100,6 +111,12 @@ class SimDriver:
     """Runs the handlers of one simulated host."""
 
     room = True
+
+    def takes(self, driven: Driven, task: Task) -> bool:
+        return True
+
+    def give_up(self, step: StepInput) -> None:
+        """Do nothing: no step outlives its timeout."""
 
     def __init__(
         self,

@@ -26,7 +26,7 @@ SHOP: Final = """
         os.read(os.pipe()[0], 1)
 
     async def later():
-        await asyncio.sleep(10**6)
+        threading.Event().wait()
 
     def naps():
         sleep(0.25)

@@ -91,7 +91,7 @@ def test_the_report_names_the_step_the_line_and_the_call_on_every_driver(shop):
     for line, call in (
         ("shop.py:7: threading.Event().wait()", "threading.Event.wait()"),
         ("shop.py:14: queue.Queue().get(timeout=10**6)", "queue.Queue.get()"),
-        ("shop.py:20: await asyncio.sleep(10**6)", "asyncio.sleep()"),
+        ("shop.py:20: threading.Event().wait()", "threading.Event.wait()"),
     ):
         places = [i for i, printed in enumerate(lines) if printed == f"  at {line}"]
         assert [f"  in {call}"] * 2 == [lines[i + 1] for i in places]

@@ -78,7 +78,7 @@ class Async(Routine):
 
     async def step(self) -> None:
         try:
-            self.ctx.sleep(1)
+            await self.ctx.asleep(1)
         except BaseException:
             return
 

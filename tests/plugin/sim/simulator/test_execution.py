@@ -266,7 +266,7 @@ def test_a_job_in_the_background_is_refused_since_a_simulation_has_one_thread():
 
 def test_an_async_handler_is_run_to_its_end():
     async def body(self: Any) -> None:
-        self.ctx.sleep(0.5)
+        await self.ctx.asleep(0.5)
         self.emit("out", n=1)
 
     job = job_of(lambda: chain(a=body))

@@ -1,0 +1,264 @@
+"""`AsyncSteps`: runs the async handlers of a runtime as tasks on event loops.
+
+Invariants:
+- The async handlers of a runtime share one event loop in one daemon thread. It is made for the
+  first of them, and ends with the runtime. So a client that a routine keeps works in every attempt.
+- The handlers of a job of `aexecute` run on the caller's event loop.
+- The end of a task is reported once, in the thread of its event loop, however the task ends.
+- A cancelled handler has a second for its cleanup. `Loop` gives up a step that takes longer. A step
+  whose job this host no longer runs has no `Loop`: it is only logged.
+- Calls from other threads wait in one queue for each event loop, which is woken once for all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections import deque
+from contextlib import suppress
+from contextvars import Context
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, finalize, ref
+
+from routilux.clocks.durations import SECOND
+from routilux.engine.step import CLEANUP, end_child, log_given_up
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from routilux.clocks.clock import Clock, Party
+    from routilux.graph.messages import StepInput
+
+    Report = Callable[[Any], None]
+    """Takes what the coroutine returned, or the exception that it raised."""
+
+_log = logging.getLogger("routilux")
+
+
+class AsyncSteps:
+    """The event loops on which the async handlers of one runtime run."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, EventLoopQueue] = (
+            WeakKeyDictionary()
+        )
+        self._own: EventLoopQueue | None = None
+
+    def start(
+        self,
+        step: StepInput,
+        coroutine: Coroutine[Any, Any, object],
+        report: Report,
+        *,
+        context: Context,
+        event_loop: asyncio.AbstractEventLoop | None,
+    ) -> AsyncStep:
+        """Run the coroutine of a step in `context`, and call `report` at its end.
+
+        `event_loop` is that of the job's caller; None means the runtime's own.
+        """
+        try:
+            task = AsyncStep(self.queue(event_loop), step, coroutine, report)
+            task.queue.put(partial(task.begin, context))
+        except BaseException:
+            coroutine.close()
+            raise
+        return task
+
+    def close(self) -> None:
+        """End the event loop of this runtime when its last handler has ended."""
+        with self._lock:
+            own, self._own = self._own, None
+        if own is not None:
+            self._closes()
+
+    def queue(self, event_loop: asyncio.AbstractEventLoop | None) -> EventLoopQueue:
+        """Return the queue of an event loop; None means the runtime's own."""
+        with self._lock:
+            if event_loop is not None:
+                queue = self._queues.get(event_loop)
+                if queue is None:
+                    queue = self._queues[event_loop] = EventLoopQueue(event_loop)
+                return queue
+            if self._own is None:
+                self._own = self._opened()
+            return self._own
+
+    def _opened(self) -> EventLoopQueue:
+        event_loop = self._clock.new_event_loop()
+        queue = self._queues[event_loop] = EventLoopQueue(event_loop)
+        party = self._clock.party("the async handlers")
+        thread = threading.Thread(
+            target=_serve, args=(event_loop, party), name="routilux-async", daemon=True
+        )
+        try:
+            thread.start()
+        except BaseException:  # the system has no thread left, or an interrupt
+            party.cancel()
+            event_loop.close()
+            raise
+        # Also of a runtime that was never closed, and when the interpreter ends.
+        self._closes = finalize(self, _close, queue, os.getpid())
+        return queue
+
+
+def _close(queue: EventLoopQueue, process: int) -> None:
+    if os.getpid() == process:  # a forked child has no such thread
+        with suppress(RuntimeError):  # the event loop has ended
+            queue.close()
+
+
+def _serve(event_loop: asyncio.AbstractEventLoop, party: Party) -> None:
+    party.start()
+    try:
+        asyncio.set_event_loop(event_loop)
+        event_loop.run_forever()
+        event_loop.run_until_complete(event_loop.shutdown_asyncgens())
+        event_loop.run_until_complete(event_loop.shutdown_default_executor())
+    finally:
+        asyncio.set_event_loop(None)
+        event_loop.close()
+        party.stop()
+
+
+class EventLoopQueue:
+    """Calls from other threads to one event loop, and the tasks that it runs."""
+
+    def __init__(self, event_loop: asyncio.AbstractEventLoop) -> None:
+        self._event_loop = ref(event_loop)  # else it would stay in `AsyncSteps._queues` for ever
+        self._calls: deque[Callable[[], object]] = deque()
+        self.context = Context()
+        self._woken = False
+        self._draining = False
+        self.tasks: set[asyncio.Task[None]] = set()
+        """The tasks that have begun: an event loop keeps no task alive."""
+        self._closing = False
+
+    def put(self, call: Callable[[], object]) -> None:
+        """Call a function soon in the thread of the event loop; thread-safe.
+
+        Raises `RuntimeError` if the event loop is closed.
+        """
+        self._calls.append(call)
+        event_loop = self.event_loop()
+        here = asyncio._get_running_loop() is event_loop
+        if self._woken or (here and self._draining):
+            return
+        self._woken = True
+        try:
+            soon = event_loop.call_soon if here else event_loop.call_soon_threadsafe
+            soon(self._run, context=self.context)
+        except BaseException:
+            self._woken = False
+            self._calls.remove(call)
+            raise
+
+    def event_loop(self) -> asyncio.AbstractEventLoop:
+        """Return the event loop."""
+        event_loop = self._event_loop()
+        if event_loop is None:
+            raise RuntimeError("the event loop that awaited the job is gone")
+        return event_loop
+
+    def discard(self, task: asyncio.Task[None]) -> None:
+        """Forget a task that has ended."""
+        self.tasks.discard(task)
+        if self._closing:
+            self._close()
+
+    def close(self) -> None:
+        """Stop the event loop when no task is left; thread-safe."""
+        self.put(self._close)
+
+    def _run(self) -> None:
+        self._woken = False  # before the calls are read: a later one wakes the event loop again
+        self._draining = True
+        calls = self._calls
+        try:
+            while calls:
+                calls.popleft()()
+        finally:
+            self._draining = False
+
+    def _close(self) -> None:
+        self._closing = True
+        if not self.tasks:
+            self.event_loop().stop()
+
+
+class AsyncStep:
+    """One step whose handler runs as a task."""
+
+    __slots__ = ("_coroutine", "_report", "_step", "_task", "abandoned", "give_up_ns", "queue")
+
+    def __init__(
+        self,
+        queue: EventLoopQueue,
+        step: StepInput,
+        coroutine: Coroutine[Any, Any, object],
+        report: Report,
+    ) -> None:
+        self.queue = queue
+        self.give_up_ns: int | None = None
+        """When to give up the step, in the time of its job; None unless it was cancelled."""
+        self.abandoned = False
+        """Whether it was cancelled because this host leaves, so that a failure does not count."""
+        self._step = step
+        self._coroutine: Coroutine[Any, Any, object] | None = coroutine  # until it begins
+        self._report = report
+        self._task: asyncio.Task[None] | None = None
+
+    def begin(self, context: Context) -> None:
+        """Create the task; in the thread of the event loop."""
+        task = context.run(asyncio.get_running_loop().create_task, self._run())
+        self._task = task
+        self.queue.tasks.add(task)
+
+    def cancel(self, *, logs: bool) -> None:
+        """Cancel the task; thread-safe. With `logs` a task that takes too long is logged."""
+        try:
+            self.queue.put(partial(self._cancel, logs=logs))
+        except RuntimeError:
+            log_given_up(self._step)  # its event loop is closed
+
+    async def _run(self) -> None:
+        coroutine, self._coroutine = self._coroutine, None
+        assert coroutine is not None, "a task begins once"
+        process = os.getpid()
+        try:
+            result: object = await coroutine
+        except BaseException as error:
+            result = error  # an interrupt must reach the job, not the thread of the event loop
+        if os.getpid() != process:
+            end_child(self._step, result)
+        self._end(result)
+
+    def _end(self, result: object) -> None:
+        report, self._report = self._report, _ignore  # it refers to the job
+        report(result)
+        if self._task is not None:
+            self.queue.discard(self._task)
+
+    def _cancel(self, *, logs: bool) -> None:
+        task, coroutine = self._task, self._coroutine
+        if task is None or (task.done() and coroutine is None):
+            return
+        task.cancel()
+        if coroutine is not None:  # it never begins
+            coroutine.close()
+            self._end(asyncio.CancelledError())
+        elif logs:
+            asyncio.get_running_loop().call_later(CLEANUP / SECOND, self._log_survivor)
+
+    def _log_survivor(self) -> None:
+        if self._task is not None and not self._task.done():
+            log_given_up(self._step)
+
+
+def _ignore(_: object) -> None:
+    pass

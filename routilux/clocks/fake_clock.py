@@ -182,7 +182,8 @@ class FakeClock(Clock):
         self._tickets = count(1)
         self.patience_ns = PATIENCE_NS
         """For how long virtual time waits for real I/O, threads and processes; nanoseconds."""
-        self.addresses = Addresses()  # of the sockets in event loops
+        self.addresses = Addresses()
+        """The addresses of the sockets in its event loops; for these loops."""
         self._reals: list[_Party] = []  # the waiting event loops that real work may wake
         self._loops = count()  # each event loop has a number, which orders its wakes
         self._results: set[_Party] = set()  # wait for a result, so time may move by itself
@@ -284,6 +285,7 @@ class FakeClock(Clock):
         return VirtualLoop(self, next(self._loops))
 
     def serves(self, event_loop: AbstractEventLoop) -> bool:
+        """Return whether `new_event_loop` of this clock made an event loop."""
         return getattr(event_loop, "clock", None) is self
 
     def yield_turn(self) -> None:

@@ -404,17 +404,15 @@ def test_a_timeout_of_a_thread_names_the_handlers_that_fill_the_pool(caplog):
     def hangs(self: Routine, n: object = 0) -> None:
         assert gate.wait(PATIENCE)
 
+    routine = Wide(hangs, ErrorHandler("continue", timeout=0.001))
     with Runtime() as runtime:
-        runtime.threads._size = 2
-        flow = chain(a=Works(hangs, ErrorHandler(timeout=0.001)))
         try:
-            for run in [flow.start("a", runtime=runtime) for _ in range(2)]:
-                assert "StepTimeoutError" == error_of(run.wait(PATIENCE))[0]
+            fan(sends(1, 2), workers=2, a=routine).execute("source", runtime=runtime)
         finally:
             gate.set()
     [text] = [text for text in caplog.messages if "outlived their timeout" in text]
     assert "all 2 threads" in text
-    assert "a" in text
+    assert "a (task 0.0, attempt 1), a (task 0.1, attempt 1)" in text
 
 
 @pytest.mark.parametrize("ends", ["cancelled", "given back"])

@@ -168,11 +168,11 @@ class Runtime:
                 " flow_runtime make both"
             )
         drive = self._new(flow, entry, params, **options)
-        drive.event_loop = event_loop
+        drive.queue = queue = self.environment.async_steps.queue(event_loop)
         stopped = event_loop.create_future()
         drive.on_stop = partial(_wake, stopped)
         if self.store is None:
-            self.threads.drive_on_event_loop(drive, event_loop)
+            self.threads.drive_on_event_loop(drive, queue)
         else:  # its commits wait for the store, in another thread
             self.threads.drive_in_background(drive)
         try:

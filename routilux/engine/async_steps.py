@@ -54,18 +54,23 @@ class AsyncSteps:
         step: StepInput,
         coroutine: Coroutine[Any, Any, object],
         report: Report,
-        *,
         context: Context,
-        event_loop: asyncio.AbstractEventLoop | None,
+        queue: EventLoopQueue | None,
     ) -> AsyncStep:
         """Run the coroutine of a step in `context`, and call `report` at its end.
 
-        `event_loop` is that of the job's caller; None means the runtime's own.
+        `queue` is that of the caller's event loop; None means the runtime's own.
         """
         try:
-            with self._lock:  # so that no event loop is closed between the two
-                task = AsyncStep(self._queue(event_loop), step, coroutine, report)
-                task.queue.put(partial(task.begin, context))
+            if queue is not None:
+                task = AsyncStep(queue, step, coroutine, report, context)
+                queue.put(task.begin)
+            else:
+                with self._lock:  # so that the event loop is not closed between the two
+                    if self._own is None:
+                        self._own = self._opened()
+                    task = AsyncStep(self._own, step, coroutine, report, context)
+                    self._own.put(task.begin)
         except BaseException:
             coroutine.close()
             raise
@@ -81,17 +86,10 @@ class AsyncSteps:
     def queue(self, event_loop: asyncio.AbstractEventLoop) -> EventLoopQueue:
         """Return the queue of an event loop."""
         with self._lock:
-            return self._queue(event_loop)
-
-    def _queue(self, event_loop: asyncio.AbstractEventLoop | None) -> EventLoopQueue:
-        if event_loop is not None:
             queue = self._queues.get(event_loop)
             if queue is None:
                 queue = self._queues[event_loop] = EventLoopQueue(event_loop)
             return queue
-        if self._own is None:
-            self._own = self._opened()
-        return self._own
 
     def _opened(self) -> EventLoopQueue:
         event_loop = self._clock.new_event_loop()
@@ -139,6 +137,7 @@ class EventLoopQueue:
         self.context = Context()
         self._woken = False
         self._draining = False
+        self.process = os.getpid()
         self.tasks: set[asyncio.Task[None]] = set()
         """The tasks that have begun: an event loop keeps no task alive."""
         self._closing = False
@@ -149,9 +148,11 @@ class EventLoopQueue:
         Raises `RuntimeError` if the event loop is closed.
         """
         self._calls.append(call)
+        if self._woken:
+            return
         event_loop = self.event_loop()
         here = asyncio._get_running_loop() is event_loop
-        if self._woken or (here and self._draining):
+        if here and self._draining:
             return
         self._woken = True
         try:
@@ -161,6 +162,13 @@ class EventLoopQueue:
             self._woken = False
             self._calls.remove(call)
             raise
+
+    def run(self, call: Callable[[], object]) -> None:
+        """Call a function now, or after the calls that run now; in the thread of the event loop."""
+        if self._draining:
+            self._calls.append(call)
+        else:
+            self.context.run(self._run, call)
 
     def event_loop(self) -> asyncio.AbstractEventLoop:
         """Return the event loop."""
@@ -179,11 +187,14 @@ class EventLoopQueue:
         """Stop the event loop when no task is left; thread-safe."""
         self.put(self._close)
 
-    def _run(self) -> None:
-        self._woken = False  # before the calls are read: a later one wakes the event loop again
+    def _run(self, first: Callable[[], object] | None = None) -> None:
         self._draining = True
         calls = self._calls
         try:
+            if first is None:
+                self._woken = False  # before the calls are read: a later one wakes the event loop
+            else:
+                first()
             while calls:
                 calls.popleft()()
         finally:
@@ -198,7 +209,16 @@ class EventLoopQueue:
 class AsyncStep:
     """One step whose handler runs as a task."""
 
-    __slots__ = ("_coroutine", "_report", "_step", "_task", "abandoned", "give_up_ns", "queue")
+    __slots__ = (
+        "_context",
+        "_coroutine",
+        "_report",
+        "_step",
+        "_task",
+        "abandoned",
+        "give_up_ns",
+        "queue",
+    )
 
     def __init__(
         self,
@@ -206,6 +226,7 @@ class AsyncStep:
         step: StepInput,
         coroutine: Coroutine[Any, Any, object],
         report: Report,
+        context: Context,
     ) -> None:
         self.queue = queue
         self.give_up_ns: int | None = None
@@ -215,11 +236,13 @@ class AsyncStep:
         self._step = step
         self._coroutine: Coroutine[Any, Any, object] | None = coroutine  # until it begins
         self._report = report
+        self._context = context
         self._task: asyncio.Task[None] | None = None
 
-    def begin(self, context: Context) -> None:
+    def begin(self) -> None:
         """Create the task; in the thread of the event loop."""
-        task = context.run(asyncio.get_running_loop().create_task, self._run())
+        event_loop = asyncio.get_running_loop()
+        task = event_loop.create_task(self._run(), context=self._context)
         self._task = task
         if not task.done():  # an eager task runs at once
             self.queue.tasks.add(task)
@@ -234,12 +257,11 @@ class AsyncStep:
     async def _run(self) -> None:
         coroutine, self._coroutine = self._coroutine, None
         assert coroutine is not None, "a task begins once"
-        process = os.getpid()
         try:
             result: object = await coroutine
         except BaseException as error:
             result = error  # an interrupt must reach the job, not the thread of the event loop
-        if os.getpid() != process:
+        if os.getpid() != self.queue.process:
             end_child(self._step, result)
         self._end(result)
 

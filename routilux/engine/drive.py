@@ -36,7 +36,6 @@ from routilux.persist.store import POLL, lost
 
 if TYPE_CHECKING:
     import contextvars
-    from asyncio import AbstractEventLoop
     from collections.abc import Callable, Coroutine
 
     from routilux.clocks.clock import Key
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from routilux.core.machine import Machine
     from routilux.core.requests import Request
     from routilux.core.state import JobState
-    from routilux.engine.async_steps import AsyncStep
+    from routilux.engine.async_steps import AsyncStep, EventLoopQueue
     from routilux.engine.environment import Environment
     from routilux.graph.context import Context
     from routilux.graph.messages import RecordedEffect, StepInput, StepOutcome
@@ -89,7 +88,6 @@ class Drive:
         "context",
         "environment",
         "error",
-        "event_loop",
         "lease_ns",
         "leaving",
         "limit",
@@ -100,6 +98,7 @@ class Drive:
         "on_wait",
         "ordinal",
         "plan",
+        "queue",
         "ready",
         "run_async_step",
         "run_step",
@@ -132,7 +131,7 @@ class Drive:
         self.on_stop: Callable[[Drive], object] | None = None
         self.on_wait: Callable[[Drive], object] | None = None
         self.loop: DrivingLoop | None = None
-        self.event_loop: AbstractEventLoop | None = None  # of the caller that awaits the job
+        self.queue: EventLoopQueue | None = None  # of the event loop that awaits the job
         self.tasks: dict[int, AsyncStep] = {}  # steps that run on an event loop, by number
         self.ready = False
         self.timer: int | None = None  # when its next task is due
@@ -207,19 +206,9 @@ class Drive:
         routine = plan.routines[task.routine_id]
         slot, handler = routine._slots[task.slot], plan.handlers[task.routine_id]
         coroutine = self.run_async_step(step, routine, slot, handler, self)
-        self._start_coroutine(step, coroutine, report, self.context.copy())
-
-    def _start_coroutine(
-        self,
-        step: StepInput,
-        coroutine: Coroutine[Any, Any, object],
-        report: Callable[[Any], None],
-        context: contextvars.Context,
-    ) -> None:
-        started = self.environment.async_steps.start(
-            step, coroutine, report, context=context, event_loop=self.event_loop
+        self.tasks[step.number] = self.environment.async_steps.start(
+            step, coroutine, report, self.context.copy(), self.queue
         )
-        self.tasks[step.number] = started
 
     async def asleep(self, step: StepInput, length: int) -> None:
         """Wait for `length` nanoseconds; the engine cancels the step at its timeout."""
@@ -243,7 +232,9 @@ class Drive:
             ended.set()
 
         with self.environment.lock:
-            self._start_coroutine(step, coroutine, report, copy_context())
+            self.tasks[step.number] = self.environment.async_steps.start(
+                step, coroutine, report, copy_context(), self.queue
+            )
         self.environment.clock.wait(ended, None, who=step.who)
         result = results.pop()
         if isinstance(result, BaseException):

@@ -144,7 +144,7 @@ class PoolDriver:
         """Hand a step to a thread, to the user's executor, or to an event loop."""
         executor = self.executor
         if self._on_loop(driven, step.task):
-            driven.start_async(step, partial(self._end, driven, step))
+            driven.start_async(step, partial(self._end_async, driven, step))
             self._tasks.add(step.number)
             return
         if self._flying >= self.size and isinstance(executor, ThreadPoolExecutor):
@@ -200,7 +200,7 @@ class PoolDriver:
         return self._flying - self._blocked < self.size
 
     def takes(self, driven: Driven, task: Task) -> bool:
-        return self.room or self._on_loop(driven, task)
+        return self._flying - self._blocked < self.size or self._on_loop(driven, task)
 
     def _on_loop(self, driven: Driven, task: Task) -> bool:
         """Return whether a task needs no thread and no process of the executor."""
@@ -285,6 +285,8 @@ class PoolDriver:
         self._ended.append((driven, step, outcome))
         self.poke()
 
+    _end_async = _end  # of a step that runs on an event loop, in the thread of the event loop
+
 
 class AsyncDriver(PoolDriver):
     """Runs the jobs that one event loop awaits, in the thread of that event loop.
@@ -310,6 +312,15 @@ class AsyncDriver(PoolDriver):
             self._poked = True
             with suppress(RuntimeError):  # the event loop is closed: nobody awaits the jobs
                 self._queue.put(self._turn)
+
+    def _end_async(
+        self, driven: Driven, step: StepInput, outcome: StepOutcome | BaseException
+    ) -> None:
+        # At once: one more round of the event loop costs as much as the commit.
+        self._ended.append((driven, step, outcome))
+        if not self._poked:
+            self._poked = True
+            self._queue.run(self._turn)
 
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
         if not self._ended:

@@ -34,7 +34,7 @@ from routilux import (
 from routilux.core.gathering import child_id
 from routilux.graph.messages import Task
 from tests.benchmarks.crowds import _resident
-from tests.benchmarks.engine import Source
+from tests.benchmarks.engine import Source, _apart
 from tests.benchmarks.race import MILLISECOND, Figure, Measurement, Race, Target, time
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def async_steps(steps: int, rounds: int) -> Measurement:
     async def ours() -> None:
         job = await flow.aexecute("countdown", {"left": steps - 1}, runtime=runtime)
         assert job.status == "completed"
-        assert len(job.execution_history) == steps
+        assert len(job.commits) == steps + 1
         kept.append(list(job.commits)[1:])
 
     async def bare() -> None:
@@ -143,14 +143,13 @@ def async_steps(steps: int, rounds: int) -> Measurement:
     assert timeless(kept[0]) == timeless(kept[1])
     kept.clear()
 
-    def forgetting(main: Callable[[], Coroutine[object, object, object]]) -> Callable[[], None]:
-        def run() -> None:
-            asyncio.run(main())
-            kept.clear()
+    def run(main: Callable[[], Coroutine[object, object, object]]) -> None:
+        asyncio.run(main())
+        kept.clear()
 
-        return run
-
-    race = Race({"asyncio": forgetting(bare), "routilux": forgetting(ours)})
+    race = Race(
+        {"asyncio": _apart(lambda: run(bare)), "routilux": _apart(lambda: run(ours))},
+    )
 
     def figures() -> list[Figure]:
         ratio, each = race.ratio("routilux", "asyncio"), race.cost("routilux", parts=steps)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import resource
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -39,6 +38,8 @@ from tests.benchmarks.race import MILLISECOND, Figure, Measurement, Race, Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
+    from routilux import JobState
 
 T = TypeVar("T")
 
@@ -407,19 +408,27 @@ def virtual_sleeps(times: int, rounds: int) -> Measurement:
 # --- memory of a fan-out ------------------------------------------------------------------------
 
 
+class Watch:
+    """Keeps the most memory of the process, at every hundredth commit."""
+
+    def __init__(self) -> None:
+        self.most = 0
+
+    def on_commit(self, job: JobState, commit: Commit) -> None:
+        if commit.seq % 100 == 0 or commit.status is JobStatus.COMPLETED:
+            self.most = max(self.most, _resident())
+
+
 def most_memory(tasks: int, workers: int) -> int:
     """Return how many bytes a fan-out adds to the memory of a process at most."""
-    runtime = Runtime()
-    asyncio.run(fan_out(0, workers).aexecute("source", {"events": 10}, runtime=runtime))
-    before = _peak()
-    flow = fan_out(0, workers)
+    flow, watch = fan_out(0, workers), Watch()
+    runtime = Runtime(observers=[watch], history_limit=100)
+    asyncio.run(flow.aexecute("source", {"events": 10}, runtime=runtime))
+    gc.collect()
+    before = _resident()
     job = asyncio.run(flow.aexecute("source", {"events": tasks}, runtime=runtime))
-    assert len(job.commits) == tasks + 2
-    return _peak() - before
-
-
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1_024
+    assert job.seq == tasks + 2
+    return watch.most - before
 
 
 def memory_of_fan_outs(few: int, many: int, workers: int) -> Measurement:

@@ -29,7 +29,8 @@ from routilux.errors import ClockStalledError
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from types import FrameType
 
     from routilux.clocks.real_waits import RealWait
 
@@ -182,6 +183,11 @@ class FakeClock(Clock):
         self._tickets = count(1)
         self.patience_ns = PATIENCE_NS
         """For how long virtual time waits for real I/O, threads and processes; nanoseconds."""
+        self.on_sleep: Callable[[float, FrameType | None], bool] | None = None
+        """Called for each `asyncio.sleep` with its seconds and the frame of its caller.
+
+        Returns whether the sleep passes real time; an exception refuses it. None: virtual time.
+        """
         self.addresses = Addresses()  # of the sockets in event loops
         self._reals: list[_Party] = []  # the waiting event loops that real work may wake
         self._loops = count()  # each event loop has a number, which orders its wakes

@@ -16,6 +16,7 @@ import _thread
 import asyncio
 import heapq
 import math
+import sys
 import threading
 import warnings
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable
     from contextvars import Context
+    from types import CodeType, FrameType
 
     from routilux.clocks.clock import Key, Party, Signal
     from routilux.clocks.real_waits import Addresses, RealWait
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 _NEVER: Final = 2**80  # the instant of a timer that is infinitely far away
 _FEW: Final = 64  # cancelled timers that the heap may hold before they are removed
 _UNFAIR: Final = 64  # rounds that a loop may run in its turn while other threads are ready
+_SLEEP: Final[CodeType] = asyncio.sleep.__code__
 _AFTER_STEPS: Final = math.inf  # a loop of user code wakes after the steps of the same instant
 
 
@@ -47,6 +50,7 @@ class LoopClock(Protocol):
 
     autojump: bool
     patience_ns: int
+    on_sleep: Callable[[float, FrameType | None], bool] | None
     addresses: Addresses
 
     def monotonic_ns(self) -> int: ...
@@ -120,8 +124,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     ) -> asyncio.TimerHandle:
         if delay is None:
             raise TypeError("delay must not be None")
-        instant = self.clock.monotonic_ns() + _length(delay)
-        return self._set_timer(instant, callback, args, context)
+        length = _length(delay)
+        on_sleep = self.clock.on_sleep
+        if on_sleep is not None:
+            frame = sys._getframe(1)
+            if frame.f_code is _SLEEP and on_sleep(delay, frame.f_back):
+                timer = self._timer(self.time() + delay, callback, args, context)
+                self._real.add_timer(length, timer)
+                return timer
+        return self._set_timer(self.clock.monotonic_ns() + length, callback, args, context)
 
     def call_at(  # type: ignore[override]
         self,
@@ -138,15 +149,20 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def _set_timer(
         self, instant: int, callback: Callable[..., object], args: Any, context: Context | None
     ) -> asyncio.TimerHandle:
+        when = math.inf if instant >= _NEVER else instant / SECOND
+        timer = self._timer(when, callback, args, context)
+        heapq.heappush(self._timers, (instant, next(self._timer_numbers), timer))
+        timer._scheduled = True
+        return timer
+
+    def _timer(
+        self, when: float, callback: Callable[..., object], args: Any, context: Context | None
+    ) -> _Timer:
         self._check_closed()
         if self.get_debug():
             self._check_thread()
             self._check_callback(callback, "call_at")
-        when = math.inf if instant >= _NEVER else instant / SECOND
-        timer = _Timer(when, callback, args, self, context)
-        heapq.heappush(self._timers, (instant, next(self._timer_numbers), timer))
-        timer._scheduled = True
-        return timer
+        return _Timer(when, callback, args, self, context)
 
     def _timer_handle_cancelled(self, timer: _Timer) -> None:
         if not timer._scheduled:
@@ -173,6 +189,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             timer = heapq.heappop(self._timers)[2]
             timer._scheduled = False
             self._ready.append(timer)
+        self._ready.extend(self._real.due_timers())
 
     # --- running --------------------------------------------------------------------------------
 

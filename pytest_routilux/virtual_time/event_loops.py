@@ -15,12 +15,15 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import sys
+import threading
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import pytest
 
+from pytest_routilux.frames import outwards, place_of, users_frame
 from pytest_routilux.settings import blocked_after, flow_time
+from pytest_routilux.virtual_time.late_failures import record_failure
 from pytest_routilux.virtual_time.simulated_step import running
 from routilux import FakeClock
 from routilux.clocks.durations import SECOND
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from routilux import Clock
+    from routilux.clocks.real_waits import WatchedThread
 
 _NO_LIMIT: Final = 10**9 * SECOND
 _PLANNED: Final = pytest.StashKey[tuple[FakeClock, ExitStack]]()
@@ -79,6 +83,7 @@ def new_clock(item: pytest.Item) -> FakeClock:
     clock = FakeClock(flow_time(item).start)
     after = blocked_after(item.config)
     clock.patience_ns = round(after * SECOND) if after else _NO_LIMIT
+    clock.on_lost_thread = _report_lost
     return clock
 
 
@@ -92,10 +97,44 @@ def virtual_loops(clock: FakeClock) -> Iterator[None]:
             _POLICY.new_event_loop = _new_event_loop
             undo.callback(setattr, _POLICY, "new_event_loop", _real_loop)
             undo.enter_context(_uvloop_refused())
+            undo.enter_context(_watched_threads())
         try:
             yield
         finally:
             _clock = outer
+
+
+@contextmanager
+def _watched_threads() -> Iterator[None]:
+    """Let the fake clocks wait for the threads that their threads start."""
+    real_start = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        real_start(thread)
+        clock = _clock_here()
+        if isinstance(clock, FakeClock) and clock.runs_here():
+            frame = users_frame(outwards(sys._getframe(1)))
+            if frame is not None and not thread.name.startswith("routilux"):
+                clock.watch(thread, place_of(frame))
+
+    threading.Thread.start = start  # type: ignore[assignment,method-assign]
+    try:
+        yield
+    finally:
+        if threading.Thread.start is start:
+            threading.Thread.start = real_start  # type: ignore[method-assign]
+
+
+def _report_lost(watched: WatchedThread) -> None:
+    record_failure(
+        pytest.fail.Exception(
+            f"the thread {watched.thread.name!r}, started at {watched.place}, woke the event loop"
+            " after virtual time had moved on without it, so a timeout may have ended too early;"
+            " run its work by asyncio.to_thread(), or raise routilux_blocked_after (seconds;"
+            " 0: no limit)",
+            pytrace=False,
+        )
+    )
 
 
 @contextmanager
@@ -146,9 +185,10 @@ def _uvloop_refused() -> Iterator[None]:
 
 
 def _refuse_uvloop(loop: object, *args: object) -> NoReturn:
-    for argument in args:
-        if asyncio.iscoroutine(argument):
-            argument.close()
+    for argument in args:  # else Python warns of a coroutine that was never awaited
+        found = argument.get_coro() if isinstance(argument, asyncio.Task) else argument
+        if asyncio.iscoroutine(found):
+            found.close()
     pytest.fail(
         "an event loop of uvloop runs in real time, so it can't follow the fake clock of this test;"
         " run the code with asyncio.run(), or test it without flow_clock, flow_clock_bare and"

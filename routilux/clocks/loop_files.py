@@ -52,6 +52,9 @@ class FilesClock(Protocol):
     patience_ns: int
     addresses: Addresses
 
+    @property
+    def has_real_threads(self) -> bool: ...
+
 
 class FilesLoop(Protocol):
     """What the files of a loop need of the loop."""
@@ -163,6 +166,7 @@ class LoopFiles(RealWait):
         self._selector = selector
         self._polls = False
         self._calls: dict[asyncio.Future[Any], int] = {}  # each with its start
+        self._threads: set[asyncio.Future[Any]] = set()
         self._timers: list[tuple[int, int, asyncio.TimerHandle]] = []  # in real time
         self._timer_numbers = count()
         self._processes: dict[asyncio.SubprocessTransport, _File] = {}
@@ -171,7 +175,8 @@ class LoopFiles(RealWait):
         """Return itself, or None if nothing real can wake the loop."""
         files = len(self._selector.get_map()) > self._loop._internal_fds
         self._polls = files or bool(self._loop._signal_handlers)
-        works = self._calls or self._processes or self._timers
+        self.has_threads = bool(self._threads) or self._clock.has_real_threads
+        works = self._calls or self._processes or self._timers or self.has_threads
         if not (self._polls or works) and (
             (has_timer and self._clock.autojump) or threading.active_count() == 1
         ):
@@ -205,6 +210,11 @@ class LoopFiles(RealWait):
         """Add a call in an executor whose threads or processes the clock does not know."""
         self._calls[call] = real_ns()
         call.add_done_callback(self._calls.pop)
+
+    def add_thread(self, call: asyncio.Future[Any]) -> None:
+        """Add a call in a thread that is a party of the clock, but may block in real time."""
+        self._threads.add(call)
+        call.add_done_callback(self._threads.discard)
 
     def add_process(self, process: asyncio.SubprocessTransport) -> None:
         """Add a child process."""

@@ -63,9 +63,14 @@ class LoopClock(Protocol):
         who: str = "",
         real: RealWait | None = None,
     ) -> bool: ...
-    def party(self, who: str, key: Key = (), *, result: bool = False) -> Party: ...
+    def party(
+        self, who: str, key: Key = (), *, result: bool = False, blocks: bool = False
+    ) -> Party: ...
     def runs_here(self) -> bool: ...
     def yield_turn(self) -> None: ...
+    def check_thread(self) -> None: ...
+    @property
+    def has_real_threads(self) -> bool: ...
 
 
 class _Timer(asyncio.TimerHandle):
@@ -234,6 +239,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             self._waits = False
         self._signal.clear()  # all callbacks that have been added until here run in this round
 
+    def call_soon_threadsafe(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        self.clock.check_thread()
+        return super().call_soon_threadsafe(callback, *args, context=context)
+
     def _write_to_self(self) -> None:
         if self._thread_id != threading.get_ident():
             self._signal.set()
@@ -267,6 +278,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         call = Call(self.clock, key, func, args)
         future = asyncio.wrap_future(call.result, loop=self)
         calls_of(executor).submit(executor, call)
+        self._real.add_thread(future)
         return future
 
     async def _make_subprocess_transport(self, *args: Any, **options: Any) -> Any:

@@ -386,3 +386,58 @@ def test_the_patience_of_the_clock_is_the_setting(inner):
         """
     )
     run_inside(inner, "-o", "routilux_blocked_after=2.5").assert_outcomes(passed=1)
+
+
+# --- threads that the clock does not know ---------------------------------------------------------
+
+THREAD = """
+    import asyncio, threading, time
+
+    async def main(seconds):
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        ended = threading.Event()
+
+        def work():
+            time.sleep(seconds)
+            if not future.done():
+                loop.call_soon_threadsafe(future.set_result, None)
+            else:
+                loop.call_soon_threadsafe(int)
+            ended.set()
+
+        threading.Thread(target=work, name="worker").start()
+        try:
+            async with asyncio.timeout(60):
+                await future
+        finally:
+            ended.wait()
+"""
+
+
+def test_a_timeout_waits_for_a_thread_that_the_code_starts(inner):
+    inner.makepyfile(
+        THREAD
+        + """
+    def test_it(flow_clock):
+        asyncio.run(main(0.01))
+        assert 0.0 == time.monotonic()
+    """
+    )
+    run_inside(inner).assert_outcomes(passed=1)
+
+
+def test_a_thread_that_time_has_passed_by_fails_the_test_with_its_line(inner):
+    inner.makepyfile(
+        THREAD
+        + """
+    def test_it(flow_clock):
+        try:
+            asyncio.run(main(0.3))
+        except TimeoutError:
+            pass
+    """
+    )
+    result = run_inside(inner, "-o", "routilux_blocked_after=0.02")
+    assert {"passed": 1, "errors": 1} == result.parseoutcomes()
+    result.stdout.fnmatch_lines(["*the thread 'worker', started at *.py:1*, woke the event loop*"])

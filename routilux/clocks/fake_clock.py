@@ -310,6 +310,7 @@ class FakeClock(Clock):
         return VirtualLoop(self, next(self._loops))
 
     def serves(self, event_loop: AbstractEventLoop) -> bool:
+        """Return whether `new_event_loop` of this clock made an event loop."""
         return getattr(event_loop, "clock", None) is self
 
     @property

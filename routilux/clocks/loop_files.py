@@ -7,7 +7,8 @@ Invariants:
 - Virtual time waits for a busy file at most for the patience of the clock, counted from the moment
   when the wait began or the file was last ready.
 - A socket that listens is never busy, and neither is a connection whose other end is a file of a
-  loop on the same clock: what one end sends, the other end has when the call returns.
+  loop on the same clock: what one end sends, the other end has when the call returns. A transport
+  that has paused reading is such an end, although the selector does not know its file.
 - A child process is busy like a file, and a call in an executor that the clock does not know is
   busy from its start.
 """
@@ -26,7 +27,7 @@ from itertools import count
 from logging import Logger
 from types import CodeType, CoroutineType, FrameType, FunctionType, GeneratorType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, Protocol
-from weakref import ref
+from weakref import WeakValueDictionary, ref
 
 from routilux.clocks.real_waits import Addresses, Ends, RealWait, real_ns
 
@@ -60,6 +61,7 @@ class FilesLoop(Protocol):
     """What the files of a loop need of the loop."""
 
     _signal_handlers: dict[int, asyncio.Handle]
+    _transports: WeakValueDictionary[int, asyncio.Transport]  # by file
     _internal_fds: int
     _ssock: socket.socket  # by which it is interrupted
 
@@ -97,6 +99,7 @@ class LoopSelector(selectors.DefaultSelector):
         self._loop = loop
         self._clock = clock
         self._files: dict[int, _File] = {}
+        self._paused: dict[ref[asyncio.Transport], Ends | None] = {}  # that read nothing now
 
     def select(self, timeout: float | None = None) -> Events:
         # The loop has no timers of asyncio, so it gives no timeout if it has nothing to run.
@@ -127,17 +130,38 @@ class LoopSelector(selectors.DefaultSelector):
 
     def unregister(self, fileobj: Any) -> selectors.SelectorKey:
         key = super().unregister(fileobj)
-        self._forget(self._files.pop(key.fd))
+        self._forget(self._files.pop(key.fd).ends)
         return key
 
     def close(self) -> None:
         while self._files:
-            self._forget(self._files.popitem()[1])
+            self._forget(self._files.popitem()[1].ends)
+        while self._paused:
+            self._forget(self._paused.popitem()[1])
         super().close()
 
-    def _forget(self, file: _File) -> None:
-        if file.ends is not None:
-            self._clock.addresses.add(file.ends, -1)
+    def _forget(self, ends: Ends | None) -> None:
+        if ends is not None:
+            self._clock.addresses.add(ends, -1)
+
+    def look_for_paused(self) -> None:
+        """Keep the addresses of the transports whose files are not registered now."""
+        if not (self._paused or self._loop._transports):
+            return
+        paused = {
+            ref(transport)
+            for number, transport in self._loop._transports.items()
+            if number not in self._files and not transport.is_closing()
+        }
+        for gone in self._paused.keys() - paused:
+            self._forget(self._paused.pop(gone))
+        for found in paused - self._paused.keys():
+            transport = found()
+            if transport is not None:
+                ends = _ends_of(transport.get_extra_info("socket").fileno())
+                self._paused[found] = ends
+                if ends is not None:
+                    self._clock.addresses.add(ends, 1)
 
     def last_active_ns(self) -> int | None:
         """Return when a busy file was last ready, or the wait began; None if no file is busy."""
@@ -173,6 +197,7 @@ class LoopFiles(RealWait):
 
     def of_now(self, *, has_timer: bool) -> RealWait | None:
         """Return itself, or None if nothing real can wake the loop."""
+        self._selector.look_for_paused()
         files = len(self._selector.get_map()) > self._loop._internal_fds
         self._polls = files or bool(self._loop._signal_handlers)
         self.has_threads = bool(self._threads) or self._clock.has_real_threads
@@ -240,7 +265,8 @@ class LoopFiles(RealWait):
 def _ends_of(number: int) -> Ends | None:
     """Return the ends of a socket; None if its other end can't be known.
 
-    A socket that takes data from any address has no remote address.
+    A socket that takes data from any address has no remote address. A connection is made to send at
+    once: Nagle's algorithm holds small parts back until a real time has passed.
     """
     try:
         found = socket.socket(fileno=number)
@@ -256,6 +282,8 @@ def _ends_of(number: int) -> Ends | None:
             remote = _address(found.getpeername())
         except OSError:
             return (found.type, local, None) if found.type == socket.SOCK_DGRAM else None
+        if found.type == socket.SOCK_STREAM and isinstance(remote, tuple):
+            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
         return (found.type, local, remote) if (local, remote) != ("", "") else None  # a pair
     except OSError:
         return None

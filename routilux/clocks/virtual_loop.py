@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextvars import Context
     from types import CodeType, FrameType
+    from weakref import WeakValueDictionary
 
     from routilux.clocks.clock import Key, Party, Signal
     from routilux.clocks.real_waits import Addresses, RealWait
@@ -97,6 +98,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     _internal_fds: int
     _ssock: socket.socket
     _signal_handlers: dict[int, asyncio.Handle]
+    _transports: WeakValueDictionary[int, asyncio.Transport]
     _executor_shutdown_called: bool
 
     def __init__(self, clock: LoopClock, number: int) -> None:

@@ -316,6 +316,54 @@ def test_no_real_time_passes_between_two_ends_in_one_loop(host, clock):
     assert 3.0 * HOUR + 1 == seconds(clock)
 
 
+def test_what_a_connection_sends_in_parts_arrives_at_once(clock):
+    # asyncio lets no socket send at once that was made without a protocol, as by create_server.
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            writer.write(line[:1])
+            writer.write(line[1:])
+        writer.close()
+
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            server = await asyncio.start_server(answer, sock=listener)
+            async with server, asyncio.timeout(HOUR):
+                reader, writer = await asyncio.open_connection(*listener.getsockname())
+                for _ in range(30):  # the system delays its receipts only after the first few
+                    writer.write(b"line\n")
+                    assert b"line\n" == await reader.readline()
+                writer.close()
+                assert b"" == await reader.read()
+
+    run(clock, main())
+    assert 0 == seconds(clock)
+
+
+@pytest.mark.parametrize("paused", ["client", "server"])
+def test_a_connection_that_reads_nothing_now_is_still_an_end(paused, clock):
+    # A client may pause between two requests, and the code of its server wait for another thing.
+    async def main() -> None:
+        ends: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        server = await asyncio.start_server(lambda *end: ends.append(end), "127.0.0.1", 0)
+        async with server:
+            client = await asyncio.open_connection(*server.sockets[0].getsockname())
+            await asyncio.sleep(1)
+            pausing, waiting = (client, ends[0]) if paused == "client" else (ends[0], client)
+            pausing[1].transport.pause_reading()  # type: ignore[attr-defined]
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(waiting[0].read(1), HOUR)
+            pausing[1].write(b"x")
+            assert b"x" == await waiting[0].read(1)
+            pausing[1].close()
+            assert b"" == await waiting[0].read(1)
+            waiting[1].close()
+            await asyncio.sleep(1)
+
+    run(clock, main())
+    assert HOUR + 2.0 == seconds(clock)
+    assert not +clock.addresses._connected
+
+
 def test_no_real_time_passes_between_two_ends_of_a_unix_socket(clock, tmp_path: Path):
     path = tmp_path / "socket"
 

@@ -26,6 +26,7 @@ from routilux.clocks.durations import SECOND, from_ns, instant_ns, signed_ns, to
 from routilux.clocks.forks import begin_in_children
 from routilux.clocks.real_waits import (
     BLOCKED_NS,
+    COMPUTES,
     PATIENCE_NS,
     Addresses,
     RealWork,
@@ -681,7 +682,7 @@ class FakeClock(Clock):
             return
         turn, since, before = self._look
         now, computed = real_ns(), thread_cpu_ns(party.thread) or 0
-        if turn != self._turns or computed - before > (now - since) // 4:
+        if turn != self._turns or computed - before > (now - since) * COMPUTES:
             self._look = self._turns, now, computed
         elif now - since >= BLOCKED_NS:
             self._free[party] = RealWork(self._now)

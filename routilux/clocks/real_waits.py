@@ -33,8 +33,9 @@ SETTLE_NS: Final = 50_000_000
 _IDLE: Final = frozenset({"concurrent", "queue", "routilux", "selectors", "threading"})
 # ... unless it begins or ends.
 _AT_WORK: Final = frozenset({"_bootstrap", "_bootstrap_inner", "run"})
-BLOCKED_NS: Final = 20_000_000
-"""After how long without computing a call in a thread is blocked in real time."""
+BLOCKED_NS: Final = 40_000_000
+"""After how long a call in a thread that computes less than `COMPUTES` of the time is blocked."""
+COMPUTES: Final = 1 / 20  # less than the share of a thread on a busy machine
 
 
 Ends = tuple[int, Hashable, Hashable]

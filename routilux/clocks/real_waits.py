@@ -132,7 +132,7 @@ class RealWait(ABC):
         self.stall_ns = 0
         """For how long the loop waits if no timer is set on the clock."""
         self.has_threads = False
-        """Whether threads that may block in real time must be looked at."""
+        """Whether the loop must check threads that may block in real time."""
         self._since_ns = 0
         self._virtual_ns = 0
 

@@ -91,6 +91,7 @@ class Drive:
         "lease_ns",
         "leaving",
         "limit",
+        "limits",
         "loop",
         "machine",
         "offset",
@@ -136,7 +137,8 @@ class Drive:
         self.ready = False
         self.timer: int | None = None  # when its next task is due
         self.timer_key: Key = ()  # of that task, to order it among others that are due then
-        self.limit: int | None = None  # when the first of its steps reaches its timeout
+        self.limit: int | None = None  # when the first of its steps reaches its limit
+        self.limits: list[tuple[int, int, StepInput]] = []  # a heap of these; ended steps stay
         self._open: dict[int, Context] = {}
         self._waits: dict[int, int] = {}  # for other jobs, by the number of the step
         self._warned: frozenset[str] = frozenset()  # routines that took the last thread for a wait

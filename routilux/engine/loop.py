@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 from routilux.core.commits import JobStatus
 from routilux.engine.driver import StepNotRunError
-from routilux.engine.step import log_given_up
+from routilux.engine.step import CLEANUP, log_given_up
 from routilux.errors import StepLimitError
 from routilux.graph.messages import ErrorInfo
 
@@ -294,13 +294,23 @@ class Loop:
             heappush(self._timers, (due, next(_timer_numbers), drive, None))
 
     def _watch_limit(self, drive: Drive, step: StepInput) -> None:
-        # One timer per job, for its earliest limit: most steps end long before theirs.
-        limit = drive.limit_ns(step)
+        limit, limits = drive.limit_ns(step), drive.limits
         if limit is not None:
-            due = limit - drive.offset
-            if drive.limit is None or due < drive.limit:
-                drive.limit = due
-                heappush(self._timers, (due, next(_timer_numbers), drive, step))
+            heappush(limits, (limit, step.number, step))
+            if len(limits) > 2 * drive.machine.in_flight + _FEW:
+                # Most steps end long before their limits, which would keep them in memory.
+                is_in_flight = drive.machine.is_in_flight
+                drive.limits = limits = [entry for entry in limits if is_in_flight(entry[2])]
+                heapify(limits)
+            self._set_limit_timer(drive)
+
+    def _set_limit_timer(self, drive: Drive) -> None:
+        # One timer per job, for its earliest limit.
+        limit, _, step = drive.limits[0]
+        due = limit - drive.offset
+        if drive.limit is None or due < drive.limit:
+            drive.limit = due
+            heappush(self._timers, (due, next(_timer_numbers), drive, step))
 
     def _first_timer(self) -> tuple[int | None, Key, str]:
         timers = self._timers
@@ -331,15 +341,19 @@ class Loop:
                     drive.on_wait(drive)
 
     def _end_overdue(self, drive: Drive, now: int) -> None:
-        for step in drive.machine.flights:
-            limit = drive.limit_ns(step)
-            if limit is None or limit > now + drive.offset:
-                continue
+        at, limits, is_in_flight = now + drive.offset, drive.limits, drive.machine.is_in_flight
+        while limits and (limits[0][0] <= at or not is_in_flight(limits[0][2])):
+            limit, _, step = heappop(limits)
+            if not is_in_flight(step) or limit != drive.limit_ns(step):
+                continue  # it has ended, or was cancelled and has a later limit
             if step.timeout_ns is not None and step.started_ns + step.timeout_ns <= limit:
                 drive.close_step(step)
-            if not drive.cancel_step(step, now + drive.offset):
+            if drive.cancel_step(step, at):
+                heappush(limits, (at + CLEANUP, step.number, step))
+            else:
                 self._give_up(drive, step, now)
-        self._watch_limits(drive)
+        if limits and drive.error is None:
+            self._set_limit_timer(drive)
 
     def _cancel_steps(self, drive: Drive, now: int) -> None:
         """Cancel the async handlers of a job that is cancelled, or that this host gives back."""
@@ -347,12 +361,7 @@ class Loop:
             return
         drive.cancelling = True
         for step in drive.machine.flights:
-            drive.cancel_step(step, now)
-        self._watch_limits(drive)
-
-    def _watch_limits(self, drive: Drive) -> None:
-        if drive.error is None:
-            for step in drive.machine.flights:
+            if drive.cancel_step(step, now):
                 self._watch_limit(drive, step)
 
     def _give_up(self, drive: Drive, step: StepInput, now: int) -> None:

@@ -64,6 +64,10 @@ class Driver(Protocol):
     def room(self) -> bool:
         """Whether the driver can take any step now."""
 
+    @property
+    def pauses(self) -> bool:
+        """Whether a loop that has started many steps must call `next` before it starts more."""
+
     def takes(self, driven: Driven, task: Task) -> bool:
         """Return whether the driver can take a step of `task` now."""
 
@@ -101,6 +105,8 @@ class InlineDriver:
         self._taken: tuple[Driven, StepInput] | None = None
         self._ended: deque[Ended] = deque()  # of steps that ran on an event loop
         self.room = True
+
+    pauses = False
 
     def takes(self, driven: Driven, task: Task) -> bool:
         return self.room

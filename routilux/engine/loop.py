@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _CANCELLED = JobStatus.CANCELLED
 _RUNNING = JobStatus.RUNNING
+_TURN: Final = 64  # steps that are started before others get their turn
 _FEW: Final = 16  # so many timers of ended jobs may stay in the heap
 _NO_TIMER: Final = (None, (), "the loop")
 _timer_numbers = count()
@@ -71,6 +72,11 @@ class Loop:
         Returns whether other steps had no thread left before.
         """
         return self._driver.block(change)
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether it can start more steps at once, if its driver has room."""
+        return bool(self._ready or (self._without_room and self._driver.room))
 
     def look(self, drive: Drive) -> None:
         """Check a job that another thread changed; the caller holds the lock."""
@@ -117,7 +123,11 @@ class Loop:
                     self._end((ended, *driver.others(ended)) if durable else (ended,), now)
                 if self._timers:
                     self._ring(now)
+                begun = 0
                 while ready or (without_room and driver.room):
+                    begun += 1
+                    if begun > _TURN and driver.pauses:
+                        break
                     # Jobs that wait for a thread come first, in the order in which they came.
                     queue = without_room if without_room and driver.room else ready
                     drive = queue.popleft()

@@ -199,6 +199,10 @@ class PoolDriver:
     def room(self) -> bool:
         return self._flying - self._blocked < self.size
 
+    @property
+    def pauses(self) -> bool:
+        return bool(self._ended)
+
     def takes(self, driven: Driven, task: Task) -> bool:
         return self._flying - self._blocked < self.size or self._on_loop(driven, task)
 
@@ -322,6 +326,10 @@ class AsyncDriver(PoolDriver):
             self._poked = True
             self._queue.run(self._turn)
 
+    @property
+    def pauses(self) -> bool:
+        return True  # the event loop has others to run
+
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
         if not self._ended:
             return None
@@ -350,7 +358,10 @@ class AsyncDriver(PoolDriver):
             self._turns = None
             self.loop.fail_all(error)
         else:
-            if wait[0] is not None:
+            if self.loop.has_ready:
+                self._poked = True
+                self._queue.event_loop().call_soon(self._turn, context=self._queue.context)
+            elif wait[0] is not None:
                 delay = (wait[0] - self._clock.monotonic_ns()) / SECOND
                 event_loop = self._queue.event_loop()
                 self._timer = event_loop.call_later(

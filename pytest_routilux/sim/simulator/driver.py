@@ -111,6 +111,7 @@ class SimDriver:
     """Runs the handlers of one simulated host."""
 
     room = True
+    pauses = False
 
     def takes(self, driven: Driven, task: Task) -> bool:
         return True

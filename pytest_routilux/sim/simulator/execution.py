@@ -16,7 +16,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.faults.faults import failing_write
-from pytest_routilux.sim.simulator.driver import TEST_OUTCOMES, SimDriver, record_started_threads
+from pytest_routilux.sim.simulator.driver import (
+    TEST_OUTCOMES,
+    SimDriver,
+    async_steps,
+    record_started_threads,
+)
+from pytest_routilux.sim.simulator.host_loop import HostLoop, simulated_loops
 from pytest_routilux.sim.simulator.model import NORMAL_PACE, Finding, Host, Pace, World
 from pytest_routilux.sim.simulator.scheduler import FIFO, SeededScheduler
 from pytest_routilux.virtual_time.simulated_step import SimClock
@@ -28,6 +34,7 @@ from routilux import (
     PendingTask,
     RoutiluxError,
     Runtime,
+    SystemClock,
     UnserializableError,
     codec,
     use_runtime,
@@ -36,12 +43,12 @@ from routilux.clocks.durations import SECOND
 from routilux.codec.equality import first_difference
 from routilux.core.machine import Machine
 from routilux.core.wire import writes_text
+from routilux.engine.async_steps import AsyncSteps, EventLoopQueue
 from routilux.engine.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextvars import Context
-    from threading import Thread
 
     from pytest_routilux.sim.simulator.model import Case
     from pytest_routilux.sim.simulator.scheduler import Scheduler
@@ -200,6 +207,7 @@ class _SimRuntime(Runtime):
         pace: Pace,
         *,
         checked: bool,
+        dies_at: int | None,
     ) -> None:
         # The monotonic clocks of two hosts have nothing in common.
         clock = SimClock(world.now_ns, mono=world.host_number * _UPTIME)
@@ -211,8 +219,10 @@ class _SimRuntime(Runtime):
         self.host = host
         self.scheduler = scheduler
         self.pace = pace
-        self.started: list[Thread] = []  # by handlers
+        self.host_loop = HostLoop(clock, pace, scheduler, dies_at)
         environment = self.environment
+        environment.run_async_step = async_steps(case, world, host, clock, self.host_loop)
+        environment.async_steps = _SimAsyncSteps(self.host_loop)
         environment.journal = _WorldJournal(self, checked=checked)  # type: ignore[assignment]  # as one
         environment.observers.registered = () if case.always is None else (self,)
 
@@ -244,6 +254,22 @@ class _SimRuntime(Runtime):
         return drive
 
 
+class _SimAsyncSteps(AsyncSteps):
+    """Runs the async handlers of a simulated host on its event loop."""
+
+    def __init__(self, host_loop: HostLoop) -> None:
+        super().__init__(SystemClock())  # which it does not use: it starts no thread
+        self._host_loop = host_loop
+
+    def close(self) -> None:
+        """Do nothing: the event loop ends with its host."""
+
+    def _opened(self) -> EventLoopQueue:
+        event_loop = self._host_loop.event_loop
+        queue = self._queues[event_loop] = EventLoopQueue(event_loop)
+        return queue
+
+
 class _SimThreads(Threads):
     """Drives all jobs of a simulated host in a single thread."""
 
@@ -260,7 +286,7 @@ class _SimThreads(Threads):
             runtime.scheduler,
             runtime.case,
             runtime.pace,
-            runtime.started,
+            runtime.host_loop,
         )
 
     def drive_in_background(self, drive: Drive) -> None:
@@ -279,8 +305,11 @@ def run_host(
     pace: Pace = NORMAL_PACE,
     checked: bool = False,
     flow: Flow | None = None,
+    dies_at: int | None = None,
 ) -> Host:
     """Run a job on one host until the job stops or the host dies.
+
+    With `dies_at` the host dies when so many awaits are in `world`, at the next one.
 
     Adds the commits to `world`. Without `job` a new job starts, else the host resumes `job`.
     `checked` reads each commit back from its saved form. `flow` replaces the one of `case.build`.
@@ -288,12 +317,13 @@ def run_host(
     flow = case.build() if flow is None else flow
     host = Host(flow, exact=scheduler is FIFO)
     world.host_number += 1
-    runtime = _SimRuntime(case, world, host, scheduler, pace, checked=checked)
+    runtime = _SimRuntime(case, world, host, scheduler, pace, checked=checked, dies_at=dies_at)
     try:
         with (
             nullcontext() if world.files is None else world.files.opened(),
             use_runtime(runtime),
-            record_started_threads(runtime.sim_clock) as runtime.started,
+            record_started_threads(),
+            simulated_loops(runtime.sim_clock),
         ):
             if job is None:
                 host.job = runtime.execute(
@@ -305,6 +335,8 @@ def run_host(
         raise
     except BaseException as error:
         host.error = error
+    finally:
+        runtime.host_loop.close()
     for failure in runtime.observer_failures:
         raise failure.error  # of the test's `always`, which has checked nothing then
     if checked:

@@ -335,18 +335,20 @@ class Flow:
         return self._graph
 
     def to_mermaid(self) -> str:
-        """Return the graph as a Mermaid flowchart.
+        """Return the graph as a Mermaid flowchart; a thick line leads to a gather slot.
 
         >>> print(Flow("empty").to_mermaid())
         flowchart LR
         """
         number = {routine_id: f"r{i}" for i, routine_id in enumerate(self._routines)}
         lines = ["flowchart LR"]
-        lines += [f'    {number[r]}["{_quoted(r)}"]' for r in self._routines]
-        lines += [
-            f'    {number[c.source]} -->|"{_quoted(c.event)}"| {number[c.target]}'
-            for c in self._connections
-        ]
+        for routine_id in self._routines:
+            split = self._splits.get(routine_id)
+            text = routine_id if split is None else f"{routine_id} (gathers per {split})"
+            lines.append(f'    {number[routine_id]}["{_quoted(text)}"]')
+        for c in self._connections:
+            line = "==>" if self._routines[c.target].slots[c.slot].gather else "-->"
+            lines.append(f'    {number[c.source]} {line}|"{_quoted(c.event)}"| {number[c.target]}')
         return "\n".join(lines)
 
     def __repr__(self) -> str:

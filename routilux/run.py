@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from routilux.clocks.durations import to_ns
-from routilux.engine.drive import refuse_blocked_loop, waiting_step
+from routilux.engine.waiting import refuse_blocked_loop, waiting_step
 from routilux.errors import FlowDefinitionError
 
 if TYPE_CHECKING:

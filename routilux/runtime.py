@@ -21,7 +21,7 @@ from routilux.clocks.clock import Clock, SystemClock
 from routilux.clocks.forks import begin_in_children
 from routilux.core.machine import Machine
 from routilux.core.state import JobState
-from routilux.engine.drive import Drive, running_drive, waiting_step
+from routilux.engine.drive import Drive
 from routilux.engine.entry_checks import (
     check_job_id,
     check_same_flow,
@@ -32,6 +32,7 @@ from routilux.engine.entry_checks import (
 )
 from routilux.engine.environment import Environment
 from routilux.engine.threads import Threads
+from routilux.engine.waiting import running_drive, waiting_step
 from routilux.errors import (
     DuplicateJobError,
     FlowDefinitionError,

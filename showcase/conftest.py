@@ -13,6 +13,7 @@ _ORDER: Final = (
     "test_cross_host.py",
     "test_api_to_database.py",
     "test_fan_out.py",
+    "test_web_service.py",
     "test_strategies.py",
     "test_crash_everywhere.py",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from routilux import ErrorHandler, ErrorStrategy, ExecutionStrategy, Flow
+from routilux import ErrorHandler, ErrorStrategy, ExecutionStrategy, Flow, StepTimeoutError
 from showcase.routines.api import APICallRoutine, DatabaseWriteRoutine, NotificationRoutine
 from showcase.routines.fan import (
     CountPicturesRoutine,
@@ -19,9 +19,10 @@ from showcase.routines.pipeline import (
     DataStorageRoutine,
     DataValidatorRoutine,
 )
+from showcase.routines.quotes import AskRoutine, QuoteRoutine, ServiceCallRoutine
 from showcase.routines.records import CountRoutine, ParseRoutine, ReadRoutine
 
-__all__ = ["api_to_database", "data_pipeline", "fan_out_and_in", "word_count"]
+__all__ = ["api_to_database", "data_pipeline", "fan_out_and_in", "quote", "word_count"]
 
 
 def data_pipeline(failures: int, execution_strategy: ExecutionStrategy = "sequential") -> Flow:
@@ -112,6 +113,29 @@ def fan_out_and_in(max_workers: int, tally_seconds: float = 0.1, *, by_hand: boo
         flow.connect("resize", "error", "gather", "dropped")
     flow.connect("tally", "output", "gather", "done")
     return flow
+
+
+def quote(services: str) -> tuple[Flow, list[ServiceCallRoutine]]:
+    """Return ask → price and stock at once → quote, and the routines that call a service."""
+    flow = Flow("quote", execution_strategy="concurrent", max_workers=2)
+    flow.set_error_handler(
+        ErrorHandler(
+            ErrorStrategy.RETRY,
+            max_retries=3,
+            retry_delay=0.5,
+            retry_backoff=2.0,
+            retryable_exceptions=(ConnectionError, StepTimeoutError),
+            timeout=2,
+        )
+    )
+    calls = [ServiceCallRoutine(f"{services}/{part}") for part in ("price", "stock")]
+    flow.add_routine(AskRoutine(), "ask")
+    flow.add_routine(QuoteRoutine(), "quote")
+    for call, part in zip(calls, ("price", "stock"), strict=True):
+        flow.add_routine(call, part)
+        flow.connect("ask", "article", part, "input")
+        flow.connect(part, "output", "quote", "parts")
+    return flow, calls
 
 
 def word_count(handler: ErrorHandler, *, of_flow: bool = False) -> Flow:

@@ -22,6 +22,7 @@ from routilux import (
     UnknownRoutineError,
 )
 from tests.fuzz.families import Node, flow_document
+from tests.gathers import gathering
 from tests.routines import refused_at
 
 
@@ -170,6 +171,18 @@ def test_a_flow_is_drawn_as_a_mermaid_chart_with_fan_out_and_cycles():
         '    r0 -->|"output"| r1\n'
         '    r0 -->|"done"| r2\n'
         '    r0 -->|"output"| r2'
+    ) == flow.to_mermaid()
+
+
+def test_a_chart_shows_where_and_for_what_a_flow_gathers():
+    flow = gathering(per="split")
+    assert (
+        "flowchart LR\n"
+        '    r0["split"]\n'
+        '    r1["work"]\n'
+        '    r2["join (gathers per split)"]\n'
+        '    r0 -->|"item"| r1\n'
+        '    r1 ==>|"done"| r2'
     ) == flow.to_mermaid()
 
 

@@ -31,8 +31,7 @@ def blocked_report(frame: FrameType, who: str, seconds: float) -> str:
     ]
     at = users_frame(reversed(stack))
     if at is not None:
-        source = linecache.getline(at.f_code.co_filename, at.f_lineno).strip()
-        lines.append(f"  at {place_of(at)}: {source}")
+        lines.append(f"  at {_line(at)}")
         inner = stack[stack.index(at) + 1 :]
         if inner:
             lines.append(f"  in {_name(inner[0])}")
@@ -46,6 +45,18 @@ def blocked_report(frame: FrameType, who: str, seconds: float) -> str:
             *(f"    {_shown(f)} in {f.f_code.co_qualname}" for f in stack[-_MOST_LINES:]),
         ]
     )
+
+
+def waits_at(frame: FrameType) -> str:
+    """Return the user's line in which the innermost step of a thread waits."""
+    stack = _stack_of(frame)
+    at = users_frame(reversed(stack))
+    return "an unknown line" if at is None else _line(at)
+
+
+def _line(frame: FrameType) -> str:
+    source = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+    return f"{place_of(frame)}: {source}"
 
 
 def _stack_of(frame: FrameType) -> list[FrameType]:

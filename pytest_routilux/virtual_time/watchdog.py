@@ -7,6 +7,7 @@ Invariants:
 - So a handler that computes with a quarter of a CPU is never blocked, and one that polls in short
   waits is. If the system does not report the CPU time of a thread, computing counts as waiting.
   A step in a debugger is ignored, since it waits for a human.
+- A step with a timeout that has waited for longer than that fails at its end by `StepTimeoutError`.
 - The test fails with the report. A step in the thread of the test is interrupted, as by Ctrl-C. A
   step in another thread can't be stopped: its job fails, and the thread is left alone.
 - If nothing waits on the clock for the job of a blocked step, or if an observer or a store blocks,
@@ -30,7 +31,7 @@ import pytest
 
 from pytest_routilux.frames import outwards
 from pytest_routilux.settings import blocked_after
-from pytest_routilux.virtual_time.blocked import blocked_report
+from pytest_routilux.virtual_time.blocked import blocked_report, waits_at
 from pytest_routilux.virtual_time.late_failures import record_failure
 from routilux import FakeClock, SystemClock
 from routilux.clocks.clock import thread_cpu_ns
@@ -41,12 +42,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-    from routilux import StepInput
+    from routilux import Context, StepInput
     from routilux.clocks.fake_clock import Turn
     from routilux.graph.context import StepHost
 
 _DEBUGGERS: Final = frozenset({"_pydevd_bundle", "bdb", "debugpy", "pdb", "pydevd"})
-_CHECKS: Final = 4  # within the time that a step may wait
+_CHECKS: Final = 4  # at least, within the time that a step may wait
+_OFTEN: Final = 0.1  # seconds between two checks, at most
 _CPU_WEIGHT: Final = 4  # seconds of waiting that one second of CPU time cancels
 _PATIENCE: Final = 1.0  # seconds, for a lock or an answer that may never come
 _URGENT: Final = getattr(signal, "SIGURG", None)  # does nothing without a handler
@@ -74,6 +76,14 @@ def fail_blocked_steps(clock: FakeClock | None, config: pytest.Config) -> Iterat
             _watchdog.remove(watch)
 
 
+class _Seen(NamedTuple):
+    """A step on the stack of a thread."""
+
+    step: StepInput
+    host: StepHost
+    context: Context
+
+
 class _Sight(NamedTuple):
     """The state of a clock's running step at one check."""
 
@@ -81,6 +91,7 @@ class _Sight(NamedTuple):
     frame: FrameType
     turn: Turn | None
     marks: tuple[object, ...]  # change when the step makes progress
+    step: _Seen | None  # the innermost
     computed_ns: int | None
 
 
@@ -88,14 +99,17 @@ class _Watch:
     """Measures how long a clock's running step waits in real time."""
 
     def __init__(self, clock: FakeClock | None, after: float, config: pytest.Config) -> None:
-        self.every = after / _CHECKS
+        self.every = min(after / _CHECKS, _OFTEN)
         self._clock = clock
         self._thread = threading.get_ident()
         self._after = after
+        self._most = after / self.every - 1  # since waiting takes a little CPU time
         self._config = config
         self._marks: tuple[object, ...] = ()
         self._computed_ns = 0
         self._waited = 0.0  # in checks
+        self._context: Context | None = None  # of the step that was last seen
+        self._charged = 0.0  # how long this step has waited, in checks
         self._reported = False
         self._sent = ""
         self._sent_at = 0
@@ -112,16 +126,28 @@ class _Watch:
         computed = (computed_ns - self._computed_ns) / 1e9 / self.every
         self._computed_ns = computed_ns
         # Checks are counted, since a process that was stopped for an hour has not waited so long.
-        self._waited = max(0.0, self._waited + 1 - _CPU_WEIGHT * computed)
+        waited = 1 - _CPU_WEIGHT * computed
+        self._waited = max(0.0, self._waited + waited)
+        if sight.step is not None:
+            self._charge(sight.frame, sight.step, waited)
         if self._sent:
             if _pending is None or _pending[0] is not self._sent:
                 self._sent = ""
             elif _now() - self._sent_at > _PATIENCE * 1e9:
                 self._write(self._sent)  # the thread does not handle the signal
                 self._sent = ""
-        elif not self._reported and self._waited > _CHECKS - 1:  # waiting takes a little CPU time
+        elif not self._reported and self._waited > self._most:
             self._reported = True
             self._report(sight)
+
+    def _charge(self, frame: FrameType, seen: _Seen, waited: float) -> None:
+        """Let a step fail at its end if it has waited in real time for longer than its timeout."""
+        if seen.context is not self._context:
+            self._context, self._charged = seen.context, 0.0
+        self._charged += max(0.0, waited)
+        limit = seen.step.timeout_ns
+        if limit is not None and self._charged * self.every > limit / 1e9:
+            seen.context.charged = waits_at(frame)
 
     def _sight(self) -> _Sight | None:
         turn = None if self._clock is None else self._clock.turn()
@@ -130,27 +156,28 @@ class _Watch:
         if frame is None or _is_debugged(frame):
             return None
         steps = _steps_of(frame)
-        step = steps[0][0] if steps else None
+        seen = steps[0] if steps else None
+        step = None if seen is None else seen.step
         if turn is not None:
-            return _Sight(thread, frame, turn, (turn.party, turn.at_ns, step), turn.cpu_ns)
+            return _Sight(thread, frame, turn, (turn.party, turn.at_ns, step), seen, turn.cpu_ns)
         if self._clock is not None or step is None:
             return None
-        return _Sight(thread, frame, None, (step,), thread_cpu_ns(thread))
+        return _Sight(thread, frame, None, (step,), seen, thread_cpu_ns(thread))
 
     def _report(self, sight: _Sight) -> None:
         who = "a simulation" if sight.turn is None else sight.turn.who
         steps = _steps_of(sight.frame)
         if steps:
-            step = steps[0][0]
+            step = steps[0].step
             whose = "of a simulation" if sight.turn is None else f"of job {step.job_id}"
             who = f"{step.who} {whose}"
         text = blocked_report(sight.frame, who, self._after)
-        if steps and sight.thread == _main() and _interrupt(text, steps[0][0]):
+        if steps and sight.thread == _main() and _interrupt(text, steps[0].step):
             self._sent, self._sent_at = text, _now()
             return
         if steps and sight.turn is not None and self._clock is not None:
             error = pytest.fail.Exception(text, pytrace=False)
-            failed = [_failed(host, error) for _, host in steps]
+            failed = [_failed(seen.host, error) for seen in steps]
             if all(failed):
                 record_failure(error)
                 self._clock.revoke(sight.turn, error)
@@ -189,12 +216,13 @@ def _main() -> int:
     return threading.main_thread().ident or 0
 
 
-def _steps_of(frame: FrameType | None) -> list[tuple[StepInput, StepHost]]:
+def _steps_of(frame: FrameType | None) -> list[_Seen]:
     """Return the steps that a thread runs, innermost first."""
+    steps = [outer.f_locals for outer in outwards(frame) if outer.f_code in _RUN_STEP]
     return [
-        (outer.f_locals["step"], outer.f_locals["host"])
-        for outer in outwards(frame)
-        if outer.f_code in _RUN_STEP
+        _Seen(values["step"], values["host"], values["context"])
+        for values in steps
+        if "context" in values  # else the step begins
     ]
 
 
@@ -251,7 +279,7 @@ def _fail_step(_: int, frame: FrameType | None) -> None:
     global _pending
     pending, _pending = _pending, None
     # Only the step that was checked, since the thread may run another one by now.
-    if pending is not None and any(step is pending[1] for step, _ in _steps_of(frame)):
+    if pending is not None and any(seen.step is pending[1] for seen in _steps_of(frame)):
         error = pytest.fail.Exception(pending[0], pytrace=False)
         record_failure(error)
         raise error from None

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, final
 from routilux.clocks.clock import Clock, Key, Party, Signal, thread_cpu_ns
 from routilux.clocks.durations import SECOND, from_ns, instant_ns, signed_ns, to_ns
 from routilux.clocks.forks import begin_in_children
-from routilux.clocks.real_waits import PATIENCE_NS
+from routilux.clocks.real_waits import PATIENCE_NS, Addresses
 from routilux.errors import ClockStalledError
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class _Party(Party):
         if not self.opened:
             self.opened = True  # no exception can come between this line and the next call
             self.gate.release()
-            if self.real is not None:
+            if self.real is not None and self.thread != threading.get_ident():
                 self.real.wake()
 
     def shut(self) -> None:
@@ -182,6 +182,8 @@ class FakeClock(Clock):
         self._tickets = count(1)
         self.patience_ns = PATIENCE_NS
         """For how long virtual time waits for real I/O, threads and processes; nanoseconds."""
+        self.addresses = Addresses()
+        """The addresses of the sockets in its event loops; for these loops."""
         self._reals: list[_Party] = []  # the waiting event loops that real work may wake
         self._loops = count()  # each event loop has a number, which orders its wakes
         self._results: set[_Party] = set()  # wait for a result, so time may move by itself
@@ -283,6 +285,7 @@ class FakeClock(Clock):
         return VirtualLoop(self, next(self._loops))
 
     def serves(self, event_loop: AbstractEventLoop) -> bool:
+        """Return whether `new_event_loop` of this clock made an event loop."""
         return getattr(event_loop, "clock", None) is self
 
     def yield_turn(self) -> None:

@@ -11,6 +11,8 @@ Invariants:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Hashable
 from typing import Final
 
 from routilux.clocks.clock import SystemClock
@@ -19,6 +21,33 @@ from routilux.clocks.durations import SECOND
 real_ns: Final = SystemClock.monotonic_ns
 PATIENCE_NS: Final = 5 * SECOND
 _TICK_NS: Final = 5_000_000  # between two checks of work that is under way
+
+
+Ends = tuple[int, Hashable, Hashable]
+"""The kind of a socket, its own address and the remote one; None for any remote address."""
+
+
+class Addresses:
+    """The addresses of the sockets in the loops of one clock."""
+
+    def __init__(self) -> None:
+        self._connected: Counter[Hashable] = Counter()  # (local, remote)
+        self._open: Counter[Hashable] = Counter()  # (local, None): for any remote address
+
+    def add(self, ends: Ends, change: int) -> None:
+        """Add the ends of a socket, or remove them with `change` -1."""
+        kind, local, remote = ends
+        if remote is None:
+            self._open[kind, local] += change
+        else:
+            self._connected[kind, local, remote] += change
+
+    def has_other_end(self, ends: Ends) -> bool:
+        """Return whether a loop of the clock serves the other end of a connection."""
+        kind, local, remote = ends
+        if self._connected[kind, remote, local] > 0 or self._open[kind, remote] > 0:
+            return True
+        return isinstance(remote, tuple) and self._open[kind, ("", remote[1])] > 0
 
 
 class RealWait(ABC):

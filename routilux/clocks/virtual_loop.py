@@ -6,8 +6,8 @@ Invariants:
 - While the loop runs, its thread is a party of the clock, which waits only when no callback is
   ready. So time never passes a loop that can run, and two loops on one clock never run at once.
 - A callback from any thread wakes the loop, also from a thread that the clock does not know.
-- A call in a thread pool is a party of the clock from its submission on, as soon as the pool has a
-  free thread for the call. It takes its turn in the order of submission.
+- A call in a thread pool is a party of the clock too. All other real work, such as I/O, is waited
+  for in real time while virtual time does not move.
 """
 
 from __future__ import annotations
@@ -16,23 +16,26 @@ import _thread
 import asyncio
 import heapq
 import math
-import selectors
 import threading
 import warnings
-from collections import deque
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, Protocol, final
-from weakref import WeakKeyDictionary
 
 from routilux.clocks.durations import SECOND, signed_ns
-from routilux.clocks.real_waits import RealWait, real_ns
+from routilux.clocks.loop_files import LoopFiles, LoopSelector
+from routilux.clocks.thread_calls import Call, calls_of
 
 if TYPE_CHECKING:
+    import selectors
+    import socket
+    from collections import deque
     from collections.abc import Callable
     from contextvars import Context
+    from weakref import WeakValueDictionary
 
     from routilux.clocks.clock import Key, Party, Signal
+    from routilux.clocks.real_waits import Addresses, RealWait
 
 _NEVER: Final = 2**80  # the instant of a timer that is infinitely far away
 _FEW: Final = 64  # cancelled timers that the heap may hold before they are removed
@@ -43,7 +46,9 @@ _AFTER_STEPS: Final = math.inf  # a loop of user code wakes after the steps of t
 class LoopClock(Protocol):
     """What a `VirtualLoop` needs of its clock."""
 
+    autojump: bool
     patience_ns: int
+    addresses: Addresses
 
     def monotonic_ns(self) -> int: ...
     def signal(self) -> Signal: ...
@@ -82,7 +87,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     _thread_id: int | None
     _clock_resolution: float
     _internal_fds: int
+    _ssock: socket.socket
     _signal_handlers: dict[int, asyncio.Handle]
+    _transports: WeakValueDictionary[int, asyncio.Transport]
     _executor_shutdown_called: bool
 
     def __init__(self, clock: LoopClock, number: int) -> None:
@@ -96,8 +103,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._waits = False  # the thread of the loop waits on the clock
         self._rounds = 0  # since it last waited
         self._call_numbers = count()
-        selector = _Selector(self)
-        self._real = _Real(self, clock, selector)
+        selector = LoopSelector(self, clock)
+        self._real = LoopFiles(self, clock, selector)
         super().__init__(selector)
         self._clock_resolution = 1 / SECOND
 
@@ -188,7 +195,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super().close()
         self._timers.clear()
 
-    def _collect(self, poll: Callable[[], list[Any]], *, idle: bool) -> None:
+    def collect(self, poll: Callable[[], list[Any]], *, idle: bool) -> None:
         """Make ready what can run now; with `idle`, wait for the first such callback."""
         events = poll()
         if not idle or events:
@@ -205,7 +212,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def _wait(self) -> None:
         self._waits = True
         try:
-            self.clock.wait(self._signal, self._next_instant(), real=self._real.of_now())
+            until = self._next_instant()
+            real = self._real.of_now(has_timer=until is not None)
+            self.clock.wait(self._signal, until, real=real)
         finally:
             self._waits = False
         self._signal.clear()  # all callbacks that have been added until here run in this round
@@ -240,10 +249,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             self._real.add_call(foreign)
             return foreign
         key = (_AFTER_STEPS, self._number, next(self._call_numbers))
-        call = _Call(self.clock, key, func, args)
+        call = Call(self.clock, key, func, args)
         future = asyncio.wrap_future(call.result, loop=self)
-        _calls_of(executor).submit(executor, call)
+        calls_of(executor).submit(executor, call)
         return future
+
+    async def _make_subprocess_transport(self, *args: Any, **options: Any) -> Any:
+        process = await super()._make_subprocess_transport(*args, **options)  # type: ignore[misc]
+        self._real.add_process(process)
+        return process
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as in asyncio
         self._executor_shutdown_called = True
@@ -252,7 +266,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             return
         try:
             async with asyncio.timeout(timeout):  # its calls may wait for virtual time
-                await asyncio.wrap_future(_calls_of(executor).all_ended(), loop=self)
+                await asyncio.wrap_future(calls_of(executor).all_ended(), loop=self)
         except TimeoutError:
             warnings.warn(
                 f"the calls in the event loop's threads have not ended within {timeout} seconds",
@@ -262,193 +276,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             executor.shutdown(wait=False)
         else:
             executor.shutdown()  # no thread of it works
-
-
-class _Selector(selectors.DefaultSelector):
-    """A selector that lets its loop wait on a clock."""
-
-    def __init__(self, loop: VirtualLoop) -> None:
-        super().__init__()
-        self._loop = loop
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        # The loop has no timers of asyncio, so it gives no timeout if it has nothing to run.
-        self._loop._collect(self._poll, idle=timeout is None)
-        return []
-
-    def _poll(self) -> list[tuple[selectors.SelectorKey, int]]:
-        return super().select(0)
-
-    def block(self, seconds: float | None) -> None:
-        """Wait until a file is ready, at most for `seconds`."""
-        super().select(seconds)
-
-    def has_ready(self) -> bool:
-        """Return whether a file is ready."""
-        return bool(super().select(0))
-
-
-class _Real(RealWait):
-    """What a loop waits for in real time: files, threads and processes."""
-
-    def __init__(self, loop: VirtualLoop, clock: LoopClock, selector: _Selector) -> None:
-        super().__init__()
-        self._loop = loop
-        self._clock = clock
-        self._selector = selector
-        self._has_files = False
-        self._calls: dict[asyncio.Future[Any], int] = {}  # each with its start in real time
-
-    def of_now(self) -> RealWait | None:
-        """Return itself, or None if nothing real can wake the loop."""
-        files = len(self._selector.get_map()) - self._loop._internal_fds
-        self._has_files = bool(files or self._loop._signal_handlers)
-        if not (self._has_files or self._calls) and threading.active_count() == 1:
-            return None
-        patience = self._clock.patience_ns
-        self.stall_ns = patience
-        self.hold_ns = 0
-        if self._calls:
-            self.hold_ns = max(self._calls.values()) + patience - real_ns()
-        return self
-
-    def add_call(self, call: asyncio.Future[Any]) -> None:
-        """Add a call in an executor whose threads or processes the clock does not know."""
-        self._calls[call] = real_ns()
-        call.add_done_callback(self._calls.pop)
-
-    def poll(self) -> bool:
-        return self._has_files and self._selector.has_ready()
-
-    def block(self, seconds: float | None) -> None:
-        self._selector.block(seconds)
-
-    def wake(self) -> None:
-        self._loop.interrupt()
-
-
-# --- calls in thread pools ------------------------------------------------------------------------
-
-
-class _Call:
-    """A call in a thread pool, and its result."""
-
-    def __init__(
-        self, clock: LoopClock, key: Key, func: Callable[..., Any], args: tuple[Any, ...]
-    ) -> None:
-        self._clock = clock
-        self._key = key
-        self._func = func
-        self._args = args
-        self._party: Party | None = None
-        self.result: Future[Any] = Future()
-
-    def admit(self) -> None:
-        """Register the thread that will run the call with the clock."""
-        name = getattr(self._func, "__qualname__", repr(self._func))
-        self._party = self._clock.party(f"a thread that runs {name}", self._key)
-
-    def run(self, end: Callable[[_Call], None]) -> None:
-        """Run the call in this thread.
-
-        The thread keeps its turn until the loop has the result and the next call is admitted.
-        """
-        if self._party is not None:
-            self._party.start()
-        try:
-            if self.result.set_running_or_notify_cancel():
-                try:
-                    value = self._func(*self._args)
-                except BaseException as error:
-                    self.result.set_exception(error)
-                else:
-                    self.result.set_result(value)
-        finally:
-            end(self)
-            if self._party is not None:
-                self._party.stop()
-
-    def give_up(self, error: BaseException | None) -> None:
-        """End a call that no thread will run."""
-        if self._party is not None:
-            self._party.cancel()
-        if error is None or not self.result.set_running_or_notify_cancel():
-            self.result.cancel()
-        else:
-            self.result.set_exception(error)
-
-
-class _Calls:
-    """The calls of event loops that a thread pool has not ended.
-
-    A call that waits for a free thread is no party yet: the calls before it may wait for time.
-    """
-
-    def __init__(self, threads: int) -> None:
-        self._free = threads
-        self._lock = threading.Lock()
-        self._waiting: deque[_Call] = deque()
-        self._running: set[_Call] = set()
-        self._ended: list[Future[None]] = []  # each gets its result when all calls have ended
-
-    def submit(self, executor: Executor, call: _Call) -> None:
-        with self._lock:
-            self._waiting.append(call)
-            self._admit()
-        try:
-            future = executor.submit(call.run, self._end)
-        except BaseException:
-            self._end(call)
-            call.give_up(None)
-            raise
-        future.add_done_callback(lambda done: self._drop(done, call))
-        call.result.add_done_callback(lambda _: future.cancel())
-
-    def all_ended(self) -> Future[None]:
-        """Return a future that is done when no call is left."""
-        ended: Future[None] = Future()
-        with self._lock:
-            self._ended.append(ended)
-            self._admit()
-        return ended
-
-    def _drop(self, done: Future[None], call: _Call) -> None:
-        # The pool was shut down, or broke, or the caller cancelled a call that had not begun.
-        error = None if done.cancelled() else done.exception()
-        if done.cancelled() or error is not None:
-            self._end(call)
-            call.give_up(error)
-
-    def _end(self, call: _Call) -> None:
-        with self._lock:
-            if call in self._running:
-                self._running.discard(call)
-                self._free += 1
-            elif call in self._waiting:
-                self._waiting.remove(call)
-            self._admit()
-
-    def _admit(self) -> None:
-        while self._free and self._waiting:
-            self._free -= 1
-            call = self._waiting.popleft()
-            self._running.add(call)
-            call.admit()
-        if not self._running and not self._waiting:
-            while self._ended:
-                self._ended.pop().set_result(None)
-
-
-_calls: Final[WeakKeyDictionary[Executor, _Calls]] = WeakKeyDictionary()
-_calls_lock: Final = threading.Lock()
-
-
-def _calls_of(executor: ThreadPoolExecutor) -> _Calls:
-    with _calls_lock:
-        return _calls.setdefault(executor, _Calls(executor._max_workers))
-
-
-# --- instants -------------------------------------------------------------------------------------
 
 
 def _length(delay: float) -> int:

@@ -63,8 +63,9 @@ class AsyncSteps:
         `event_loop` is that of the job's caller; None means the runtime's own.
         """
         try:
-            task = AsyncStep(self.queue(event_loop), step, coroutine, report)
-            task.queue.put(partial(task.begin, context))
+            with self._lock:  # so that no event loop is closed between the two
+                task = AsyncStep(self._queue(event_loop), step, coroutine, report)
+                task.queue.put(partial(task.begin, context))
         except BaseException:
             coroutine.close()
             raise
@@ -73,21 +74,24 @@ class AsyncSteps:
     def close(self) -> None:
         """End the event loop of this runtime when its last handler has ended."""
         with self._lock:
-            own, self._own = self._own, None
-        if own is not None:
-            self._closes()
+            if self._own is not None:
+                self._own = None
+                self._closes()
 
-    def queue(self, event_loop: asyncio.AbstractEventLoop | None) -> EventLoopQueue:
-        """Return the queue of an event loop; None means the runtime's own."""
+    def queue(self, event_loop: asyncio.AbstractEventLoop) -> EventLoopQueue:
+        """Return the queue of an event loop."""
         with self._lock:
-            if event_loop is not None:
-                queue = self._queues.get(event_loop)
-                if queue is None:
-                    queue = self._queues[event_loop] = EventLoopQueue(event_loop)
-                return queue
-            if self._own is None:
-                self._own = self._opened()
-            return self._own
+            return self._queue(event_loop)
+
+    def _queue(self, event_loop: asyncio.AbstractEventLoop | None) -> EventLoopQueue:
+        if event_loop is not None:
+            queue = self._queues.get(event_loop)
+            if queue is None:
+                queue = self._queues[event_loop] = EventLoopQueue(event_loop)
+            return queue
+        if self._own is None:
+            self._own = self._opened()
+        return self._own
 
     def _opened(self) -> EventLoopQueue:
         event_loop = self._clock.new_event_loop()
@@ -217,7 +221,8 @@ class AsyncStep:
         """Create the task; in the thread of the event loop."""
         task = context.run(asyncio.get_running_loop().create_task, self._run())
         self._task = task
-        self.queue.tasks.add(task)
+        if not task.done():  # an eager task runs at once
+            self.queue.tasks.add(task)
 
     def cancel(self, *, logs: bool) -> None:
         """Cancel the task; thread-safe. With `logs` a task that takes too long is logged."""
@@ -245,15 +250,17 @@ class AsyncStep:
             self.queue.discard(self._task)
 
     def _cancel(self, *, logs: bool) -> None:
-        task, coroutine = self._task, self._coroutine
-        if task is None or (task.done() and coroutine is None):
-            return
-        task.cancel()
-        if coroutine is not None:  # it never begins
-            coroutine.close()
+        task, event_loop = self._task, asyncio.get_running_loop()
+        if self._coroutine is None:
+            if task is not None and not task.done():
+                task.cancel()
+                if logs:
+                    event_loop.call_later(CLEANUP / SECOND, self._log_survivor)
+        elif task is not None and task.done():  # others have cancelled it before it began
+            self._coroutine.close()
             self._end(asyncio.CancelledError())
-        elif logs:
-            asyncio.get_running_loop().call_later(CLEANUP / SECOND, self._log_survivor)
+        else:  # it begins first, so that its outcome is that of an attempt
+            event_loop.call_soon(partial(self._cancel, logs=logs), context=self.queue.context)
 
     def _log_survivor(self) -> None:
         if self._task is not None and not self._task.done():

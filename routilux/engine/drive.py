@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from contextlib import contextmanager
 from contextvars import copy_context
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,13 +25,11 @@ from routilux.core.commits import CommitKind, JobStatus
 from routilux.core.requests import request
 from routilux.engine.step import CLEANUP, failure, timed_out
 from routilux.errors import (
-    FlowDefinitionError,
     LeaseLostError,
     NoActiveStepError,
     NotResumableError,
     UnserializableError,
 )
-from routilux.graph.context import active
 from routilux.graph.messages import ErrorInfo
 from routilux.persist.journal import SNAPSHOT_EVERY
 from routilux.persist.store import POLL, lost
@@ -40,7 +37,7 @@ from routilux.persist.store import POLL, lost
 if TYPE_CHECKING:
     import contextvars
     from asyncio import AbstractEventLoop
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import Callable, Coroutine
 
     from routilux.clocks.clock import Key
     from routilux.core.commits import Commit
@@ -498,55 +495,6 @@ class Drive:
         """Return a copy of the job as of the last commit."""
         with self.environment.lock:
             return self.machine.job.copy()
-
-
-def running_drive() -> Drive | None:
-    """Return the job whose handler runs the calling code; None outside a handler."""
-    context = active.get()
-    host = None if context is None or context.step is None else context._host
-    return host if isinstance(host, Drive) else None
-
-
-def refuse_blocked_loop() -> None:
-    """Raise `FlowDefinitionError` if a wait of the calling code blocks the loop of its handler."""
-    context = active.get()
-    if context is not None and context.step is not None and context.blocks_loop():
-        raise FlowDefinitionError(
-            f"an async handler of {context.step.task.routine_id} waits for a job, which blocks the"
-            " event loop of all async handlers; use 'await flow.aexecute(...)'"
-        )
-
-
-@contextmanager
-def waiting_step() -> Iterator[Drive | None]:
-    """Let other steps run while the step of the calling code, if any, waits for another job.
-
-    Yields the job of that step.
-    """
-    context, drive = active.get(), running_drive()
-    if drive is None or context is None or context.step is None:
-        yield None
-        return
-    number, waits = context.step.number, drive._waits
-    if context.on_loop:  # it holds no thread of the runtime
-        yield drive
-        return
-    with drive.environment.lock:
-        loop = drive.loop
-        if loop is not None:
-            waits[number] = waits.get(number, 0) + 1
-            # A handler may wait for many jobs at once, in threads of its own.
-            if waits[number] == 1 and loop.block(1):
-                drive.warn_of_wait(context.step.task.routine_id)
-    try:
-        yield drive
-    finally:
-        if loop is not None:
-            with drive.environment.lock:
-                waits[number] -= 1
-                if not waits[number]:
-                    del waits[number]
-                    loop.block(-1)
 
 
 def _given_up(step: StepInput) -> NoActiveStepError:

@@ -107,8 +107,8 @@ def _arguments(step: StepInput, slot: Slot) -> dict[str, Any]:
 
 
 def _success(step: StepInput, routine: Routine, context: Context, host: StepHost) -> StepOutcome:
-    if step.timeout_ns is not None and _is_late(step, host):
-        return timed_out(step)
+    if step.timeout_ns is not None and _is_late(step, context, host):
+        return timed_out(step, context.charged)
     if not context.touched:
         return StepOutcome(step.number, context.outbox)
     state, shared = context.writes(state_allowed=routine.max_concurrency == 1)
@@ -123,8 +123,8 @@ def _failure(
         return None  # not the handler's failure: nothing moves the clock
     if not isinstance(error, Exception) and not is_failure(error):
         return None
-    if step.timeout_ns is not None and _is_late(step, host):
-        return timed_out(step)
+    if step.timeout_ns is not None and _is_late(step, context, host):
+        return timed_out(step, context.charged)
     outcome = failure(step.number, error)
     if step.final or not handler.is_retryable(type(error), outcome.leaf_types):
         info = cast("ErrorInfo", outcome.error)
@@ -137,12 +137,12 @@ def _failure(
     return outcome
 
 
-def timed_out(step: StepInput) -> StepOutcome:
-    """Return the outcome of a step that timed out."""
+def timed_out(step: StepInput, charged: str | None = None) -> StepOutcome:
+    """Return the outcome of a step that timed out; `charged` says where it waited in real time."""
     limit = (step.timeout_ns or 0) / SECOND
     error = StepTimeoutError(
         f"attempt {step.attempt} of {step.task.routine_id} took longer than its timeout of"
-        f" {limit:g} s"
+        f" {limit:g} s" + ("" if charged is None else f" of real time: it waited at {charged}")
     )
     return failure(step.number, error)
 
@@ -160,8 +160,9 @@ def failure(number: int, error: BaseException) -> StepOutcome:
     return outcome
 
 
-def _is_late(step: StepInput, host: StepHost) -> bool:
-    return step.timeout_ns is not None and host.now_ns() - step.started_ns >= step.timeout_ns
+def _is_late(step: StepInput, context: Context, host: StepHost) -> bool:
+    limit = step.timeout_ns or 0
+    return context.charged is not None or host.now_ns() - step.started_ns >= limit
 
 
 def _check_result(result: object, slot: Slot) -> None:

@@ -14,11 +14,11 @@ import threading
 from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary, finalize
 
-from routilux.engine.drive import refuse_blocked_loop, running_drive
 from routilux.engine.driver import InlineDriver
 from routilux.engine.loop import Loop
 from routilux.engine.pool import AsyncDriver, PoolDriver
 from routilux.engine.step import CLEANUP
+from routilux.engine.waiting import refuse_blocked_loop, running_drive
 from routilux.errors import FlowDefinitionError
 
 if TYPE_CHECKING:

@@ -95,6 +95,7 @@ class Context:
         "_shared",
         "_state",
         "_streams",
+        "charged",
         "named",
         "on_loop",
         "outbox",
@@ -114,6 +115,8 @@ class Context:
         """The names of `once` in this attempt; None before the first."""
         self.touched = False
         """Whether the handler has used state or shared data."""
+        self.charged: str | None = None
+        """In a test, where the handler waited in real time for longer than its timeout."""
         self.on_loop = False
         """Whether the handler runs on an event loop."""
         self._host = host

@@ -67,6 +67,8 @@ CREATE TABLE routilux_snapshots (
 """
 # A statement that waited for a lock sees what the other one has written: a stricter isolation would
 # make that an error. A plan is made once, and uses the indexes however few jobs there are then.
+# A scan of a table without an index has so high a cost then that the server would compile it: 0.1 s
+# for each new connection.
 _SETTINGS: Final = """
 SELECT set_config(name, setting, false) FROM (VALUES
     ('default_transaction_isolation', 'read committed'),
@@ -74,7 +76,8 @@ SELECT set_config(name, setting, false) FROM (VALUES
         coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on')),
     ('plan_cache_mode', 'force_generic_plan'),
     ('enable_seqscan', 'off'),
-    ('enable_bitmapscan', 'off')
+    ('enable_bitmapscan', 'off'),
+    ('jit', 'off')
 ) AS settings (name, setting)
 """
 _BACKEND: Final = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"

@@ -12,6 +12,7 @@ Invariants:
 from __future__ import annotations
 
 import sqlite3
+import sys
 import threading
 from contextlib import closing, suppress
 from functools import partial
@@ -426,6 +427,10 @@ def _text(data: bytes) -> str:
     return data.decode(errors="backslashreplace")  # a damaged text must not hide its row
 
 
+# Python 3.12.0 to 3.12.3 take ?1 for a name, and warn of values in a tuple (gh-117995).
+_NUMBERS_ARE_NAMES: Final = (3, 12) <= sys.version_info < (3, 12, 4)
+
+
 class _Connection(sqlite3.Connection):
     """A SQLite connection whose statements wait while another process holds a lock.
 
@@ -438,6 +443,8 @@ class _Connection(sqlite3.Connection):
     def execute(self, statement: str, values: Any = (), /) -> sqlite3.Cursor:
         """Execute a statement; while another process locks the file, wait and try again."""
         begun, nap = 0, _FIRST_NAP
+        if _NUMBERS_ARE_NAMES and "?1" in statement:
+            values = {str(number): value for number, value in enumerate(values, 1)}
         while True:
             try:
                 return super().execute(statement, values)

@@ -7,6 +7,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from routilux import (
     ErrorHandler,
     FakeClock,
+    JobState,
     MemoryStore,
     NoActiveStepError,
     Routine,
@@ -41,6 +43,7 @@ from tests.routines import (
     rest,
     retrying,
     run_by,
+    saveable,
     sends,
 )
 
@@ -401,17 +404,66 @@ def test_a_timeout_of_a_thread_names_the_handlers_that_fill_the_pool(caplog):
     def hangs(self: Routine, n: object = 0) -> None:
         assert gate.wait(PATIENCE)
 
+    routine = Wide(hangs, ErrorHandler("continue", timeout=0.001))
     with Runtime() as runtime:
-        runtime.threads._size = 2
-        flow = chain(a=Works(hangs, ErrorHandler(timeout=0.001)))
         try:
-            for run in [flow.start("a", runtime=runtime) for _ in range(2)]:
-                assert "StepTimeoutError" == error_of(run.wait(PATIENCE))[0]
+            fan(sends(1, 2), workers=2, a=routine).execute("source", runtime=runtime)
         finally:
             gate.set()
     [text] = [text for text in caplog.messages if "outlived their timeout" in text]
     assert "all 2 threads" in text
-    assert "a" in text
+    assert "a (task 0.0, attempt 1), a (task 0.1, attempt 1)" in text
+
+
+@pytest.mark.parametrize("ends", ["cancelled", "given back"])
+def test_a_step_whose_handler_has_not_begun_can_be_cancelled(ends):
+    """The request comes when the step is in flight, before the event loop runs its task."""
+    begun: list[object] = []
+
+    async def body(self: Routine, n: object = 0) -> None:
+        begun.append(self.ctx.attempt)
+        await asyncio.sleep(60)
+
+    flow, clock = chain(a=body), FakeClock()
+    with Runtime(clock=clock) as runtime:
+
+        async def story() -> JobState:
+            task = asyncio.ensure_future(flow.aexecute("a", runtime=runtime))
+            await asyncio.sleep(0)  # the job has begun
+            [drive] = next(iter(runtime.threads._on_event_loops.values())).loop.drives
+            while not drive.tasks:  # noqa: ASYNC110 - nothing reports it
+                await asyncio.sleep(0)
+            assert not begun
+            if ends == "cancelled":
+                drive.request("cancel")
+            else:
+                drive.leave()
+            return await task
+
+        job = arun(runtime, story())
+    assert 0 == clock.monotonic_ns()
+    kind = ["start", "cancelled", "failed"] if ends == "cancelled" else ["start"]
+    assert kind == kinds(job)
+
+
+async def sleeps_in_its_process(self: Routine, n: float = 0) -> None:
+    await self.ctx.asleep(n)
+    self.emit("out", n=await self.ctx.aonce("double", double, n))
+
+
+async def double(n: float) -> float:
+    return 2 * n
+
+
+def test_an_async_handler_runs_in_a_process_of_an_executor_and_is_cancelled_there():
+    with ProcessPoolExecutor(1) as executor, Runtime(executor=executor) as runtime:
+        job = chain(a=saveable(sleeps_in_its_process)).execute("a", {"n": 0.001}, runtime=runtime)
+        assert ([0.002], ["start", "effect", "done"]) == (outputs(job), kinds(job))
+
+        routine = saveable(sleeps_in_its_process)
+        routine.set_error_handler(ErrorHandler(timeout=0.01))
+        late = chain(a=routine).execute("a", {"n": 3600}, runtime=runtime)
+        assert "StepTimeoutError" == error_of(late)[0]
 
 
 # --- what would block the event loop --------------------------------------------------------------

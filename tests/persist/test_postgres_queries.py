@@ -25,6 +25,11 @@ def test_a_job_that_somebody_is_just_taking_is_passed_over_and_not_waited_for(ds
         assert "j" == acquire(store, "b", ["f"], SECOND)
 
 
+def test_no_statement_is_compiled(dsn):
+    with PostgresStore(with_option(dsn, "jit=on")) as store:
+        assert [("off",)] == store._do("SHOW jit").rows
+
+
 LOOK = {
     "owner": "b",
     "flow_ids": ["f"],

@@ -34,10 +34,9 @@ def test_a_look_for_a_job_costs_no_more_where_thousands_of_other_flows_are_free(
     sqlite.acquire("a", ["f"], 10**6 * SECOND)
     alone = instructions()
     with writing(sqlite) as db:
-        db.executemany(
-            _CREATE,
-            [(f"{flow}-{n}", flow, "", 1, 0, "pending") for flow in "ah" for n in range(1000)],
-        )
+        for flow in "ah":
+            for n in range(1000):
+                db.execute(_CREATE, (f"{flow}-{n}", flow, "", 1, 0, "pending"))
     assert 0 < instructions() <= alone + 10
 
 

@@ -7,6 +7,7 @@ documentation run in the same way.
 
 from __future__ import annotations
 
+import atexit
 import gc
 import importlib
 import json
@@ -15,6 +16,7 @@ import re
 import runpy
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from textwrap import dedent
 from time import perf_counter
@@ -133,14 +135,15 @@ def _serve() -> None:
         if pid == 0:
             requests.close()
             replies.close()
-            sys.exit(_run(**json.loads(line)))
+            _end(_status(**json.loads(line)))
         replies.write(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n")
         replies.flush()
 
 
-def _run(
+def _status(
     command: list[str], folder: str, environment: dict[str, str], out: str, err: str
-) -> int | str | None:
+) -> int:
+    """Run the command, and return its exit status."""
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
@@ -148,6 +151,16 @@ def _run(
     sys.path[:] = [folder, *filter(None, known), *(p for p in sys.path if p not in known)]
     for name, number in (out, 1), (err, 2):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND), number)
+    try:
+        _run(command)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            raise  # the interpreter prints it
+        return int(end.code or 0)
+    return 0
+
+
+def _run(command: list[str]) -> None:
     match command:
         case ["pytest" | "routilux" as module, *args]:
             pass
@@ -156,12 +169,20 @@ def _run(
         case ["python", script, *args]:
             sys.argv[:] = [script, *args]
             runpy.run_path(script, run_name="__main__")
-            return 0
+            return
     sys.argv[:] = [module, *args]
     if module == "pytest":
-        return pytest.main()
+        sys.exit(pytest.main())
     runpy.run_module(module, run_name="__main__", alter_sys=True)
-    return 0
+
+
+def _end(status: int) -> None:
+    """End as an interpreter does, but free nothing: that would copy the memory of the server."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def assert_golden(golden: str, lines: list[str]) -> None:

@@ -327,7 +327,9 @@ def test_a_project_can_switch_the_plugin_off(installed):
         def test_wants_it(flow_clock): pass
         """
     )
-    result = installed.runpytest_subprocess("-p", "no:routilux", "-v", "-W", "error")
+    result = installed.runpytest_subprocess(
+        *("-p", "no:routilux", "-p", "no:asyncio", "-v", "-W", "error")
+    )
     result.assert_outcomes(passed=2, errors=1)
     result.stdout.fnmatch_lines(["E *fixture 'flow_clock' not found"])
     assert [] == result.errlines

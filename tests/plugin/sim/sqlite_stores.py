@@ -57,7 +57,8 @@ class Stepped(SqliteStore):
 
     def _look(self) -> None:
         if self._seq:
-            self.seen.append((self._seq, self._statement, self._folder.image({})))
+            last = self.seen[-1][2] if self.seen else {}
+            self.seen.append((self._seq, self._statement, self._folder.image(last)))
 
     def create(self, job_id: str, row: bytes, owner: str, **options: Any) -> None:
         self._seq = 1

@@ -14,7 +14,7 @@ from tests.core.gather_flows import Behaviour, Expected, Node, plain_id, random_
 from tests.gathers import Join, Work, gathering
 from tests.plugin.sim.steps import START
 from tests.routines import retrying
-from tests.soak import sampled
+from tests.soak import batch_seed, sampled
 
 
 def shop(workers: int | None, per: str | None) -> Flow:
@@ -52,8 +52,9 @@ class Live(Node):
         self.take()
 
 
-@pytest.mark.parametrize("seed", sampled(range(300), [0, 8, 16, 24]))
-def test_random_flows_with_gathers_outlive_every_crash(seed, monkeypatch):
+@pytest.mark.parametrize("batch", sampled(range(90), [0, 8, 16, 24]))
+def test_random_flows_with_gathers_outlive_every_crash(batch, monkeypatch):
+    seed = batch_seed(batch)
     flow, splits = random_flow(Random(seed), Live)
     monkeypatch.setattr(Live, "behaviour", Behaviour(seed), raising=False)
     monkeypatch.setattr(Live, "flow", flow, raising=False)

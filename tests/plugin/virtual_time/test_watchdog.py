@@ -232,6 +232,70 @@ def test_a_thread_that_blocks_the_signal_is_reported_once(shop):
     assert [HEAD] == heads(result.errlines)
 
 
+def test_a_step_that_waits_in_real_time_for_longer_than_its_timeout_fails_and_says_where(shop):
+    shop.makepyfile(
+        """
+        import threading
+        import time
+        from pathlib import Path
+        import pytest
+        from routilux import ErrorHandler
+        from pytest_routilux.virtual_time import watchdog
+        from shop import chain
+
+        @pytest.fixture
+        def seen(monkeypatch):
+            # The wait ends when the watchdog has seen it for longer than the timeout.
+            charged = threading.Event()
+            charge = watchdog._Watch._charge
+
+            def tells(watch, frame, step, waited):
+                charge(watch, frame, step, waited)
+                if step.context.charged:
+                    charged.set()
+
+            monkeypatch.setattr(watchdog._Watch, "_charge", tells)
+            return charged
+
+        def run(flow, how):
+            flow.set_error_handler(ErrorHandler("retry", timeout=0.05, retry_delay=3))
+            if how == "execute":
+                return flow.execute("charge", job_id="j")
+            return flow.start("charge", job_id="j").wait()
+
+        @pytest.mark.parametrize("how", ["execute", "start"])
+        @pytest.mark.parametrize("is_async", [False, True])
+        def test_times_out(flow_runtime, flow_monitor, seen, how, is_async):
+            def charge(self, n=0):
+                if self.ctx.attempt == 1:
+                    seen.wait()
+
+            async def charge_later(self, n=0):
+                charge(self)
+
+            job = run(chain(charge=charge_later if is_async else charge), how)
+            assert job.status == "completed"
+            flow_monitor.assert_retried("charge", times=1, delays=[3])
+            error = job.commits[1].error
+            assert error.type == "routilux.StepTimeoutError"
+            line = charge.__code__.co_firstlineno + 2
+            assert error.message == (
+                "attempt 1 of charge took longer than its timeout of 0.05 s of real time: it waited"
+                f" at {Path(__file__).name}:{line}: seen.wait()"
+            )
+
+        def test_one_that_computes_does_not(flow_runtime):
+            def charge(self, n=0):
+                until = time.thread_time() + 0.3
+                while time.thread_time() < until:
+                    pass
+
+            assert run(chain(charge=charge), "start").status == "completed"
+        """
+    )
+    run_inside(shop, "-o", "routilux_blocked_after=5").assert_outcomes(passed=5)
+
+
 @pytest.mark.parametrize(
     ("shares", "at"),
     [
@@ -253,12 +317,12 @@ def test_a_step_is_blocked_when_it_has_waited_for_so_long_less_four_times_its_cp
     step, computed, checks = object(), 0.0, 0
 
     def sight(_: object) -> watchdog._Sight:
-        return watchdog._Sight(1, sys._getframe(), None, (step,), round(computed * 1e9))
+        return watchdog._Sight(1, sys._getframe(), None, (step,), None, round(computed * 1e9))
 
     monkeypatch.setattr(watchdog._Watch, "_sight", sight)
     monkeypatch.setattr(watchdog._Watch, "_report", lambda *_: reported.append(checks))
     config: Any = None
-    watch = watchdog._Watch(None, 4.0, config)
+    watch = watchdog._Watch(None, 0.4, config)
     watch.check()
     for share in shares:
         checks += 1

@@ -20,7 +20,8 @@ from pytest_routilux.frames import definition_of
 from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
 from pytest_routilux.sim.recovery import run_undisturbed
 from pytest_routilux.sim.results import Coverage
-from pytest_routilux.sim.simulator.host_loop import HostLoop, simulated_loops
+from pytest_routilux.sim.simulator.driver import simulation
+from pytest_routilux.sim.simulator.host_loop import HostLoop
 from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.virtual_time.simulated_step import Flight, SimClock, running
 from routilux.clocks.durations import SECOND
@@ -173,7 +174,7 @@ def _call(flow: Flow, step: StepInput, trap: _Trap) -> bool:
     outer = running.flight, running.clock
     running.flight, running.clock = trap, trap.clock
     try:
-        with simulated_loops(trap.clock):
+        with simulation(trap.clock):
             outcome = run_step(
                 step,
                 plan.routines[routine_id],

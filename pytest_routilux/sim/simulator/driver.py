@@ -29,7 +29,8 @@ from weakref import WeakKeyDictionary
 import pytest
 
 from pytest_routilux.faults.faults import slot_with_faults
-from pytest_routilux.sim.simulator.host_loop import LoopTurn, WatchedCoroutine
+from pytest_routilux.sim.simulator.awaits import WatchedCoroutine
+from pytest_routilux.sim.simulator.host_loop import HostLoop, LoopTurn
 from pytest_routilux.sim.simulator.model import Call, HostCrash, World
 from pytest_routilux.sim.simulator.scheduler import FIFO
 from pytest_routilux.virtual_time.simulated_step import Flight, Pause, SimClock, running
@@ -40,7 +41,6 @@ from routilux.engine.step import run_async_step, run_step
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
-    from pytest_routilux.sim.simulator.host_loop import HostLoop
     from pytest_routilux.sim.simulator.model import Case, Host, Pace
     from pytest_routilux.sim.simulator.scheduler import Scheduler
     from routilux import Context, ErrorHandler, Routine, Slot
@@ -54,31 +54,42 @@ TEST_OUTCOMES: Final = (KeyboardInterrupt, pytest.fail.Exception, pytest.skip.Ex
 """Exceptions that end the test and not only the simulated host."""
 
 
-@contextmanager
-def record_started_threads() -> Iterator[None]:
-    """In the `with` block, keep the threads that a handler starts in its `Flight`.
+_flights: Final[WeakKeyDictionary[threading.Thread, Flight]] = WeakKeyDictionary()
+"""The steps whose handlers have started a thread, or a thread that did so."""
 
-    Threads that these threads start are added, too. Other threads are not: a test may have a server
-    that starts a thread for each call.
+
+@contextmanager
+def simulation(clock: SimClock) -> Iterator[None]:
+    """In the `with` block, let the handlers of this thread run as on a host with `clock`.
+
+    Threads that a handler starts are kept in its `Flight`, also those that these threads start.
+    Other threads are not: a test may have a server that starts a thread for each call. New event
+    loops of asyncio pass the time of `clock`. The event loop of an async test, if it runs here, is
+    set aside.
     """
-    real = threading.Thread.start
-    flights: WeakKeyDictionary[threading.Thread, Flight] = WeakKeyDictionary()
+    real_start, real_loop = threading.Thread.start, asyncio.new_event_loop
 
     def start(thread: threading.Thread) -> None:
-        here = threading.current_thread()
-        clock = running.clock
-        own = clock is not None and clock.runs_here()
-        flight = running.flight if own else flights.get(here)
+        here = running.clock is not None and running.clock.runs_here()
+        flight = running.flight if here else _flights.get(threading.current_thread())
         if flight is not None:
-            flights[thread] = flight
+            _flights[thread] = flight
             flight.threads.append(thread)
-        real(thread)
+        real_start(thread)
 
+    def new_event_loop() -> asyncio.AbstractEventLoop:
+        return HostLoop.of_user(clock) if clock.runs_here() else real_loop()
+
+    outer = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
     threading.Thread.start = start  # type: ignore[method-assign, assignment]  # undone below
+    asyncio.new_event_loop = asyncio.events.new_event_loop = new_event_loop
     try:
         yield
     finally:
-        threading.Thread.start = real  # type: ignore[method-assign]  # as it was
+        threading.Thread.start = real_start  # type: ignore[method-assign]  # as it was
+        asyncio.new_event_loop = asyncio.events.new_event_loop = real_loop
+        asyncio._set_running_loop(outer)
 
 
 class _StepHost:
@@ -295,6 +306,8 @@ class SimDriver:
                 self._continue(flight)
         while True:
             chosen = self._choose(until, key)
+            if type(chosen) is tuple:
+                return chosen
             if isinstance(chosen, Flight):
                 if not chosen.events:
                     self._run_handler(chosen)
@@ -304,8 +317,6 @@ class SimDriver:
                 self._loop.run(chosen)
                 if self._test_outcome is not None:
                     raise self._test_outcome
-            elif chosen is not None:
-                return chosen
             elif until is not None:
                 clock.mono = max(clock.mono, until)
                 return None
@@ -382,11 +393,12 @@ class SimDriver:
         clock = self._clock
         while events[0][0] <= clock.mono:
             _, what = events.popleft()
-            if isinstance(what, Call):
+            kind = type(what)
+            if kind is Call:
                 self._world.add_call(what)
-            elif isinstance(what, Pause):
+            elif kind is Pause:
                 self._world.add_await(clock.now_ns(), flight.step, what)
-            elif isinstance(what, tuple):
+            elif kind is tuple:
                 try:
                     flight.driven.record(flight.step, *what)
                 except NoActiveStepError:

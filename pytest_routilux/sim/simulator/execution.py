@@ -20,9 +20,9 @@ from pytest_routilux.sim.simulator.driver import (
     TEST_OUTCOMES,
     SimDriver,
     async_steps,
-    record_started_threads,
+    simulation,
 )
-from pytest_routilux.sim.simulator.host_loop import HostLoop, simulated_loops
+from pytest_routilux.sim.simulator.host_loop import HostLoop
 from pytest_routilux.sim.simulator.model import NORMAL_PACE, Finding, Host, Pace, World
 from pytest_routilux.sim.simulator.scheduler import FIFO, SeededScheduler
 from pytest_routilux.virtual_time.simulated_step import SimClock
@@ -34,7 +34,6 @@ from routilux import (
     PendingTask,
     RoutiluxError,
     Runtime,
-    SystemClock,
     UnserializableError,
     codec,
     use_runtime,
@@ -47,6 +46,7 @@ from routilux.engine.async_steps import AsyncSteps, EventLoopQueue
 from routilux.engine.threads import Threads
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Sequence
     from contextvars import Context
 
@@ -255,18 +255,20 @@ class _SimRuntime(Runtime):
 
 
 class _SimAsyncSteps(AsyncSteps):
-    """Runs the async handlers of a simulated host on its event loop."""
+    """Runs the async handlers of a simulated host on its event loop, without a thread."""
 
-    def __init__(self, host_loop: HostLoop) -> None:
-        super().__init__(SystemClock())  # which it does not use: it starts no thread
+    def __init__(self, host_loop: HostLoop) -> None:  # the base class would make a thread's parts
         self._host_loop = host_loop
+        self._of_loops: dict[asyncio.AbstractEventLoop, EventLoopQueue] = {}
 
     def close(self) -> None:
         """Do nothing: the event loop ends with its host."""
 
-    def _opened(self) -> EventLoopQueue:
-        event_loop = self._host_loop.event_loop
-        queue = self._queues[event_loop] = EventLoopQueue(event_loop)
+    def queue(self, event_loop: asyncio.AbstractEventLoop | None) -> EventLoopQueue:
+        event_loop = event_loop or self._host_loop.event_loop
+        queue = self._of_loops.get(event_loop)
+        if queue is None:
+            queue = self._of_loops[event_loop] = EventLoopQueue(event_loop)
         return queue
 
 
@@ -322,8 +324,7 @@ def run_host(
         with (
             nullcontext() if world.files is None else world.files.opened(),
             use_runtime(runtime),
-            record_started_threads(),
-            simulated_loops(runtime.sim_clock),
+            simulation(runtime.sim_clock),
         ):
             if job is None:
                 host.job = runtime.execute(

@@ -8,8 +8,6 @@ Invariants:
 - Real work, such as a socket or a call in a thread, is waited for in real time before time moves.
 - On a loop whose host has died no coroutine of a handler continues: no `finally` and no `except` of
   it runs, also not when Python frees it.
-- Each await in the user's code that suspends a coroutine of a handler is recorded twice: when the
-  coroutine is suspended, and just before it continues.
 """
 
 from __future__ import annotations
@@ -18,28 +16,24 @@ import asyncio
 import ctypes
 import threading
 from collections.abc import Coroutine
-from contextlib import contextmanager
 from dataclasses import dataclass
 from heapq import heapify
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_routilux.frames import is_users
+from pytest_routilux.sim.simulator.awaits import WatchedCoroutine, watched_task
 from pytest_routilux.sim.simulator.model import NORMAL_PACE, HostCrash
 from pytest_routilux.sim.simulator.scheduler import FIFO
-from pytest_routilux.virtual_time.simulated_step import Pause, running
+from pytest_routilux.virtual_time.simulated_step import running
 from routilux import ClockStalledError, Signal
 from routilux.clocks.clock import Party
 from routilux.clocks.durations import SECOND
-from routilux.clocks.real_waits import PATIENCE_NS, real_ns
+from routilux.clocks.real_waits import PATIENCE_NS, Addresses, real_ns
 from routilux.clocks.virtual_loop import VirtualLoop
 from routilux.engine.step import CLEANUP, log_given_up
 from routilux.graph.context import active
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
-    from types import FrameType
-
     from pytest_routilux.sim.simulator.model import Pace
     from pytest_routilux.sim.simulator.scheduler import Scheduler
     from pytest_routilux.virtual_time.simulated_step import Flight, SimClock
@@ -47,79 +41,6 @@ if TYPE_CHECKING:
     from routilux.clocks.real_waits import RealWait
 
 _TICK: Final = 0.005  # seconds between two checks of real work
-
-
-class WatchedCoroutine(Coroutine[Any, Any, Any]):
-    """A coroutine of a handler that reports where it is suspended."""
-
-    __slots__ = ("_begun", "_coroutine", "_flight", "_pause")
-
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], flight: Flight) -> None:
-        self._coroutine = coroutine
-        self._flight = flight
-        self._pause: Pause | None = None  # where it is suspended
-        self._begun = False
-
-    def __del__(self) -> None:
-        if not self._begun:
-            self._coroutine.close()  # no code of it runs
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._coroutine, name)  # such as cr_frame
-
-    def __await__(self) -> Generator[Any, Any, Any]:
-        return self  # it has all methods of a generator
-
-    def __iter__(self) -> WatchedCoroutine:
-        return self
-
-    def __next__(self) -> Any:
-        return self._resume(self._coroutine.send, None)
-
-    def send(self, value: Any) -> Any:
-        return self._resume(self._coroutine.send, value)
-
-    def throw(self, *error: Any) -> Any:
-        return self._resume(self._coroutine.throw, *error)
-
-    def close(self) -> None:
-        self._coroutine.close()
-
-    def _resume(self, resume: Callable[..., Any], *args: Any) -> Any:
-        flight, pause = self._flight, self._pause
-        loop: HostLoop = flight.loop
-        if not loop.dead and pause is not None:
-            error = flight.continues(pause._replace(over=True))
-            if error is not None:
-                resume, args = self._coroutine.throw, (error,)
-        if loop.dead:
-            return loop.never()
-        self._begun = True
-        outer, running.flight = running.flight, flight
-        try:
-            waited = resume(*args)
-        finally:
-            running.flight = outer
-        self._pause = None
-        where = _users_line(self._coroutine)
-        if where:
-            flight.awaits += 1
-            self._pause = Pause(flight.awaits, where)
-            flight.suspended(self._pause, waited)
-        return waited
-
-
-def _users_line(coroutine: Any) -> str:
-    """Return the line of the user's code at which a coroutine is suspended."""
-    found = ""
-    while coroutine is not None:
-        frame: FrameType | None = getattr(coroutine, "cr_frame", None)
-        if frame is not None:
-            file = frame.f_code.co_filename
-            if is_users(frame.f_globals.get("__name__", ""), file):
-                found = f"{file}:{frame.f_lineno}"
-        coroutine = getattr(coroutine, "cr_await", None)
-    return found
 
 
 class _LoopSignal(Signal):
@@ -183,7 +104,9 @@ class HostLoop:
     The time of the loop is that of `clock`, but slower by `pace`.
     """
 
+    autojump = False  # the driver moves the time
     patience_ns = PATIENCE_NS
+    addresses: Addresses  # set with the event loop
 
     def __init__(
         self,
@@ -215,14 +138,16 @@ class HostLoop:
         """Return an event loop that a handler runs itself, and that moves the time."""
         loop = cls(clock)
         loop._moves = True
+        loop.addresses = Addresses()
         return VirtualLoop(loop, 0)
 
     @property
     def event_loop(self) -> VirtualLoop:
         """The event loop."""
         if self._event_loop is None:
+            self.addresses = Addresses()
             self._event_loop = VirtualLoop(self, 0)
-            self._event_loop.set_task_factory(_watched_task)  # type: ignore[arg-type]  # any options
+            self._event_loop.set_task_factory(watched_task)  # type: ignore[arg-type]  # any options
         return self._event_loop
 
     @property
@@ -334,7 +259,7 @@ class HostLoop:
         loop = self._event_loop
         if loop is None or self.dead:
             return False
-        real = loop._real.of_now()
+        real = loop._real.of_now(has_timer=target is not None)
         return real is not None and self._real_work(loop._signal, target, real)
 
     def turns(self) -> list[LoopTurn]:
@@ -451,6 +376,12 @@ class HostLoop:
         if loop is None:
             return
         self.dead = True
+        transports = list(loop._transports.values())
+        for transport in transports:
+            transport.abort()  # as the system closes the connections of a dead process
+        if transports:
+            loop.stop()  # after one round
+            loop.run_forever()
         left = asyncio.all_tasks(loop)
         if left:
             _bury(left)
@@ -462,42 +393,6 @@ async def _ended(coroutine: Coroutine[Any, Any, Any]) -> tuple[object, BaseExcep
         return await coroutine, None
     except BaseException as error:  # else an interrupt would also leave the event loop
         return None, error
-
-
-def _watched_task(
-    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, Any], **options: Any
-) -> asyncio.Task[Any]:
-    context = active.get()
-    flight = None if context is None else getattr(context._host, "flight", None)
-    if flight is not None and not isinstance(coroutine, WatchedCoroutine):
-        coroutine = WatchedCoroutine(coroutine, flight)
-    return asyncio.Task(coroutine, loop=loop, **options)
-
-
-@contextmanager
-def simulated_loops(clock: SimClock) -> Iterator[None]:
-    """In the `with` block, let new event loops of this thread pass the time of `clock`.
-
-    The event loop of an async test, if it runs here, is set aside.
-    """
-    holders: tuple[Any, ...] = asyncio, asyncio.events
-    real = [holder.new_event_loop for holder in holders]
-
-    def new_event_loop() -> asyncio.AbstractEventLoop:
-        made: asyncio.AbstractEventLoop
-        made = HostLoop.of_user(clock) if clock.runs_here() else real[0]()
-        return made
-
-    outer = asyncio._get_running_loop()
-    asyncio._set_running_loop(None)
-    for holder in holders:
-        holder.new_event_loop = new_event_loop
-    try:
-        yield
-    finally:
-        for holder, function in zip(holders, real, strict=True):
-            holder.new_event_loop = function
-        asyncio._set_running_loop(outer)
 
 
 # --- the dead -------------------------------------------------------------------------------------

@@ -497,9 +497,8 @@ def test_a_timeout_inside_a_handler_does_not_depend_on_the_order(seed: int) -> N
 # --- where a loop runs ----------------------------------------------------------------------------
 
 
-def test_an_async_test_can_simulate_async_handlers(flow_sim: Any) -> None:
+def test_a_plain_handler_can_run_a_loop_of_its_own_in_an_async_test(flow_sim: Any) -> None:
     async def main() -> None:
-        flow_sim.crash_everywhere(lambda: handled(retrying(), a=three_awaits), "a")
         assert "completed" == flow_sim.run(lambda: chain(a=runs_a_loop), "a").job.status
         await asyncio.sleep(0)
 

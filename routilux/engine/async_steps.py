@@ -171,7 +171,7 @@ class EventLoopQueue:
         """The tasks that have begun: an event loop keeps no task alive."""
         self._closing = False
         self.closed = False
-        """Whether the event loop has been told to stop."""
+        """Whether the event loop is to stop."""
 
     def put(self, call: Callable[[], object]) -> None:
         """Call a function soon in the thread of the event loop; thread-safe.

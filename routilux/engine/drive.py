@@ -150,6 +150,11 @@ class Drive:
             self._snapshot_at = machine.job.seq - len(machine.job._commits) + SNAPSHOT_EVERY
         machine.job.clock_ns, machine.job.store = clock.now_ns, environment.store
 
+    @property
+    def can_start(self) -> bool:
+        """Whether a step of it may start, now or when a thread is free."""
+        return self.ready or self.waits_for_room
+
     # --- the host of its steps ------------------------------------------------------------------
 
     @property

@@ -35,18 +35,16 @@ def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
     facts = _facts(request)
     facts.refuse_two_clocks("flow_clock")
     from pytest_routilux.settings import flow_time, sleeping
-    from pytest_routilux.virtual_time.event_loops import virtual_loops
+    from pytest_routilux.virtual_time.event_loops import clock_of
     from pytest_routilux.virtual_time.freeze import frozen_clock, take_stuck
     from pytest_routilux.virtual_time.late_failures import fail_at_end
     from pytest_routilux.virtual_time.watchdog import fail_blocked_steps
 
-    start, zone = flow_time(request.node)
+    zone, roots = flow_time(request.node).zone, _values_of(request.node)
     with (
         fail_at_end(),
-        frozen_clock(
-            sleeping(request.config), start=start, zone=zone, roots=_values_of(request.node)
-        ) as clock,
-        virtual_loops(clock),
+        clock_of(request.node) as clock,
+        frozen_clock(sleeping(request.config), clock=clock, zone=zone, roots=roots),
         fail_blocked_steps(clock, request.config),
     ):
         facts.add_clock(clock)
@@ -60,21 +58,19 @@ def flow_clock_bare(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
     facts = _facts(request)
     facts.refuse_two_clocks("flow_clock_bare")
     from pytest_routilux.settings import flow_time
-    from pytest_routilux.virtual_time.event_loops import virtual_loops
+    from pytest_routilux.virtual_time.event_loops import clock_of
     from pytest_routilux.virtual_time.late_failures import fail_at_end
     from pytest_routilux.virtual_time.local_zone import local_zone
     from pytest_routilux.virtual_time.watchdog import fail_blocked_steps
-    from routilux import FakeClock
 
-    start, zone = flow_time(request.node)
-    clock = FakeClock(start)
-    facts.add_clock(clock)
+    zone = flow_time(request.node).zone
     with (
         local_zone(zone),
         fail_at_end(),
-        virtual_loops(clock),
+        clock_of(request.node) as clock,
         fail_blocked_steps(clock, request.config),
     ):
+        facts.add_clock(clock)
         yield clock
 
 
@@ -257,6 +253,8 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
 
 _MODE: Final = pytest.StashKey[str]()
 _FACTS: Final = "pytest_routilux.report.run_facts"
+_EVENT_LOOPS: Final = "pytest_routilux.virtual_time.event_loops"
+_CLOCKS: Final = frozenset({"flow_clock", "flow_clock_bare", "flow_runtime"})
 _FREEZE: Final = "pytest_routilux.virtual_time.freeze"
 _LOCAL_ZONE: Final = "pytest_routilux.virtual_time.local_zone"
 
@@ -273,6 +271,26 @@ def _values_of(node: pytest.Item) -> list[dict[str, Any]]:
     return [getattr(node, "funcargs", {}), {} if callspec is None else callspec.params]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Make the clock of a test before the fixtures of other plugins make an event loop."""
+    if not _CLOCKS.isdisjoint(getattr(item, "fixturenames", ())):
+        from pytest_routilux.virtual_time.event_loops import plan_clock
+
+        plan_clock(item)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_fixture_setup(fixturedef: pytest.FixtureDef[Any]) -> Generator[None, Any, Any]:
+    """Let a fixture that outlives its test make real event loops."""
+    if _EVENT_LOOPS not in sys.modules:
+        return (yield)
+    from pytest_routilux.virtual_time.event_loops import outliving
+
+    with outliving(fixturedef):
+        return (yield)
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_teardown(
     item: pytest.Item, nextitem: pytest.Item | None
@@ -281,6 +299,10 @@ def pytest_runtest_teardown(
     try:
         return (yield)
     finally:
+        if _EVENT_LOOPS in sys.modules:
+            from pytest_routilux.virtual_time.event_loops import forget_clock
+
+            forget_clock(item)
         if _FREEZE in sys.modules:
             from pytest_routilux.virtual_time.freeze import put_back
 

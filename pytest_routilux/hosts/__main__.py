@@ -18,12 +18,14 @@ import json
 import os
 import signal
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from pytest_routilux.frames import object_named
 from pytest_routilux.hosts.child import die_with_parent
 from pytest_routilux.hosts.roundtrip import restored, saved
+from pytest_routilux.virtual_time.event_loops import virtual_loops
 from pytest_routilux.virtual_time.freeze import frozen_clock
 from pytest_routilux.virtual_time.late_failures import fail_at_end
 from routilux import (
@@ -41,8 +43,7 @@ from routilux import (
 from routilux.clocks.durations import from_ns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterator, Mapping
 
     from routilux import Commit, JobState
 
@@ -143,8 +144,13 @@ def _resume(folder: Path, request: Request) -> None:
         host.end(host.runtime.resume(flow, state.job, **options))
 
 
-def _frozen(request: Request, start: str) -> AbstractContextManager[FakeClock]:
-    return frozen_clock(request["sleeping"], start=start, zone=request["zone"])
+@contextmanager
+def _frozen(request: Request, start: str) -> Iterator[FakeClock]:
+    with (
+        frozen_clock(request["sleeping"], start=start, zone=request["zone"]) as clock,
+        virtual_loops(clock),
+    ):
+        yield clock
 
 
 def _read(request: Request) -> SavedState:

@@ -8,6 +8,7 @@ Invariants:
   `process_time()` and `thread_time()`, which count work, and `clock_gettime()` stay real.
 - `time.sleep` in a step is the step's `ctx.sleep`, fails the test, or stays real, as
   `routilux_sleep` says. It stays real in the test's body and in threads that a handler starts.
+  `asyncio.sleep` passes virtual time; in a step it fails the test or is real, by the same setting.
 - No other freeze of the time is active in the block.
 - The module that calls decides, not the callers above it: the timers of threads, queues, processes,
   event loops, pytest and its plugins stay real in every thread, also while a handler runs.
@@ -138,14 +139,31 @@ def _sleep(seconds: Any, /) -> None:
         real_sleep(seconds)
         return
     if _sleeping == "error":
-        _refuse_sleep(context, seconds, sys._getframe(2))
+        _refuse_sleep(context, "time.sleep", "self.ctx.sleep", seconds, sys._getframe(2))
     length = float(seconds) if isinstance(seconds, float) else int(index(seconds))
     if length < 0:
         raise ValueError("sleep length must be non-negative")
     context.block(to_ns(length))  # in an async handler it blocks the event loop, as it really does
 
 
-def _refuse_sleep(context: Context, seconds: object, caller: FrameType) -> NoReturn:
+def _on_async_sleep(seconds: float, caller: FrameType | None) -> bool:
+    """Return whether an `asyncio.sleep` passes real time, or refuse it."""
+    context = active.get()
+    if context is None or caller is None or _is_engine(caller):
+        return False
+    if _sleeping == "error":
+        _refuse_sleep(context, "asyncio.sleep", "await self.ctx.asleep", seconds, caller)
+    return _sleeping == "real"
+
+
+def _is_engine(caller: FrameType) -> bool:
+    name: str = caller.f_globals.get("__name__", "")
+    return name.partition(".")[0] == "routilux"
+
+
+def _refuse_sleep(
+    context: Context, function: str, cure: str, seconds: object, caller: FrameType
+) -> NoReturn:
     from pytest_routilux.frames import outwards, place_of, users_frame
 
     where, frame = place_of(caller), users_frame(outwards(caller))
@@ -154,8 +172,8 @@ def _refuse_sleep(context: Context, seconds: object, caller: FrameType) -> NoRet
     if context.step is None:
         context.over()
     error = pytest.fail.Exception(
-        f"{context.step.who} called time.sleep({seconds!r}) at {where}; the setting"
-        f" routilux_sleep = error forbids this call: use self.ctx.sleep({seconds!r})",
+        f"{context.step.who} called {function}({seconds!r}) at {where}; the setting"
+        f" routilux_sleep = error forbids this call: use {cure}({seconds!r})",
         pytrace=False,
     )
     record_failure(error)
@@ -248,17 +266,21 @@ def frozen_clock(
     sleeping: Sleeping = "virtual",
     *,
     start: datetime | str = "2026-01-01",
+    clock: FakeClock | None = None,
     zone: str = "UTC",
     roots: Sequence[dict[str, Any]] = (),
 ) -> Iterator[FakeClock]:
     """Yield a fake clock that `time` and `datetime` follow in all threads.
 
-    `roots` are dicts whose functions are replaced too. Fails the test if another library sets the
-    time around the block or in it.
+    It is `clock`, or a new one that starts at `start`. `roots` are dicts whose functions are
+    replaced too. Fails the test if another library sets the time around the block or in it.
     """
     if not isinstance(_block, SimClock):
         refuse_around("flow_clock")
-    clock = FakeClock(start)
+    if clock is None:
+        clock = FakeClock(start)
+    if sleeping != "virtual":
+        clock.on_sleep = _on_async_sleep
     with _owned_by(clock, "flow_clock", sleeping, zone, roots):
         yield clock
 

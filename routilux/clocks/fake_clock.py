@@ -12,6 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
+import _thread
 import heapq
 import threading
 from collections import deque
@@ -21,15 +22,26 @@ from itertools import count
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, final
 
-from routilux.clocks.clock import Clock, Key, Party, Signal, thread_cpu_ns
+from routilux.clocks.clock import Clock, Key, Party, Signal, real_sleep, thread_cpu_ns
 from routilux.clocks.durations import SECOND, from_ns, instant_ns, signed_ns, to_ns
 from routilux.clocks.forks import begin_in_children
-from routilux.clocks.real_waits import PATIENCE_NS, Addresses
+from routilux.clocks.real_waits import (
+    BLOCKED_NS,
+    COMPUTES,
+    PATIENCE_NS,
+    TICK_NS,
+    Addresses,
+    RealWork,
+    WatchedThread,
+    frames_of_threads,
+    real_ns,
+)
 from routilux.errors import ClockStalledError
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from types import FrameType
 
     from routilux.clocks.real_waits import RealWait
 
@@ -80,6 +92,7 @@ class _Party(Party):
     ticket: int = 0  # of its wait; 0 if it does not wait
     stalled: str | None = None  # why its wait can't end
     lost: BaseException | None = None  # why it lost its turn
+    blocks: bool = False  # it may block in real time: then it runs without a turn
     real: RealWait | None = None  # what it waits for in real time too
 
     def __post_init__(self) -> None:
@@ -182,11 +195,23 @@ class FakeClock(Clock):
         self._tickets = count(1)
         self.patience_ns = PATIENCE_NS
         """For how long virtual time waits for real I/O, threads and processes; nanoseconds."""
+        self.on_sleep: Callable[[float, FrameType | None], bool] | None = None
+        """Called for each `asyncio.sleep` with its seconds and the frame of its caller.
+
+        Returns whether the sleep passes real time; an exception refuses it. None: virtual time.
+        """
         self.addresses = Addresses()
         """The addresses of the sockets in its event loops; for these loops."""
         self._reals: list[_Party] = []  # the waiting event loops that real work may wake
         self._loops = count()  # each event loop has a number, which orders its wakes
         self._results: set[_Party] = set()  # wait for a result, so time may move by itself
+        self._turns = 0  # that were given
+        self._look: tuple[int, int, int] = (0, 0, 0)  # turn, real time and CPU time of the last one
+        self._free: dict[_Party, RealWork] = {}  # they run without a turn
+        self._watched: dict[int, WatchedThread] = {}
+        self._ticks = False  # a thread looks whether the time may move
+        self.on_lost_thread: Callable[[WatchedThread], None] | None = None
+        """Called when a thread wakes an event loop after time has moved without the thread."""
         self._refusal: BaseException | None = None  # why it can't move the time any further
         self._local = threading.local()
         self._owner = threading.get_ident()
@@ -201,6 +226,9 @@ class FakeClock(Clock):
         self._sleepers.clear()
         self._movers.clear()
         self._reals.clear()
+        self._free.clear()
+        self._watched.clear()
+        self._ticks = False
         self._current = here = self._here()
         self._results = set() if here is None else {here}
         self.autojump = True  # no other thread can move the time
@@ -254,8 +282,10 @@ class FakeClock(Clock):
         """Return whether this clock schedules the calling thread."""
         return self._here() is not None
 
-    def party(self, who: str, key: Key = (), *, result: bool = False) -> Party:
-        party = _Party(self, who, key, result)
+    def party(
+        self, who: str, key: Key = (), *, result: bool = False, blocks: bool = False
+    ) -> Party:
+        party = _Party(self, who, key, result, blocks=blocks)
         if not result:  # such a party is that of the calling thread, which starts it at once
             try:
                 with self._lock:
@@ -287,6 +317,23 @@ class FakeClock(Clock):
     def serves(self, event_loop: AbstractEventLoop) -> bool:
         """Return whether `new_event_loop` of this clock made an event loop."""
         return getattr(event_loop, "clock", None) is self
+
+    @property
+    def has_real_threads(self) -> bool:
+        """Whether threads run without a turn, and time may have to wait for them."""
+        return bool(self._free or self._watched)
+
+    def watch(self, thread: threading.Thread, place: str) -> None:
+        """Let time wait for a thread that was started at `place` and takes no turns."""
+        if thread.ident is not None:
+            with self._lock:
+                self._watched[thread.ident] = WatchedThread(thread, place, self._now)
+
+    def check_thread(self) -> None:
+        """Report the calling thread if time has moved without it."""
+        watched = self._watched.get(threading.get_ident())
+        if watched is not None and watched.lost and self.on_lost_thread is not None:
+            self.on_lost_thread(watched)
 
     def yield_turn(self) -> None:
         """Let all other ready threads run before the calling thread continues."""
@@ -419,7 +466,9 @@ class FakeClock(Clock):
                     self._now = until
                     return False
                 else:
-                    self._current = None
+                    if self._current is party:
+                        self._current = None
+                    self._free.pop(party, None)
                     party.opened = False
                 party.who = who or party.who
                 party.ticket = ticket
@@ -457,6 +506,8 @@ class FakeClock(Clock):
             with self._lock:
                 if party.ticket and real.poll():
                     self._wake(party)
+                if real.has_threads:
+                    self._free_blocked()
                 self._pass_turn()
 
     def _enter(self, party: _Party) -> None:
@@ -484,6 +535,7 @@ class FakeClock(Clock):
         """Unregister `party`, and give the turn to the next party."""
         with self._lock:
             self._results.discard(party)
+            self._free.pop(party, None)
             if not party.entered:
                 return
             before = party.before
@@ -493,6 +545,8 @@ class FakeClock(Clock):
                 self._ready.remove(party)
             if self._current is party:
                 self._current = None if before is None or before.lost is not None else before
+                if before is not None:
+                    self._free.pop(before, None)
             self._pass_turn()
 
     def _cancel(self, party: _Party) -> None:
@@ -519,6 +573,7 @@ class FakeClock(Clock):
             if party.ticket in self._waiting:
                 self._wake(party)
             elif self._current is not party and party not in self._ready:
+                self._free.pop(party, None)
                 self._ready.append(party)
             self._pass_turn()
             if self._current is party:
@@ -530,7 +585,9 @@ class FakeClock(Clock):
 
     def _wakes_first(self, until: int, key: Key) -> bool:
         # A party that would wake at once need not wait; one that sleeps already wakes before it.
-        if self._ready or self._movers or not self._results or not self.autojump or self._reals:
+        if self._ready or self._movers or not self._results or not self.autojump:
+            return False
+        if self._reals or self._free or self._watched:
             return False
         first = self._first_sleeper()
         return first is None or (until, key) < first[:2]
@@ -593,6 +650,7 @@ class FakeClock(Clock):
                 self._wake_first(entry)
         if self._ready and self._ready[0] is self._current:
             self._ready.popleft()
+            self._turns += 1
         self._current.open()
 
     def _is_held(self, target: int | None) -> bool:
@@ -603,9 +661,52 @@ class FakeClock(Clock):
         ready = [party for party in self._reals if party.real is not None and party.real.poll()]
         for party in sorted(ready, key=attrgetter("key")):
             self._wake(party)
-        return bool(ready) or any(
+        if ready or any(
             party.real is not None and party.real.left_ns(target) for party in self._reals
-        )
+        ):
+            return True  # the thread of that loop looks again
+        if not self._waits_for_thread(target):
+            return False
+        if not self._ticks:
+            self._ticks = True
+            _thread.start_new_thread(self._tick, ())
+        return True
+
+    def _tick(self) -> None:
+        """Look again and again whether the time may move, in a thread that does only this."""
+        while self._ticks:
+            real_sleep(TICK_NS / SECOND)
+            with self._lock:
+                self._ticks = self._current is None and not self._ready
+                self._pass_turn()
+                self._ticks = self._ticks and self._current is None and self.has_real_threads
+
+    def _waits_for_thread(self, target: int | None) -> bool:
+        if any(work.left_ns(self._now, target, self.patience_ns) for work in self._free.values()):
+            return True
+        if not self._watched:
+            return False
+        frames = frames_of_threads()
+        self._watched = {k: w for k, w in self._watched.items() if w.thread.is_alive()}
+        left = [
+            watched.left_ns(self._now, target, self.patience_ns, frames.get(number))
+            for number, watched in self._watched.items()
+        ]
+        return any(left)
+
+    def _free_blocked(self) -> None:
+        """Let the others run if the thread that has the turn is blocked in real time."""
+        party = self._current
+        if party is None or not party.blocks or not party.entered:
+            return
+        turn, since, before = self._look
+        now, computed = real_ns(), thread_cpu_ns(party.thread) or 0
+        if turn != self._turns or computed - before > (now - since) * COMPUTES:
+            self._look = self._turns, now, computed
+        elif now - since >= BLOCKED_NS:
+            self._free[party] = RealWork(self._now)
+            self._current = None
+            party.opened = False
 
     def _stall(self) -> None:
         # If the clock does not jump, another thread may still move it, unless the thread that made

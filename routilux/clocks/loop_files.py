@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import heapq
 import selectors
 import socket
 import threading
 from collections import deque
 from contextvars import Context
+from itertools import count
 from logging import Logger
 from types import CodeType, CoroutineType, FrameType, FunctionType, GeneratorType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -50,6 +52,9 @@ class FilesClock(Protocol):
     autojump: bool
     patience_ns: int
     addresses: Addresses
+
+    @property
+    def has_real_threads(self) -> bool: ...
 
 
 class FilesLoop(Protocol):
@@ -185,6 +190,9 @@ class LoopFiles(RealWait):
         self._selector = selector
         self._polls = False
         self._calls: dict[asyncio.Future[Any], int] = {}  # each with its start
+        self._threads: set[asyncio.Future[Any]] = set()
+        self._timers: list[tuple[int, int, asyncio.TimerHandle]] = []  # in real time
+        self._timer_numbers = count()
         self._processes: dict[asyncio.SubprocessTransport, _File] = {}
 
     def of_now(self, *, has_timer: bool) -> RealWait | None:
@@ -192,7 +200,8 @@ class LoopFiles(RealWait):
         self._selector.look_for_paused()
         files = len(self._selector.get_map()) > self._loop._internal_fds
         self._polls = files or bool(self._loop._signal_handlers)
-        works = self._calls or self._processes
+        self.has_threads = bool(self._threads) or self._clock.has_real_threads
+        works = self._calls or self._processes or self._timers or self.has_threads
         if not (self._polls or works) and (
             (has_timer and self._clock.autojump) or threading.active_count() == 1
         ):
@@ -204,12 +213,33 @@ class LoopFiles(RealWait):
         if self._processes:
             starts += self._process_starts()
         self.hold_ns = max(starts) + self._clock.patience_ns - real_ns() if starts else 0
+        if self._timers:
+            self.hold_ns = max(self.hold_ns, self._timers[0][0] - real_ns())
         return self
+
+    def add_timer(self, length: int, timer: asyncio.TimerHandle) -> None:
+        """Add a timer that waits in real time for `length` nanoseconds."""
+        heapq.heappush(self._timers, (real_ns() + length, next(self._timer_numbers), timer))
+
+    def due_timers(self) -> Iterator[asyncio.Handle]:
+        """Yield the timers whose real time has passed."""
+        while self._has_due_timer():
+            yield heapq.heappop(self._timers)[2]
+
+    def _has_due_timer(self) -> bool:
+        while self._timers and self._timers[0][2].cancelled():
+            heapq.heappop(self._timers)
+        return bool(self._timers) and self._timers[0][0] <= real_ns()
 
     def add_call(self, call: asyncio.Future[Any]) -> None:
         """Add a call in an executor whose threads or processes the clock does not know."""
         self._calls[call] = real_ns()
         call.add_done_callback(self._calls.pop)
+
+    def add_thread(self, call: asyncio.Future[Any]) -> None:
+        """Add a call in a thread that is a party of the clock, but may block in real time."""
+        self._threads.add(call)
+        call.add_done_callback(self._threads.discard)
 
     def add_process(self, process: asyncio.SubprocessTransport) -> None:
         """Add a child process."""
@@ -223,7 +253,7 @@ class LoopFiles(RealWait):
                 yield file.active_ns
 
     def poll(self) -> bool:
-        return self._polls and self._selector.has_ready()
+        return self._has_due_timer() or (self._polls and self._selector.has_ready())
 
     def block(self, seconds: float | None) -> None:
         self._selector.block(seconds)

@@ -5,6 +5,8 @@ Invariants:
   not jump over the call, and calls take their turns in the order of submission.
 - A call that waits for a free thread is no party yet: the calls before it may wait for time.
 - The thread of a call keeps its turn until the loop has the result and the next call is a party.
+- A call that blocks in real time loses its turn, so that others run, and virtual time waits for it
+  as for a busy file.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ if TYPE_CHECKING:
 class PartyClock(Protocol):
     """A clock with parties."""
 
-    def party(self, who: str, key: Key = (), *, result: bool = False) -> Party: ...
+    def party(
+        self, who: str, key: Key = (), *, result: bool = False, blocks: bool = False
+    ) -> Party: ...
 
 
 class Call:
@@ -43,7 +47,7 @@ class Call:
     def admit(self) -> None:
         """Register the thread that will run the call with the clock."""
         name = getattr(self._func, "__qualname__", repr(self._func))
-        self._party = self._clock.party(f"a thread that runs {name}", self._key)
+        self._party = self._clock.party(f"a thread that runs {name}", self._key, blocks=True)
 
     def run(self, end: Callable[[Call], None]) -> None:
         """Run the call in this thread, and call `end` before the turn ends."""

@@ -16,6 +16,7 @@ import _thread
 import asyncio
 import heapq
 import math
+import sys
 import threading
 import warnings
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections import deque
     from collections.abc import Callable
     from contextvars import Context
+    from types import CodeType, FrameType
     from weakref import WeakValueDictionary
 
     from routilux.clocks.clock import Key, Party, Signal
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 _NEVER: Final = 2**80  # the instant of a timer that is infinitely far away
 _FEW: Final = 64  # cancelled timers that the heap may hold before they are removed
 _UNFAIR: Final = 64  # rounds that a loop may run in its turn while other threads are ready
+_SLEEP: Final[CodeType] = asyncio.sleep.__code__
 _AFTER_STEPS: Final = math.inf  # a loop of user code wakes after the steps of the same instant
 
 
@@ -48,6 +51,7 @@ class LoopClock(Protocol):
 
     autojump: bool
     patience_ns: int
+    on_sleep: Callable[[float, FrameType | None], bool] | None
     addresses: Addresses
 
     def monotonic_ns(self) -> int: ...
@@ -60,9 +64,14 @@ class LoopClock(Protocol):
         who: str = "",
         real: RealWait | None = None,
     ) -> bool: ...
-    def party(self, who: str, key: Key = (), *, result: bool = False) -> Party: ...
+    def party(
+        self, who: str, key: Key = (), *, result: bool = False, blocks: bool = False
+    ) -> Party: ...
     def runs_here(self) -> bool: ...
     def yield_turn(self) -> None: ...
+    def check_thread(self) -> None: ...
+    @property
+    def has_real_threads(self) -> bool: ...
 
 
 class _Timer(asyncio.TimerHandle):
@@ -122,8 +131,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     ) -> asyncio.TimerHandle:
         if delay is None:
             raise TypeError("delay must not be None")
-        instant = self.clock.monotonic_ns() + _length(delay)
-        return self._set_timer(instant, callback, args, context)
+        length = _length(delay)
+        on_sleep = self.clock.on_sleep
+        if on_sleep is not None:
+            frame = sys._getframe(1)
+            if frame.f_code is _SLEEP and on_sleep(delay, frame.f_back):
+                timer = self._timer(self.time() + delay, callback, args, context)
+                self._real.add_timer(length, timer)
+                return timer
+        return self._set_timer(self.clock.monotonic_ns() + length, callback, args, context)
 
     def call_at(  # type: ignore[override]
         self,
@@ -140,15 +156,20 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def _set_timer(
         self, instant: int, callback: Callable[..., object], args: Any, context: Context | None
     ) -> asyncio.TimerHandle:
+        when = math.inf if instant >= _NEVER else instant / SECOND
+        timer = self._timer(when, callback, args, context)
+        heapq.heappush(self._timers, (instant, next(self._timer_numbers), timer))
+        timer._scheduled = True
+        return timer
+
+    def _timer(
+        self, when: float, callback: Callable[..., object], args: Any, context: Context | None
+    ) -> _Timer:
         self._check_closed()
         if self.get_debug():
             self._check_thread()
             self._check_callback(callback, "call_at")
-        when = math.inf if instant >= _NEVER else instant / SECOND
-        timer = _Timer(when, callback, args, self, context)
-        heapq.heappush(self._timers, (instant, next(self._timer_numbers), timer))
-        timer._scheduled = True
-        return timer
+        return _Timer(when, callback, args, self, context)
 
     def _timer_handle_cancelled(self, timer: _Timer) -> None:
         if not timer._scheduled:
@@ -175,6 +196,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             timer = heapq.heappop(self._timers)[2]
             timer._scheduled = False
             self._ready.append(timer)
+        self._ready.extend(self._real.due_timers())
 
     # --- running --------------------------------------------------------------------------------
 
@@ -219,6 +241,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             self._waits = False
         self._signal.clear()  # all callbacks that have been added until here run in this round
 
+    def call_soon_threadsafe(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        self.clock.check_thread()
+        return super().call_soon_threadsafe(callback, *args, context=context)
+
     def _write_to_self(self) -> None:
         if self._thread_id != threading.get_ident():
             self._signal.set()
@@ -252,6 +280,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         call = Call(self.clock, key, func, args)
         future = asyncio.wrap_future(call.result, loop=self)
         calls_of(executor).submit(executor, call)
+        self._real.add_thread(future)
         return future
 
     async def _make_subprocess_transport(self, *args: Any, **options: Any) -> Any:

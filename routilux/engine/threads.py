@@ -17,7 +17,6 @@ from weakref import WeakKeyDictionary, finalize
 from routilux.engine.driver import InlineDriver
 from routilux.engine.loop import Loop
 from routilux.engine.pool import AsyncDriver, PoolDriver
-from routilux.engine.step import CLEANUP
 from routilux.engine.waiting import refuse_blocked_loop, running_drive
 from routilux.errors import FlowDefinitionError
 
@@ -121,7 +120,7 @@ class Threads:
                 with self._environment.lock:
                     loop.add(drive)
                 loop.run()
-                self._wait_for_cleanup(drive, driver)
+                drive.wait_for_cleanup()
             finally:
                 party.stop()
         except BaseException as error:  # an interrupt, perhaps of the line above
@@ -135,14 +134,6 @@ class Threads:
         if drive.error is not None:
             raise drive.error
         return drive.machine.job
-
-    def _wait_for_cleanup(self, drive: Drive, driver: Driver) -> None:
-        """Wait for the async handlers of a job that was broken off, a second at most."""
-        flying, until = set(drive.tasks), self._clock.monotonic_ns() + CLEANUP
-        while flying and self._clock.monotonic_ns() < until:
-            ended = driver.next(until, (drive.ordinal,), f"job {drive.machine.job.job_id}")
-            if ended is not None:
-                flying.discard(ended[1].number)
 
     def drive_in_background(self, drive: Drive) -> None:
         """Add a job to the background loop, and return at once.

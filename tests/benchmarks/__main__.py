@@ -47,6 +47,7 @@ BENCHMARKS: list[Benchmark] = [
     (r.collecting, [(4_000, 5)], (4, 2)),
     (r.stored_rows, [(4_000,)], (8,)),
     (p.one_test, [(20, 20)], (2, 1)),
+    (p.virtual_sleeps, [(20, 2_000)], (1, 10)),
     (e.return_latency, [(None, 500), (4, 500)], (4, 2)),
     (p.start_up, [(20,)], (1,)),
     (p.simulated_runs, [(10, 200)], (2, 2)),

@@ -163,8 +163,10 @@ def test_a_timeout_waits_for_a_real_answer(client: Client, clock, remote, dsn):
             for _ in range(3):
                 await request()
 
+    start = time.monotonic()
     run(clock, main())
-    assert 0.0 == seconds(clock)
+    # psycopg looks for an interrupt every 0.1 s, and such timers run while the answer takes longer.
+    assert seconds(clock) <= (time.monotonic() - start) * (client is psycopg_client)
 
 
 @each_client
@@ -179,8 +181,10 @@ def test_an_idle_connection_does_not_hold_virtual_time(client: Client, clock, re
         event.set()
         await waits
 
+    start = time.monotonic()
     run(clock, main())
-    assert 3.0 * HOUR == seconds(clock)
+    polled = (time.monotonic() - start) * (client is psycopg_client)  # as above
+    assert 3.0 * HOUR <= seconds(clock) <= 3.0 * HOUR + polled
 
 
 @each_client

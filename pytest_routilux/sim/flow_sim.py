@@ -152,7 +152,8 @@ class FlowSim:
         `fresh` is called before each run, to reset what handlers change outside of the job: a
         database, a folder. Then the handlers before a crash run anew in each run. A handler that
         the crash interrupts has run to its end there, or to its next await if it is async, since
-        only its commit and its effects can be cut off. `view` and `invariant` may read the outside at the end of a run.
+        only its commit and its effects can be cut off. `view` and `invariant` may read the outside
+        at the end of a run.
         Returns what was tried; fails the test with the smallest cause of the first finding.
         """
         __tracebackhide__ = True

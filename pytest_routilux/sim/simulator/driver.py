@@ -23,31 +23,30 @@ from contextlib import contextmanager
 from functools import partial
 from heapq import heapify, heappop, heappush
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakKeyDictionary
 
 import pytest
 
 from pytest_routilux.faults.faults import slot_with_faults
-from pytest_routilux.sim.simulator.awaits import WatchedCoroutine
+from pytest_routilux.sim.simulator.async_steps import SimAsyncSteps, note_leaked_threads
 from pytest_routilux.sim.simulator.host_loop import HostLoop, LoopTurn
-from pytest_routilux.sim.simulator.model import Call, HostCrash, World
+from pytest_routilux.sim.simulator.model import Call, World
 from pytest_routilux.sim.simulator.scheduler import FIFO
 from pytest_routilux.virtual_time.simulated_step import Flight, Pause, SimClock, running
 from routilux import ClockStalledError, NoActiveStepError, StepInput, StepOutcome
 from routilux.clocks.durations import SECOND
-from routilux.engine.step import run_async_step, run_step
+from routilux.engine.step import run_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator
 
     from pytest_routilux.sim.simulator.model import Case, Host, Pace
     from pytest_routilux.sim.simulator.scheduler import Scheduler
-    from routilux import Context, ErrorHandler, Routine, Slot
+    from routilux import Context
     from routilux.clocks.clock import Key
     from routilux.engine.driver import Driven, Ended
-    from routilux.engine.environment import RunAsyncStep
-    from routilux.graph.context import StepHost
+    from routilux.engine.environment import Environment
     from routilux.graph.messages import RecordedEffect, Task
 
 TEST_OUTCOMES: Final = (KeyboardInterrupt, pytest.fail.Exception, pytest.skip.Exception)
@@ -137,94 +136,6 @@ class _StepHost:
         """Do nothing: no step runs longer than its timeout."""
 
 
-class _AsyncFlight(Flight):
-    """A step whose handler runs on the event loop of its host, and whose events happen at once."""
-
-    __slots__ = ("_world",)
-
-    def __init__(self, driven: Driven, step: StepInput, loop: HostLoop, world: World) -> None:
-        super().__init__(driven, step, loop)
-        self._world = world
-
-    def add_call(self, at: int, call: object) -> None:
-        if not self.loop.dead:
-            self._world.add_call(cast("Call", call))
-
-    def suspended(self, pause: Pause, waited: object) -> None:
-        self.loop.waiting[self] = pause.where
-        self._pause(pause)
-
-    def continues(self, pause: Pause) -> BaseException | None:
-        self._pause(pause)
-        return None
-
-    def _pause(self, pause: Pause) -> None:
-        world = self._world
-        if len(world.awaits) == self.loop.dies_at:
-            self.loop.die()
-        elif not self.loop.dead:
-            world.add_await(self.loop.now_ns(), self.step, pause)
-
-
-class _AsyncStepHost:
-    """Implements `ctx` for one step on an event loop: as the engine does, but a host may die."""
-
-    __slots__ = ("_drive", "flight")
-
-    def __init__(self, flight: _AsyncFlight) -> None:
-        self._drive = flight.driven
-        self.flight = flight
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._drive, name)
-
-    async def acall(self, function: Callable[..., None], *args: object) -> None:
-        function(*args)
-
-    def record(self, step: StepInput, name: str, effect: RecordedEffect) -> None:
-        loop: HostLoop = self.flight.loop
-        loop.catch_up()
-        try:
-            self._drive.record(step, name, effect)
-        except HostCrash:
-            loop.die()  # no `except` of the handler may see it: the handler ends at its next await
-
-
-def async_steps(
-    case: Case, world: World, host: Host, clock: SimClock, loop: HostLoop
-) -> RunAsyncStep:
-    """Return the function that runs an attempt of an async handler on `loop`."""
-
-    def run(
-        step: StepInput, routine: Routine, slot: Slot, handler: ErrorHandler, driven: Driven
-    ) -> Coroutine[Any, Any, StepOutcome]:
-        flight = _AsyncFlight(driven, step, loop, world)
-        return WatchedCoroutine(run_on(flight, routine, slot, handler), flight)
-
-    async def run_on(
-        flight: _AsyncFlight, routine: Routine, slot: Slot, handler: ErrorHandler
-    ) -> StepOutcome:
-        step = flight.step
-        slot = slot_with_faults(case.faults, step, slot, clock)
-        step_host = cast("StepHost", _AsyncStepHost(flight))
-        try:
-            return await run_async_step(step, routine, slot, handler, step_host)
-        finally:
-            loop.waiting.pop(flight, None)
-            if flight.threads:
-                _note_leaked(host, flight)
-
-    return run
-
-
-def _note_leaked(host: Host, flight: Flight) -> None:
-    """Note the threads that outlive a step; those of an event loop's own pool may."""
-    for thread in flight.threads:
-        if thread.is_alive() and not (flight.loop is not None and flight.loop.owns(thread)):
-            host.leaked_threads.append((flight.step.task.routine_id, thread.name))
-    flight.threads.clear()
-
-
 class SimDriver:
     """Runs the handlers of one simulated host."""
 
@@ -245,8 +156,10 @@ class SimDriver:
         case: Case,
         pace: Pace,
         loop: HostLoop,
+        environment: Environment,
     ) -> None:
         self._clock = clock
+        self._environment = environment
         self._world = world
         self._host = host
         self._scheduler = scheduler
@@ -263,6 +176,8 @@ class SimDriver:
     def start(self, driven: Driven, step: StepInput) -> None:
         flight = Flight(driven, step)
         if driven.plan.is_async(step.task):
+            if not self._loop.open:
+                self._environment.async_steps = SimAsyncSteps(self._loop)
             driven.start_async(step, partial(self._end_async, flight))
         else:
             self._fresh.append(flight)
@@ -440,7 +355,7 @@ class SimDriver:
         finally:
             running.flight, running.clock = outer
             if flight.threads:
-                _note_leaked(self._host, flight)
+                note_leaked_threads(self._host, flight)
         if step.timeout_ns is None:
             clock.mono += self._pace.more_ns
         flight.events.append((clock.mono, outcome))

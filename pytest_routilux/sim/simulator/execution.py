@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.faults.faults import failing_write
+from pytest_routilux.sim.simulator.async_steps import async_steps
 from pytest_routilux.sim.simulator.driver import (
     TEST_OUTCOMES,
     SimDriver,
-    async_steps,
     simulation,
 )
 from pytest_routilux.sim.simulator.host_loop import HostLoop
@@ -42,11 +42,9 @@ from routilux.clocks.durations import SECOND
 from routilux.codec.equality import first_difference
 from routilux.core.machine import Machine
 from routilux.core.wire import writes_text
-from routilux.engine.async_steps import AsyncSteps, EventLoopQueue
 from routilux.engine.threads import Threads
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Sequence
     from contextvars import Context
 
@@ -222,7 +220,6 @@ class _SimRuntime(Runtime):
         self.host_loop = HostLoop(clock, pace, scheduler, dies_at)
         environment = self.environment
         environment.run_async_step = async_steps(case, world, host, clock, self.host_loop)
-        environment.async_steps = _SimAsyncSteps(self.host_loop)
         environment.journal = _WorldJournal(self, checked=checked)  # type: ignore[assignment]  # as one
         environment.observers.registered = () if case.always is None else (self,)
 
@@ -254,24 +251,6 @@ class _SimRuntime(Runtime):
         return drive
 
 
-class _SimAsyncSteps(AsyncSteps):
-    """Runs the async handlers of a simulated host on its event loop, without a thread."""
-
-    def __init__(self, host_loop: HostLoop) -> None:  # the base class would make a thread's parts
-        self._host_loop = host_loop
-        self._of_loops: dict[asyncio.AbstractEventLoop, EventLoopQueue] = {}
-
-    def close(self) -> None:
-        """Do nothing: the event loop ends with its host."""
-
-    def queue(self, event_loop: asyncio.AbstractEventLoop | None) -> EventLoopQueue:
-        event_loop = event_loop or self._host_loop.event_loop
-        queue = self._of_loops.get(event_loop)
-        if queue is None:
-            queue = self._of_loops[event_loop] = EventLoopQueue(event_loop)
-        return queue
-
-
 class _SimThreads(Threads):
     """Drives all jobs of a simulated host in a single thread."""
 
@@ -289,6 +268,7 @@ class _SimThreads(Threads):
             runtime.case,
             runtime.pace,
             runtime.host_loop,
+            runtime.environment,
         )
 
     def drive_in_background(self, drive: Drive) -> None:

@@ -34,6 +34,9 @@ from routilux.engine.step import CLEANUP, log_given_up
 from routilux.graph.context import active
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
     from pytest_routilux.sim.simulator.model import Pace
     from pytest_routilux.sim.simulator.scheduler import Scheduler
     from pytest_routilux.virtual_time.simulated_step import Flight, SimClock
@@ -107,6 +110,7 @@ class HostLoop:
     autojump = False  # the driver moves the time
     patience_ns = PATIENCE_NS
     addresses: Addresses  # set with the event loop
+    on_sleep: Callable[[float, FrameType | None], bool] | None = None
 
     def __init__(
         self,
@@ -169,8 +173,17 @@ class HostLoop:
     def signal(self) -> Signal:
         return _LoopSignal(self)
 
-    def party(self, who: str, key: Key = (), *, result: bool = False) -> Party:
+    def party(
+        self, who: str, key: Key = (), *, result: bool = False, blocks: bool = False
+    ) -> Party:
         return _Work(self._work)
+
+    def check_thread(self) -> None:
+        """Do nothing: the simulation watches no thread."""
+
+    @property
+    def has_real_threads(self) -> bool:
+        return bool(self._work)
 
     @property
     def mono(self) -> int:

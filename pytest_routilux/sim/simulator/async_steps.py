@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from pytest_routilux.faults.faults import slot_with_faults
@@ -15,7 +16,9 @@ from pytest_routilux.sim.simulator.awaits import WatchedCoroutine
 from pytest_routilux.sim.simulator.model import HostCrash
 from pytest_routilux.virtual_time.simulated_step import Flight
 from routilux import SystemClock
+from routilux.clocks.durations import SECOND
 from routilux.engine.async_steps import AsyncSteps, EventLoopQueue
+from routilux.engine.pool import AsyncDriver
 from routilux.engine.step import run_async_step
 
 if TYPE_CHECKING:
@@ -45,6 +48,33 @@ class SimAsyncSteps(AsyncSteps):
         event_loop = self._host_loop.event_loop
         queue = self._queues[event_loop] = EventLoopQueue(event_loop)
         return queue
+
+
+class SimAsyncDriver(AsyncDriver):
+    """Runs the jobs that an async handler awaits, in the simulation's thread.
+
+    A plain handler of such a job runs to its end at once, and its end is held back until its
+    instant.
+    """
+
+    def start(self, driven: Driven, step: StepInput) -> None:
+        if self._on_loop(driven, step.task):
+            super().start(driven, step)
+            return
+        self._flying += 1
+        self._queue.put(partial(self._run, driven, step))
+
+    def _run(self, driven: Driven, step: StepInput) -> None:
+        clock = cast("SimClock", self._clock)
+        begun = clock.mono
+        outcome: StepOutcome | BaseException
+        try:
+            outcome = driven.run(step)
+        except BaseException as error:
+            outcome = error
+        length, clock.mono = clock.mono - begun, begun
+        event_loop = self._queue.event_loop()
+        event_loop.call_later(length / SECOND, self._end, driven, step, outcome)
 
 
 class _AsyncFlight(Flight):

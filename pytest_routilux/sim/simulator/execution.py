@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.faults.faults import failing_write
-from pytest_routilux.sim.simulator.async_steps import async_steps
+from pytest_routilux.sim.simulator.async_steps import SimAsyncDriver, async_steps
 from pytest_routilux.sim.simulator.driver import (
     TEST_OUTCOMES,
     SimDriver,
@@ -254,6 +254,8 @@ class _SimRuntime(Runtime):
 class _SimThreads(Threads):
     """Drives all jobs of a simulated host in a single thread."""
 
+    async_driver = SimAsyncDriver
+
     def __init__(self, runtime: _SimRuntime) -> None:
         super().__init__(runtime.environment, None)
         self._runtime = runtime
@@ -274,7 +276,8 @@ class _SimThreads(Threads):
     def drive_in_background(self, drive: Drive) -> None:
         raise RoutiluxError(
             "a simulated handler can't start a job in the background: a simulation runs in one"
-            " thread; in the handler, use execute() instead of start() or aexecute()"
+            " thread; in the handler, use execute() instead of start(), or await aexecute() in an"
+            " async handler"
         )
 
 

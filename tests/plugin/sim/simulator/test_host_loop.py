@@ -494,6 +494,30 @@ def test_a_timeout_inside_a_handler_does_not_depend_on_the_order(seed: int) -> N
     assert JobStatus.COMPLETED is host.job.status
 
 
+# --- jobs in handlers -----------------------------------------------------------------------------
+
+
+def test_an_async_handler_awaits_jobs_that_overlap() -> None:
+    def inner() -> Flow:
+        def plain(self: Any, n: int = 0) -> None:
+            self.ctx.sleep(1)
+            self.emit("out", n=n)
+
+        return chain(a=plain, b=sleeps, c=plain)
+
+    async def awaits(self: Any, n: int = 0) -> None:
+        jobs = await asyncio.gather(
+            *(inner().aexecute("a", job_id=f"inner{number}") for number in range(10))
+        )
+        self.emit("out", n=sum(job.status is JobStatus.COMPLETED for job in jobs))
+
+    _, host = simulated(lambda: chain(a=awaits))
+    assert host.error is None
+    assert host.job is not None
+    assert 10 == host.job.outputs[0].data["n"]
+    assert 1.3 == ended_at(host.job)
+
+
 # --- where a loop runs ----------------------------------------------------------------------------
 
 

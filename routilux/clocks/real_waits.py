@@ -30,7 +30,9 @@ PATIENCE_NS: Final = 5 * SECOND
 TICK_NS: Final = 5_000_000  # between two checks of work that is under way
 SETTLE_NS: Final = 50_000_000
 # A thread in one of these modules waits for another thread or for a client, ...
-_IDLE: Final = frozenset({"concurrent", "queue", "routilux", "selectors", "threading"})
+_IDLE: Final = frozenset(
+    {"concurrent", "multiprocessing", "queue", "routilux", "selectors", "threading"}
+)
 # ... unless it begins or ends.
 _AT_WORK: Final = frozenset({"_bootstrap", "_bootstrap_inner", "run"})
 BLOCKED_NS: Final = 40_000_000

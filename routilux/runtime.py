@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import logging
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import Context, copy_context
 from functools import partial
 from secrets import token_hex
-from typing import TYPE_CHECKING, Self, Unpack
+from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
 from routilux.clocks.clock import Clock, SystemClock
 from routilux.clocks.forks import begin_in_children
@@ -48,7 +48,7 @@ from routilux.saved_state import SavedState
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Executor
     from datetime import timedelta
     from pathlib import Path
@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from routilux.persist.store import Acquired, Append, JobStore
 
 
+T = TypeVar("T")
 _log = logging.getLogger("routilux")
 
 
@@ -167,22 +168,33 @@ class Runtime:
                 " asyncio.Runner(loop_factory=clock.new_event_loop), or let the fixture"
                 " flow_runtime make both"
             )
-        drive = self._new(flow, entry, params, **options)
-        drive.queue = queue = self.environment.async_steps.queue(event_loop)
         stopped = event_loop.create_future()
-        drive.on_stop = partial(_wake, stopped)
+        queue = self.environment.async_steps.queue(event_loop)
+
+        def begin() -> Drive:
+            drive = self._new(flow, entry, params, **options)
+            drive.queue = queue
+            drive.on_stop = partial(_wake, stopped)
+            if self.store is None:
+                self.threads.drive_on_event_loop(drive, queue)
+            else:  # its commits wait for the store, in another thread
+                self.threads.drive_in_background(drive)
+            return drive
+
+        beginning: asyncio.Future[Drive] | None = None
         if self.store is None:
-            self.threads.drive_on_event_loop(drive, queue)
-        else:  # its commits wait for the store, in another thread
-            self.threads.drive_in_background(drive)
+            drive = begin()
+        else:
+            beginning = asyncio.ensure_future(self._acall(copy_context().run, begin))
         try:
-            if running_drive() is None:
+            if beginning is not None:
+                drive = await asyncio.shield(beginning)
+            with nullcontext() if running_drive() is None else waiting_step():
                 await stopped
-            else:
-                with waiting_step():
-                    await stopped
         except asyncio.CancelledError:
-            if self._cancel_awaited(drive):
+            if beginning is not None:
+                drive = await beginning  # the store may have its first commit
+            if await self._cancel_awaited(drive):
                 # Its async handlers end first; a second cancellation does not wait for them.
                 stopped = event_loop.create_future()
                 with self.environment.lock:
@@ -195,10 +207,10 @@ class Runtime:
             raise drive.error
         return drive.machine.job
 
-    def _cancel_awaited(self, drive: Drive) -> bool:
+    async def _cancel_awaited(self, drive: Drive) -> bool:
         """Cancel a job whose awaiting task was cancelled; return whether only async steps run."""
         try:
-            drive.request("cancel", "the task that awaited it was cancelled")
+            await self._acall(drive.request, "cancel", "the task that awaited it was cancelled")
         except NotResumableError:
             return False  # the job has stopped
         except Exception as error:
@@ -206,6 +218,12 @@ class Runtime:
             return False
         with self.environment.lock:
             return drive.loop is not None and drive.machine.in_flight == len(drive.tasks)
+
+    async def _acall(self, function: Callable[..., T], *args: object) -> T:
+        """Call a function, in another thread if that may wait for the store."""
+        if self.store is None:
+            return function(*args)
+        return await self.environment.async_steps.call(function, *args)
 
     def start(
         self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]

@@ -17,10 +17,11 @@ import logging
 import os
 import threading
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakKeyDictionary, finalize, ref
 
 from routilux.clocks.durations import SECOND
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     Report = Callable[[Any], None]
     """Takes what the coroutine returned, or the exception that it raised."""
 
+T = TypeVar("T")
 _log = logging.getLogger("routilux")
+_STORE_CALLS: Final = 4  # at once: a write of the store holds the lock of the runtime
 
 
 class AsyncSteps:
@@ -48,6 +51,7 @@ class AsyncSteps:
             WeakKeyDictionary()
         )
         self._own: EventLoopQueue | None = None
+        self._store_calls: ThreadPoolExecutor | None = None
 
     def start(
         self,
@@ -76,8 +80,19 @@ class AsyncSteps:
             raise
         return task
 
+    async def call(self, function: Callable[..., T], *args: object) -> T:
+        """Call a function that may wait for the store, without blocking the event loop."""
+        if self._store_calls is None:  # not the event loop's own pool: handlers may fill it
+            self._store_calls = ThreadPoolExecutor(_STORE_CALLS, "routilux-store")
+        event_loop = asyncio.get_running_loop()
+        return await event_loop.run_in_executor(self._store_calls, partial(function, *args))
+
     def close(self) -> None:
         """End the event loop of this runtime when its last handler has ended."""
+        calls = self._store_calls
+        if calls is not None:
+            self._store_calls = None
+            calls.shutdown(wait=False)
         with self._lock:
             if self._own is not None:
                 self._own = None
@@ -96,7 +111,7 @@ class AsyncSteps:
         queue = self._queues[event_loop] = EventLoopQueue(event_loop)
         party = self._clock.party("the async handlers")
         thread = threading.Thread(
-            target=_serve, args=(event_loop, party), name="routilux-async", daemon=True
+            target=_serve, args=(event_loop, queue, party), name="routilux-async", daemon=True
         )
         try:
             thread.start()
@@ -115,11 +130,24 @@ def _close(queue: EventLoopQueue, process: int) -> None:
             queue.close()
 
 
-def _serve(event_loop: asyncio.AbstractEventLoop, party: Party) -> None:
+async def _end_tasks(event_loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel the tasks that handlers have left, and wait a second for their end."""
+    left = asyncio.all_tasks(event_loop) - {asyncio.current_task(event_loop)}
+    for task in left:
+        task.cancel()
+    if left:
+        await asyncio.wait(left, timeout=CLEANUP / SECOND)
+
+
+def _serve(event_loop: asyncio.AbstractEventLoop, queue: EventLoopQueue, party: Party) -> None:
     party.start()
     try:
         asyncio.set_event_loop(event_loop)
-        event_loop.run_forever()
+        while not queue.closed:
+            # A task that a handler started has raised it: it is kept there, and the others run on.
+            with suppress(KeyboardInterrupt, SystemExit):
+                event_loop.run_forever()
+        event_loop.run_until_complete(_end_tasks(event_loop))
         event_loop.run_until_complete(event_loop.shutdown_asyncgens())
         event_loop.run_until_complete(event_loop.shutdown_default_executor())
     finally:
@@ -141,6 +169,8 @@ class EventLoopQueue:
         self.tasks: set[asyncio.Task[None]] = set()
         """The tasks that have begun: an event loop keeps no task alive."""
         self._closing = False
+        self.closed = False
+        """Whether the event loop is to stop."""
 
     def put(self, call: Callable[[], object]) -> None:
         """Call a function soon in the thread of the event loop; thread-safe.
@@ -203,6 +233,7 @@ class EventLoopQueue:
     def _close(self) -> None:
         self._closing = True
         if not self.tasks:
+            self.closed = True
             self.event_loop().stop()
 
 
@@ -246,6 +277,22 @@ class AsyncStep:
         self._task = task
         if not task.done():  # an eager task runs at once
             self.queue.tasks.add(task)
+
+    def when_ended(self, call: Callable[[], object]) -> None:
+        """Call a function in the thread of the event loop when the task has ended; thread-safe."""
+        with suppress(RuntimeError):  # its event loop is closed
+            self.queue.put(partial(self._when_ended, call))
+
+    def _when_ended(self, call: Callable[[], object]) -> None:
+        if self.ended:
+            call()
+        elif self._task is not None:
+            self._task.add_done_callback(lambda _: call())
+
+    @property
+    def ended(self) -> bool:
+        """Whether its end was reported."""
+        return self._report is _ignore
 
     def cancel(self, *, logs: bool) -> None:
         """Cancel the task; thread-safe. With `logs` a task that takes too long is logged."""

@@ -108,6 +108,7 @@ class Drive:
         "timer",
         "timer_key",
         "trouble",
+        "waits_for_room",
     )
 
     def __init__(
@@ -135,6 +136,7 @@ class Drive:
         self.queue: EventLoopQueue | None = None  # of the event loop that awaits the job
         self.tasks: dict[int, AsyncStep] = {}  # steps that run on an event loop, by number
         self.ready = False
+        self.waits_for_room = False  # its next step needs a thread, and none is free
         self.timer: int | None = None  # when its next task is due
         self.timer_key: Key = ()  # of that task, to order it among others that are due then
         self.limit: int | None = None  # when the first of its steps reaches its limit
@@ -148,6 +150,11 @@ class Drive:
         if environment.store is not None:  # a loaded job has the commits since its snapshot
             self._snapshot_at = machine.job.seq - len(machine.job._commits) + SNAPSHOT_EVERY
         machine.job.clock_ns, machine.job.store = clock.now_ns, environment.store
+
+    @property
+    def can_start(self) -> bool:
+        """Whether a step of it may start, now or when a thread is free."""
+        return self.ready or self.waits_for_room
 
     # --- the host of its steps ------------------------------------------------------------------
 
@@ -222,7 +229,7 @@ class Drive:
         if self.environment.store is None:
             function(*args)
         else:
-            await sys.modules["asyncio"].to_thread(function, *args)
+            await self.environment.async_steps.call(function, *args)
 
     def run_coroutine(self, step: StepInput, coroutine: Coroutine[Any, Any, object]) -> object:
         """Run a coroutine on the job's event loop, and wait in this thread for its end."""
@@ -437,6 +444,17 @@ class Drive:
         """Cancel all steps that run on an event loop, since this host runs the job no more."""
         for task in self.tasks.values():
             task.cancel(logs=True)
+
+    def wait_for_cleanup(self) -> None:
+        """Wait for the async handlers of a job that was broken off, a second at most."""
+        clock = self.environment.clock
+        until, ended = clock.monotonic_ns() + CLEANUP, clock.signal()
+        tasks = list(self.tasks.values())
+        for task in tasks:
+            task.when_ended(ended.set)
+        while not all(task.ended for task in tasks) and clock.monotonic_ns() < until:
+            clock.wait(ended, until, (self.ordinal,), f"job {self.machine.job.job_id}")
+            ended.clear()
 
     # --- requests -------------------------------------------------------------------------------
 

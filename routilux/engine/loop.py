@@ -129,9 +129,12 @@ class Loop:
                     if begun > _TURN and driver.pauses:
                         break
                     # Jobs that wait for a thread come first, in the order in which they came.
-                    queue = without_room if without_room and driver.room else ready
-                    drive = queue.popleft()
-                    drive.ready = False
+                    if without_room and driver.room:
+                        drive = without_room.popleft()
+                        drive.waits_for_room = False
+                    else:
+                        drive = ready.popleft()
+                        drive.ready = False
                     if drive.loop is self:  # else it failed while it waited for room
                         try:
                             self._begin(drive, now)
@@ -167,8 +170,9 @@ class Loop:
             self._mark(drive)
             return
         if not self._driver.takes(drive, task.task):
-            self._without_room.append(drive)
-            drive.ready = True
+            if not drive.waits_for_room:
+                self._without_room.append(drive)
+                drive.waits_for_room = True
             return
         step = machine.begin(task, now)
         if environment.observers.of_steps:

@@ -17,7 +17,6 @@ from weakref import WeakKeyDictionary, finalize
 from routilux.engine.driver import InlineDriver
 from routilux.engine.loop import Loop
 from routilux.engine.pool import AsyncDriver, PoolDriver
-from routilux.engine.step import CLEANUP
 from routilux.engine.waiting import refuse_blocked_loop, running_drive
 from routilux.errors import FlowDefinitionError
 
@@ -38,6 +37,9 @@ _BACKGROUND_WORKERS: Final = 32
 
 class Threads:
     """The threads for a runtime's jobs and steps."""
+
+    async_driver: type[AsyncDriver] = AsyncDriver
+    """Runs the jobs that an event loop awaits."""
 
     def __init__(self, environment: Environment, executor: Executor | None) -> None:
         self._environment = environment
@@ -122,7 +124,7 @@ class Threads:
                 with self._environment.lock:
                     loop.add(drive)
                 loop.run()
-                self._wait_for_cleanup(drive, driver)
+                drive.wait_for_cleanup()
             finally:
                 party.stop()
         except BaseException as error:  # an interrupt, perhaps of the line above
@@ -136,14 +138,6 @@ class Threads:
         if drive.error is not None:
             raise drive.error
         return drive.machine.job
-
-    def _wait_for_cleanup(self, drive: Drive, driver: Driver) -> None:
-        """Wait for the async handlers of a job that was broken off, a second at most."""
-        flying, until = set(drive.tasks), self._clock.monotonic_ns() + CLEANUP
-        while flying and self._clock.monotonic_ns() < until:
-            ended = driver.next(until, (drive.ordinal,), f"job {drive.machine.job.job_id}")
-            if ended is not None:
-                flying.discard(ended[1].number)
 
     def drive_in_background(self, drive: Drive) -> None:
         """Add a job to the background loop, and return at once.
@@ -191,7 +185,7 @@ class Threads:
         with environment.lock:
             driver = self._on_event_loops.get(event_loop)
             if driver is None:
-                driver = AsyncDriver(self._clock, queue, self._size, self._executor)
+                driver = self.async_driver(self._clock, queue, self._size, self._executor)
                 driver.loop = Loop(environment, driver)
                 self._on_event_loops[event_loop] = driver
                 finalize(event_loop, driver.closing)

@@ -46,7 +46,7 @@ class Capacity:
                 self._active = {
                     drive
                     for drive in self._active
-                    if drive.loop is not None and (drive.ready or drive.machine.in_flight)
+                    if drive.loop is not None and (drive.can_start or drive.machine.in_flight)
                 }
         return not self.full
 
@@ -74,7 +74,7 @@ class Capacity:
             late = {
                 drive: drive.machine.job.seq
                 for drive in self._active
-                if drive.ready and not drive.machine.in_flight
+                if drive.can_start and not drive.machine.in_flight
             }
             for drive, seq in late.items():
                 if self._late.get(drive) == seq:

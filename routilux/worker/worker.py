@@ -304,7 +304,7 @@ class Worker:
             return
         job, machine = alone.machine.job, alone.machine
         with self._environment.lock:
-            began, busy = alone.loop is not None, alone.ready or machine.in_flight
+            began, busy = alone.loop is not None, alone.can_start or machine.in_flight
         if not began and self._drives.get(job.job_id) is alone:
             if len(self._drives) == 1 and alone not in self._stopped_jobs:
                 self._runtime.threads.drive_in_background(alone)
@@ -375,7 +375,7 @@ class Worker:
         self._signal.set()
 
     def _note_wait(self, drive: Drive) -> None:
-        if drive.ready:
+        if drive.can_start:
             self._capacity.add(drive)
         elif self._capacity.full:
             self._signal.set()  # there may be room for another job

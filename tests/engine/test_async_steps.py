@@ -216,6 +216,46 @@ def test_sync_handlers_that_hold_all_threads_delay_no_async_handler():
         assert {"completed"} == {run.wait(PATIENCE).status.value for run in runs}
 
 
+@pytest.mark.parametrize("ends", ["cancelled", "given back"])
+def test_a_job_whose_next_step_waits_for_a_thread_can_end(ends):
+    """Its async handler is in flight; another job has the only thread for its other task."""
+    go, gate, begun = threading.Event(), threading.Event(), threading.Event()
+    log: list[str] = []
+
+    def source(self: Routine, n: object = 0) -> None:
+        assert go.wait(PATIENCE)
+        self.emit("out", n=1)
+
+    def holds(self: Routine, n: object = 0) -> None:
+        assert gate.wait(PATIENCE)
+
+    async def waits(self: Routine, n: object = 0) -> None:
+        begun.set()
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            log.append("ends")
+
+    with Runtime() as runtime:
+        runtime.threads._size = 1
+        run = fan(source, workers=3, a=waits, b=rest).start("source", runtime=runtime)
+        holder = chain(a=holds).start("a", runtime=runtime)
+        go.set()
+        assert begun.wait(PATIENCE)
+        try:
+            if ends == "cancelled":
+                run.cancel()
+            else:
+                run._drive.leave()
+            job = run.wait(PATIENCE)
+        finally:
+            gate.set()
+        holder.wait(PATIENCE)
+    assert ["ends"] == log
+    assert ("cancelled" if ends == "cancelled" else "running") == job.status
+    assert 0 == job.routine_states["b"].attempts
+
+
 def test_a_job_waits_for_a_thread_in_the_order_in_which_it_came():
     order: list[int] = []
 
@@ -464,6 +504,82 @@ def test_an_async_handler_runs_in_a_process_of_an_executor_and_is_cancelled_ther
         routine.set_error_handler(ErrorHandler(timeout=0.01))
         late = chain(a=routine).execute("a", {"n": 3600}, runtime=runtime)
         assert "StepTimeoutError" == error_of(late)[0]
+
+
+def test_an_exit_of_a_task_that_a_handler_started_ends_its_job_and_not_the_event_loop():
+    async def exits() -> None:
+        raise SystemExit(3)
+
+    async def starts(self: Routine, n: object = 0) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(exits())
+
+    async def waits(self: Routine, n: object = 0) -> None:
+        await asyncio.sleep(1)
+        self.emit("out", n=1)
+
+    with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
+        other = chain(a=waits).start("a", runtime=runtime)
+        with pytest.raises(SystemExit):
+            chain(a=starts).execute("a", runtime=runtime)
+        assert [1] == outputs(other.wait())
+        assert [1] == outputs(chain(a=waits).execute("a", runtime=runtime))
+
+
+def test_tasks_that_handlers_leave_are_cancelled_with_their_runtime():
+    log: list[str] = []
+
+    async def beats() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            log.append("cancelled")
+
+    async def connects(self: Routine, n: object = 0) -> None:
+        vars(self)["heartbeat"] = asyncio.create_task(beats())
+        await asyncio.sleep(0)
+
+    with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
+        chain(a=connects).execute("a", runtime=runtime)
+        assert [] == log
+    assert ["cancelled"] == log
+
+
+def test_an_interrupt_in_a_wrapped_async_handler_waits_for_its_cleanup_and_no_longer():
+    log: list[str] = []
+
+    async def waits(self: Routine, n: object = 0) -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0.25)
+            log.append("ends")
+
+    def wrapped(self: Routine, n: object = 0) -> object:
+        return waits(self, n)
+
+    async def interrupts(self: Routine, n: object = 0) -> None:
+        await asyncio.sleep(1)
+        raise KeyboardInterrupt
+
+    clock = FakeClock()
+    with Runtime(clock=clock) as runtime, pytest.raises(KeyboardInterrupt):
+        fan(sends(1), workers=2, a=wrapped, b=interrupts).execute("source", runtime=runtime)
+    assert (["ends"], 1_250_000_000) == (log, clock.monotonic_ns())
+
+
+def test_an_effect_is_recorded_though_handlers_fill_the_pool_of_their_event_loop():
+    gate = threading.Event()
+
+    async def pays(self: Routine, n: object = 0) -> None:
+        loop = asyncio.get_running_loop()
+        calls = [loop.run_in_executor(None, gate.wait, PATIENCE) for _ in range(64)]
+        self.emit("out", n=await self.ctx.aonce("pay", double, 2))
+        gate.set()
+        await asyncio.gather(*calls)
+
+    with Runtime(store=MemoryStore()) as runtime:
+        assert [4] == outputs(chain(a=pays).execute("a", runtime=runtime))
 
 
 # --- what would block the event loop --------------------------------------------------------------

@@ -378,10 +378,11 @@ class Drive:
                     self.commit(recorded)
         if self._open:
             self._open.pop(step.number, None)
-        task = self.tasks.pop(step.number, None) if self.tasks else None
-        if task is not None and task.abandoned and outcome.error is not None:
-            self.machine.abandon(step)
-            return None
+        if self.tasks:
+            task = self.tasks.pop(step.number, None)
+            if task is not None and task.abandoned and outcome.error is not None:
+                self.machine.abandon(step)
+                return None
         updated = self.machine.job.updated_ns
         # Never before the last commit: an observer may have made one since `now` was read.
         return self.machine.finish(step, outcome, now if now > updated else updated)

@@ -125,9 +125,6 @@ class Loop:
                     self._ring(now)
                 begun = 0
                 while ready or (without_room and driver.room):
-                    begun += 1
-                    if begun > _TURN and driver.pauses:
-                        break
                     # Jobs that wait for a thread come first, in the order in which they came.
                     if without_room and driver.room:
                         drive = without_room.popleft()
@@ -140,6 +137,10 @@ class Loop:
                             self._begin(drive, now)
                         except BaseException as error:
                             self.fail(drive, error)
+                    if ready:
+                        begun += 1
+                        if begun >= _TURN and driver.pauses:
+                            break
                 if not self.drives:
                     return
                 wait = self._first_timer() if self._timers else _NO_TIMER

@@ -131,6 +131,7 @@ class Loop:
                         except BaseException as error:
                             self.fail(drive, error)
                 if not self.drives:
+                    self._timers.clear()  # of ended jobs, which they would keep in memory
                     return
                 wait = self._first_timer() if self._timers else _NO_TIMER
             ended = yield wait

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -635,6 +637,31 @@ def test_the_event_loop_ends_with_its_runtime_and_one_that_was_never_closed_leav
         with Runtime(clock=FakeClock()) as runtime:
             chain(a=body).execute("a", runtime=runtime)
         chain(a=body).execute("a", runtime=Runtime(clock=FakeClock()))
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout": 60}, {"retry_delay": 0.25}], ids=str)
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "sync"])
+def test_a_runtime_keeps_no_event_loop_of_a_caller(options, is_async):
+    async def tries_async(self: Routine, n: object = 0) -> None:
+        if self.ctx.attempt == 1:
+            raise ValueError
+
+    def tries(self: Routine, n: object = 0) -> None:
+        if self.ctx.attempt == 1:
+            raise ValueError
+
+    async def story() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        await flow.aexecute("a", runtime=runtime)
+
+    flow = chain(a=Works(tries_async if is_async else tries, retrying(**options)))
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+    with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
+        for _ in range(3):
+            arun(runtime, story())
+        gc.collect()
+        assert [None] * 3 == [loop() for loop in loops]
+        assert not runtime.threads._on_event_loops
 
 
 def test_a_child_that_an_async_handler_forks_ends_when_it_returns(caplog):

@@ -58,29 +58,37 @@ class AsyncSteps:
         step: StepInput,
         coroutine: Coroutine[Any, Any, object],
         report: Report,
-        *,
         context: Context,
-        event_loop: asyncio.AbstractEventLoop | None,
+        queue: EventLoopQueue | None,
     ) -> AsyncStep:
         """Run the coroutine of a step in `context`, and call `report` at its end.
 
-        `event_loop` is that of the job's caller; None means the runtime's own.
+        `queue` is that of the caller's event loop; None means the runtime's own.
         """
         try:
-            with self._lock:  # so that no event loop is closed between the two
-                task = AsyncStep(self._queue(event_loop), step, coroutine, report)
-                task.queue.put(partial(task.begin, context))
+            if queue is not None:
+                task = AsyncStep(queue, step, coroutine, report, context)
+                queue.put(task.begin)
+            else:
+                with self._lock:  # so that the event loop is not closed between the two
+                    if self._own is None:
+                        self._own = self._opened()
+                    task = AsyncStep(self._own, step, coroutine, report, context)
+                    self._own.put(task.begin)
         except BaseException:
             coroutine.close()
             raise
         return task
 
-    async def call(self, function: Callable[..., T], *args: object) -> T:
-        """Call a function that may wait for the store, without blocking the event loop."""
+    def call(self, function: Callable[..., T], *args: object) -> asyncio.Future[T]:
+        """Call a function that may wait for the store, without blocking the event loop.
+
+        Returns a future, which is no task: nobody can cancel it with all tasks of the event loop.
+        """
         if self._store_calls is None:  # not the event loop's own pool: handlers may fill it
             self._store_calls = ThreadPoolExecutor(_STORE_CALLS, "routilux-store")
         event_loop = asyncio.get_running_loop()
-        return await event_loop.run_in_executor(self._store_calls, partial(function, *args))
+        return event_loop.run_in_executor(self._store_calls, partial(function, *args))
 
     def close(self) -> None:
         """End the event loop of this runtime when its last handler has ended."""
@@ -96,17 +104,10 @@ class AsyncSteps:
     def queue(self, event_loop: asyncio.AbstractEventLoop) -> EventLoopQueue:
         """Return the queue of an event loop."""
         with self._lock:
-            return self._queue(event_loop)
-
-    def _queue(self, event_loop: asyncio.AbstractEventLoop | None) -> EventLoopQueue:
-        if event_loop is not None:
             queue = self._queues.get(event_loop)
             if queue is None:
                 queue = self._queues[event_loop] = EventLoopQueue(event_loop)
             return queue
-        if self._own is None:
-            self._own = self._opened()
-        return self._own
 
     def _opened(self) -> EventLoopQueue:
         event_loop = self._clock.new_event_loop()
@@ -167,6 +168,7 @@ class EventLoopQueue:
         self.context = Context()
         self._woken = False
         self._draining = False
+        self.process = os.getpid()
         self.tasks: set[asyncio.Task[None]] = set()
         """The tasks that have begun: an event loop keeps no task alive."""
         self._closing = False
@@ -179,9 +181,11 @@ class EventLoopQueue:
         Raises `RuntimeError` if the event loop is closed.
         """
         self._calls.append(call)
+        if self._woken:
+            return
         event_loop = self.event_loop()
         here = asyncio._get_running_loop() is event_loop
-        if self._woken or (here and self._draining):
+        if here and self._draining:
             return
         self._woken = True
         try:
@@ -191,6 +195,13 @@ class EventLoopQueue:
             self._woken = False
             self._calls.remove(call)
             raise
+
+    def run(self, call: Callable[[], object]) -> None:
+        """Call a function now, or after the calls that run now; in the thread of the event loop."""
+        if self._draining:
+            self._calls.append(call)
+        else:
+            self.context.run(self._run, call)
 
     def event_loop(self) -> asyncio.AbstractEventLoop:
         """Return the event loop."""
@@ -209,15 +220,20 @@ class EventLoopQueue:
         """Stop the event loop when no task is left; thread-safe."""
         self.put(self._close)
 
-    def _run(self) -> None:
-        self._woken = False  # before the calls are read: a later one wakes the event loop again
+    def _run(self, first: Callable[[], object] | None = None) -> None:
         self._draining = True
         calls = self._calls
         try:
+            if first is None:
+                self._woken = False  # before the calls are read: a later one wakes the event loop
+            else:
+                first()
             while calls:
                 calls.popleft()()
         finally:
             self._draining = False
+            if calls:  # one of them has raised an error: the others follow
+                self.put(calls.popleft())
 
     def _close(self) -> None:
         self._closing = True
@@ -229,7 +245,17 @@ class EventLoopQueue:
 class AsyncStep:
     """One step whose handler runs as a task."""
 
-    __slots__ = ("_coroutine", "_report", "_step", "_task", "abandoned", "give_up_ns", "queue")
+    __slots__ = (
+        "_cancelled",
+        "_context",
+        "_coroutine",
+        "_report",
+        "_step",
+        "_task",
+        "abandoned",
+        "give_up_ns",
+        "queue",
+    )
 
     def __init__(
         self,
@@ -237,6 +263,7 @@ class AsyncStep:
         step: StepInput,
         coroutine: Coroutine[Any, Any, object],
         report: Report,
+        context: Context,
     ) -> None:
         self.queue = queue
         self.give_up_ns: int | None = None
@@ -246,14 +273,30 @@ class AsyncStep:
         self._step = step
         self._coroutine: Coroutine[Any, Any, object] | None = coroutine  # until it begins
         self._report = report
+        self._context = context
+        self._cancelled = False
         self._task: asyncio.Task[None] | None = None
 
-    def begin(self, context: Context) -> None:
+    def begin(self) -> None:
         """Create the task; in the thread of the event loop."""
-        task = context.run(asyncio.get_running_loop().create_task, self._run())
+        event_loop = asyncio.get_running_loop()
+        running = self._run()
+        try:
+            task = event_loop.create_task(running, context=self._context)
+        except Exception as error:  # of the task factory of the event loop
+            running.close()
+            self._end(error)
+            return
         self._task = task
         if not task.done():  # an eager task runs at once
             self.queue.tasks.add(task)
+            task.add_done_callback(self._end_lost)
+
+    def _end_lost(self, task: asyncio.Task[None]) -> None:
+        """Report the end of a task that was cancelled before it began."""
+        if self._coroutine is not None:
+            self._coroutine.close()
+            self._end(asyncio.CancelledError("the task was cancelled before it began"))
 
     def when_ended(self, call: Callable[[], object]) -> None:
         """Call a function in the thread of the event loop when the task has ended; thread-safe."""
@@ -281,12 +324,11 @@ class AsyncStep:
     async def _run(self) -> None:
         coroutine, self._coroutine = self._coroutine, None
         assert coroutine is not None, "a task begins once"
-        process = os.getpid()
         try:
             result: object = await coroutine
         except BaseException as error:
             result = error  # an interrupt must reach the job, not the thread of the event loop
-        if os.getpid() != process:
+        if os.getpid() != self.queue.process:
             end_child(self._step, result)
         self._end(result)
 
@@ -298,14 +340,13 @@ class AsyncStep:
 
     def _cancel(self, *, logs: bool) -> None:
         task, event_loop = self._task, asyncio.get_running_loop()
+        if task is None or task.done() or self._cancelled:
+            return  # a second cancellation would break off the cleanup
         if self._coroutine is None:
-            if task is not None and not task.done():
-                task.cancel()
-                if logs:
-                    event_loop.call_later(CLEANUP / SECOND, self._log_survivor)
-        elif task is not None and task.done():  # others have cancelled it before it began
-            self._coroutine.close()
-            self._end(asyncio.CancelledError())
+            self._cancelled = True
+            task.cancel()
+            if logs:
+                event_loop.call_later(CLEANUP / SECOND, self._log_survivor)
         else:  # it begins first, so that its outcome is that of an attempt
             event_loop.call_soon(partial(self._cancel, logs=logs), context=self.queue.context)
 

@@ -36,7 +36,6 @@ from routilux.persist.store import POLL, lost
 
 if TYPE_CHECKING:
     import contextvars
-    from asyncio import AbstractEventLoop
     from collections.abc import Callable, Coroutine
 
     from routilux.clocks.clock import Key
@@ -44,7 +43,7 @@ if TYPE_CHECKING:
     from routilux.core.machine import Machine
     from routilux.core.requests import Request
     from routilux.core.state import JobState
-    from routilux.engine.async_steps import AsyncStep
+    from routilux.engine.async_steps import AsyncStep, EventLoopQueue
     from routilux.engine.environment import Environment
     from routilux.graph.context import Context
     from routilux.graph.messages import RecordedEffect, StepInput, StepOutcome
@@ -89,7 +88,6 @@ class Drive:
         "context",
         "environment",
         "error",
-        "event_loop",
         "lease_ns",
         "leaving",
         "limit",
@@ -100,6 +98,7 @@ class Drive:
         "on_wait",
         "ordinal",
         "plan",
+        "queue",
         "ready",
         "run_async_step",
         "run_step",
@@ -133,7 +132,7 @@ class Drive:
         self.on_stop: Callable[[Drive], object] | None = None
         self.on_wait: Callable[[Drive], object] | None = None
         self.loop: DrivingLoop | None = None
-        self.event_loop: AbstractEventLoop | None = None  # of the caller that awaits the job
+        self.queue: EventLoopQueue | None = None  # of the event loop that awaits the job
         self.tasks: dict[int, AsyncStep] = {}  # steps that run on an event loop, by number
         self.ready = False
         self.waits_for_room = False  # its next step needs a thread, and none is free
@@ -214,19 +213,9 @@ class Drive:
         routine = plan.routines[task.routine_id]
         slot, handler = routine._slots[task.slot], plan.handlers[task.routine_id]
         coroutine = self.run_async_step(step, routine, slot, handler, self)
-        self._start_coroutine(step, coroutine, report, self.context.copy())
-
-    def _start_coroutine(
-        self,
-        step: StepInput,
-        coroutine: Coroutine[Any, Any, object],
-        report: Callable[[Any], None],
-        context: contextvars.Context,
-    ) -> None:
-        started = self.environment.async_steps.start(
-            step, coroutine, report, context=context, event_loop=self.event_loop
+        self.tasks[step.number] = self.environment.async_steps.start(
+            step, coroutine, report, self.context.copy(), self.queue
         )
-        self.tasks[step.number] = started
 
     async def asleep(self, step: StepInput, length: int) -> None:
         """Wait for `length` nanoseconds; the engine cancels the step at its timeout."""
@@ -250,8 +239,16 @@ class Drive:
             ended.set()
 
         with self.environment.lock:
-            self._start_coroutine(step, coroutine, report, copy_context())
-        self.environment.clock.wait(ended, None, who=step.who)
+            task = self.tasks[step.number] = self.environment.async_steps.start(
+                step, coroutine, report, copy_context(), self.queue
+            )
+        clock, key, until = self.environment.clock, (self.ordinal, *step.order), None
+        if step.timeout_ns is not None:  # in the thread of `execute` no loop limits the step
+            until = step.started_ns + step.timeout_ns - self.offset
+        if not clock.wait(ended, until, key, step.who):
+            task.cancel(logs=True)
+            if not clock.wait(ended, clock.monotonic_ns() + CLEANUP, key, step.who):
+                raise _given_up(step)
         result = results.pop()
         if isinstance(result, BaseException):
             try:
@@ -452,14 +449,22 @@ class Drive:
         for task in self.tasks.values():
             task.cancel(logs=True)
 
-    def wait_for_cleanup(self) -> None:
-        """Wait for the async handlers of a job that was broken off, a second at most."""
+    @property
+    def has_cleaned_up(self) -> bool:
+        """Whether no async handler of it runs any more."""
+        return all(task.ended for task in self.tasks.values())
+
+    def wait_for_cleanup(self, until: int | None = None) -> None:
+        """Wait for the async handlers of a job that was broken off.
+
+        At most until the monotonic instant `until`, by default for a second.
+        """
         clock = self.environment.clock
-        until, ended = clock.monotonic_ns() + CLEANUP, clock.signal()
-        tasks = list(self.tasks.values())
-        for task in tasks:
+        until = clock.monotonic_ns() + CLEANUP if until is None else until
+        ended = clock.signal()
+        for task in self.tasks.values():
             task.when_ended(ended.set)
-        while not all(task.ended for task in tasks) and clock.monotonic_ns() < until:
+        while not self.has_cleaned_up and clock.monotonic_ns() < until:
             clock.wait(ended, until, (self.ordinal,), f"job {self.machine.job.job_id}")
             ended.clear()
 

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Final
 
 from routilux.core.commits import JobStatus
 from routilux.engine.driver import StepNotRunError
-from routilux.engine.step import log_given_up
+from routilux.engine.step import failure, log_given_up
 from routilux.errors import StepLimitError
 from routilux.graph.messages import ErrorInfo
+from routilux.retry.raised import is_cancellation
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -202,6 +203,8 @@ class Loop:
             if drive.error is not None:
                 continue
             try:
+                if isinstance(outcome, BaseException) and is_cancellation(type(outcome)):
+                    outcome = failure(step.number, outcome)  # its handler has not begun
                 if isinstance(outcome, BaseException):
                     if drive.loop is self and drive.machine.is_in_flight(step):
                         self._break_off(drive, step, outcome)

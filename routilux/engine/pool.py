@@ -33,7 +33,7 @@ from routilux.clocks.durations import SECOND
 from routilux.engine.driver import StepNotRunError
 from routilux.engine.remote import Parcel, StepParcel, run_remote
 from routilux.engine.step import end_child, failure
-from routilux.errors import UnserializableError
+from routilux.errors import RoutiluxError, UnserializableError
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle
@@ -144,7 +144,7 @@ class PoolDriver:
         """Hand a step to a thread, to the user's executor, or to an event loop."""
         executor = self.executor
         if self._on_loop(driven, step.task):
-            driven.start_async(step, partial(self._end, driven, step))
+            driven.start_async(step, partial(self._end_async, driven, step))
             self._tasks.add(step.number)
             return
         if self._flying >= self.size and isinstance(executor, ThreadPoolExecutor):
@@ -200,7 +200,7 @@ class PoolDriver:
         return self._flying - self._blocked < self.size
 
     def takes(self, driven: Driven, task: Task) -> bool:
-        return self.room or self._on_loop(driven, task)
+        return self._flying - self._blocked < self.size or self._on_loop(driven, task)
 
     def _on_loop(self, driven: Driven, task: Task) -> bool:
         """Return whether a task needs no thread and no process of the executor."""
@@ -285,6 +285,8 @@ class PoolDriver:
         self._ended.append((driven, step, outcome))
         self.poke()
 
+    _end_async = _end  # of a step that runs on an event loop, in the thread of the event loop
+
 
 class AsyncDriver(PoolDriver):
     """Runs the jobs that one event loop awaits, in the thread of that event loop.
@@ -308,8 +310,20 @@ class AsyncDriver(PoolDriver):
     def poke(self) -> None:
         if not self._poked:
             self._poked = True
-            with suppress(RuntimeError):  # the event loop is closed: nobody awaits the jobs
+            try:
                 self._queue.put(self._turn)
+            except RuntimeError:  # nobody awaits its jobs any more; further calls do nothing
+                self.loop.fail_all(RoutiluxError("the event loop that awaited the job is closed"))
+                self.close()
+
+    def _end_async(
+        self, driven: Driven, step: StepInput, outcome: StepOutcome | BaseException
+    ) -> None:
+        # At once: one more round of the event loop costs as much as the commit.
+        self._ended.append((driven, step, outcome))
+        if not self._poked:
+            self._poked = True
+            self._queue.run(self._turn)
 
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
         if not self._ended:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from routilux.clocks.durations import SECOND
@@ -77,7 +78,7 @@ async def run_async_step(
         arguments = _arguments(step, slot)
         host.opened(context)
         result = slot.handler(**arguments)
-        if inspect.isawaitable(result):
+        if type(result) is CoroutineType or inspect.isawaitable(result):
             result = await result
         if result is not None:
             _check_result(result, slot)

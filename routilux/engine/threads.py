@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from routilux.clocks.clock import Party
     from routilux.core.state import JobState
+    from routilux.engine.async_steps import EventLoopQueue
     from routilux.engine.drive import Drive
     from routilux.engine.driver import Driver
     from routilux.engine.environment import Environment
@@ -175,13 +176,12 @@ class Threads:
                     loop.fail(drive, error)
                     raise
 
-    def drive_on_event_loop(self, drive: Drive, event_loop: AbstractEventLoop) -> None:
-        """Add a job to the loop that runs in the thread of `event_loop`, and return at once."""
-        environment = self._environment
+    def drive_on_event_loop(self, drive: Drive, queue: EventLoopQueue) -> None:
+        """Add a job to the loop that runs in the thread of an event loop, and return at once."""
+        environment, event_loop = self._environment, queue.event_loop()
         with environment.lock:
             driver = self._on_event_loops.get(event_loop)
             if driver is None:
-                queue = environment.async_steps.queue(event_loop)
                 driver = AsyncDriver(self._clock, queue, self._size, self._executor)
                 driver.loop = Loop(environment, driver)
                 self._on_event_loops[event_loop] = driver

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from routilux import FakeClock
+from tests.benchmarks import asynchronous as a
 from tests.benchmarks import collecting as r
 from tests.benchmarks import crowds as c
 from tests.benchmarks import durability as d
@@ -47,7 +48,12 @@ BENCHMARKS: list[Benchmark] = [
     (r.collecting, [(4_000, 5)], (4, 2)),
     (r.stored_rows, [(4_000,)], (8,)),
     (p.one_test, [(20, 20)], (2, 1)),
-    (p.virtual_sleeps, [(20, 2_000)], (1, 10)),
+    (a.async_steps, [(10_000, 10)], (5, 2)),
+    (a.waits_at_once, [(10_000, 1, 5)], (3, 0.001, 2)),
+    (a.awaited_retries, [(10_000, 10)], (3, 0.1)),
+    (a.cancellation, [(0.01, 200)], (0.001, 2)),
+    (a.virtual_sleeps, [(2_000, 10)], (3, 2)),
+    (a.memory_of_fan_outs, [(10_000, 100_000, 1_000)], (10, 20, 5)),
     (e.return_latency, [(None, 500), (4, 500)], (4, 2)),
     (p.start_up, [(20,)], (1,)),
     (p.simulated_runs, [(10, 200)], (2, 2)),

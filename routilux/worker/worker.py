@@ -138,7 +138,8 @@ class Worker:
         """Run jobs until `stop` is called or a signal arrives.
 
         After `stop`, SIGTERM or SIGINT (Ctrl-C), steps in flight end and commit, and the jobs are
-        given back. Then `run` returns; after a SIGINT it raises `KeyboardInterrupt`. A second
+        given back. Async handlers are cancelled, and have a second for their cleanup; such an
+        attempt does not count. Then `run` returns; after a SIGINT it raises `KeyboardInterrupt`. A second
         signal does not wait for the steps: their jobs are free at once, as after a crash, and the
         steps run again with the same idempotency keys. A third acts as if there were no worker.
         Only the main thread gets signals. A SIGINT that the program ignores or handles is its own.

@@ -12,6 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
+import _thread
 import heapq
 import threading
 from collections import deque
@@ -21,13 +22,14 @@ from itertools import count
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, final
 
-from routilux.clocks.clock import Clock, Key, Party, Signal, thread_cpu_ns
+from routilux.clocks.clock import Clock, Key, Party, Signal, real_sleep, thread_cpu_ns
 from routilux.clocks.durations import SECOND, from_ns, instant_ns, signed_ns, to_ns
 from routilux.clocks.forks import begin_in_children
 from routilux.clocks.real_waits import (
     BLOCKED_NS,
     COMPUTES,
     PATIENCE_NS,
+    TICK_NS,
     Addresses,
     RealWork,
     WatchedThread,
@@ -207,6 +209,7 @@ class FakeClock(Clock):
         self._look: tuple[int, int, int] = (0, 0, 0)  # turn, real time and CPU time of the last one
         self._free: dict[_Party, RealWork] = {}  # they run without a turn
         self._watched: dict[int, WatchedThread] = {}
+        self._ticks = False  # a thread looks whether the time may move
         self.on_lost_thread: Callable[[WatchedThread], None] | None = None
         """Called when a thread wakes an event loop after time has moved without the thread."""
         self._refusal: BaseException | None = None  # why it can't move the time any further
@@ -225,6 +228,7 @@ class FakeClock(Clock):
         self._reals.clear()
         self._free.clear()
         self._watched.clear()
+        self._ticks = False
         self._current = here = self._here()
         self._results = set() if here is None else {here}
         self.autojump = True  # no other thread can move the time
@@ -657,16 +661,31 @@ class FakeClock(Clock):
         ready = [party for party in self._reals if party.real is not None and party.real.poll()]
         for party in sorted(ready, key=attrgetter("key")):
             self._wake(party)
-        return (
-            bool(ready)
-            or any(party.real is not None and party.real.left_ns(target) for party in self._reals)
-            or any(
-                work.left_ns(self._now, target, self.patience_ns) for work in self._free.values()
-            )
-            or (bool(self._watched) and self._waits_for_thread(target))
-        )
+        if ready or any(
+            party.real is not None and party.real.left_ns(target) for party in self._reals
+        ):
+            return True  # the thread of that loop looks again
+        if not self._waits_for_thread(target):
+            return False
+        if not self._ticks:
+            self._ticks = True
+            _thread.start_new_thread(self._tick, ())
+        return True
+
+    def _tick(self) -> None:
+        """Look again and again whether the time may move, in a thread that does only this."""
+        while self._ticks:
+            real_sleep(TICK_NS / SECOND)
+            with self._lock:
+                self._ticks = self._current is None and not self._ready
+                self._pass_turn()
+                self._ticks = self._ticks and self._current is None and self.has_real_threads
 
     def _waits_for_thread(self, target: int | None) -> bool:
+        if any(work.left_ns(self._now, target, self.patience_ns) for work in self._free.values()):
+            return True
+        if not self._watched:
+            return False
         frames = frames_of_threads()
         self._watched = {k: w for k, w in self._watched.items() if w.thread.is_alive()}
         left = [

@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 
 real_ns: Final = SystemClock.monotonic_ns
 PATIENCE_NS: Final = 5 * SECOND
-_TICK_NS: Final = 5_000_000  # between two checks of work that is under way
+TICK_NS: Final = 5_000_000  # between two checks of work that is under way
 SETTLE_NS: Final = 50_000_000
 # A thread in one of these modules waits for another thread or for a client, ...
-_IDLE: Final = frozenset({"concurrent", "queue", "routilux", "selectors", "threading"})
+_IDLE: Final = frozenset(
+    {"concurrent", "multiprocessing", "queue", "routilux", "selectors", "threading"}
+)
 # ... unless it begins or ends.
 _AT_WORK: Final = frozenset({"_bootstrap", "_bootstrap_inner", "run"})
 BLOCKED_NS: Final = 40_000_000
@@ -166,8 +168,8 @@ class RealWait(ABC):
         """Return the seconds until the loop's thread must look at its clock again."""
         left = self.left_ns(target)
         if left:
-            return min(left, _TICK_NS) / SECOND
-        return _TICK_NS / SECOND if self.has_threads else None
+            return min(left, TICK_NS) / SECOND
+        return TICK_NS / SECOND if self.has_threads else None
 
 
 def frames_of_threads() -> dict[int, FrameType]:

@@ -12,8 +12,8 @@ from typing import Any, Final, TypeVar
 import pytest
 from aiohttp import web
 
-from routilux import FakeClock
-from tests.routines import PATIENCE, SECOND
+from routilux import ErrorHandler, FakeClock, Routine, Runtime
+from tests.routines import PATIENCE, SECOND, chain
 
 T = TypeVar("T")
 HOUR: Final = 3600
@@ -172,6 +172,32 @@ def test_a_thread_that_the_clock_watches_is_waited_for(clock):
 
     run(clock, main())
     assert 0 == clock.monotonic_ns()
+
+
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_job_without_an_event_loop_waits_for_a_watched_thread(clock, ends):
+    released = threading.Event()
+
+    def work() -> None:
+        time.sleep(0.01)
+        released.set()
+
+    def starts(routine: Routine, n: object = 0) -> None:
+        thread = threading.Thread(target=work)
+        thread.start()
+        clock.watch(thread, "here")
+        if not ends:
+            routine.ctx.sleep(HOUR)
+            assert released.is_set()
+        elif routine.ctx.attempt == 1:
+            raise OSError("again, after a virtual wait")
+
+    flow = chain(a=starts)
+    flow.set_error_handler(ErrorHandler("retry", retry_delay=HOUR))
+    for strategy in ("sequential", "concurrent"):
+        flow.execution_strategy = strategy
+        assert flow.execute("a", runtime=Runtime(clock=clock)).status.value == "completed"
+    assert released.wait(PATIENCE)
 
 
 def test_an_idle_thread_that_the_clock_watches_does_not_hold_virtual_time(clock):

@@ -139,10 +139,11 @@ class Worker:
 
         After `stop`, SIGTERM or SIGINT (Ctrl-C), steps in flight end and commit, and the jobs are
         given back. Async handlers are cancelled, and have a second for their cleanup; such an
-        attempt does not count. Then `run` returns; after a SIGINT it raises `KeyboardInterrupt`. A second
-        signal does not wait for the steps: their jobs are free at once, as after a crash, and the
-        steps run again with the same idempotency keys. A third acts as if there were no worker.
-        Only the main thread gets signals. A SIGINT that the program ignores or handles is its own.
+        attempt does not count. Then `run` returns; after a SIGINT it raises `KeyboardInterrupt`. A
+        second signal does not wait for the steps: their jobs are free at once, as after a crash,
+        and the steps run again with the same idempotency keys. A third acts as if there were no
+        worker. Only the main thread gets signals. A SIGINT that the program ignores or handles is
+        its own.
 
         With `until_idle` it also ends when every job of its flows has stopped, here and on other
         hosts, and the error of a job that can't be resumed is raised. Raises the errors of the

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from itertools import pairwise
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from pytest_routilux.frames import definition_of, object_named
 from pytest_routilux.text import shown
@@ -113,7 +113,19 @@ class FunctionRoutine(Routine):
             def take_all(**payload: object) -> object:
                 return self._returned(function(payload))
 
-            return take_all
+            async def await_all(**payload: object) -> None:
+                result: Any = function(payload)
+                self._emit_output(await result)
+
+            return await_all if inspect.iscoroutinefunction(function) else take_all
+
+        if inspect.iscoroutinefunction(function):
+
+            @wraps(function)
+            async def await_fields(**payload: object) -> None:
+                self._emit_output(await function(**payload))
+
+            return await_fields
 
         @wraps(function)
         def take_fields(**payload: object) -> object:

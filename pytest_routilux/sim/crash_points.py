@@ -9,10 +9,13 @@ Invariants:
 from __future__ import annotations
 
 from bisect import bisect_right
+from dataclasses import replace
 from itertools import chain, count
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from pytest_routilux.sim.simulator.model import ENDED, Call, CrashPoint
+from pytest_routilux.text import shorten
 from routilux import Commit, CommitKind
 from routilux.clocks.durations import SECOND
 
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.simulator.model import Kind, Undisturbed
 
 _LONG: Final = 3600 * SECOND
+_LONGEST_PLACE: Final = 32
 
 
 def crash_points(run: Undisturbed, *, documents: bool = True) -> list[CrashPoint]:
@@ -48,6 +52,8 @@ class _Points:
         self._entries = [e for e in run.world.log if isinstance(e[2], Commit | Call)]
         self._times = [entry[0] for entry in self._entries]
         self._names: set[str] = set()
+        self._pauses = [this.at_ns for this in run.world.awaits]
+        self._awaits = 0  # of the run, before the next point
         self._deadlines = {
             name
             for name, handler in run.host.flow.plan().handlers.items()
@@ -57,12 +63,32 @@ class _Points:
     def all(self) -> Iterator[CrashPoint]:
         commits = calls = 0
         for at, _, what in self._entries:
+            yield from self._at_awaits(commits, calls)
             if isinstance(what, Call):
                 yield from self._around_effect(what, _Instant(commits, calls, at))
                 calls += 1
             elif isinstance(what, Commit):
                 yield from self._around_write(what, _Instant(commits, calls, at))
                 commits += 1
+
+    def _at_awaits(self, commits: int, calls: int) -> Iterator[CrashPoint]:
+        """Yield the points at the awaits between two entries of the log."""
+        awaits = self._run.world.awaits
+        while self._awaits < len(awaits):
+            this = awaits[self._awaits]
+            if (this.commits, this.calls) != (commits, calls):
+                return
+            step = (this.task_id, this.routine_id, this.attempt)
+            place = f"{this.task_id}@a{this.attempt}.await{this.number}"
+            where = shorten(Path(this.where).name, _LONGEST_PLACE, "end")
+            text = (
+                f"task {this.task_id} {this.routine_id}, attempt {this.attempt}:"
+                f" {'after' if this.over else 'in'} await #{this.number} ({where})"
+            )
+            instant = _Instant(commits, calls, this.at_ns)
+            name = f"{place}.after" if this.over else place
+            yield self._point(step, "at an await", name, text, instant)
+            self._awaits += 1
 
     def _around_effect(self, call: Call, before: _Instant) -> Iterator[CrashPoint]:
         kind: Kind = "around an effect"
@@ -126,7 +152,8 @@ class _Points:
             seen = bisect_right(self._times, at, lo=after.commits + after.calls)
             known = sum(isinstance(entry[2], Commit) for entry in self._entries[:seen])
             then = _Instant(known, seen - known, at)
-            yield self._point(step, "in a wait", f"{place}.{name}", f"{what}, {where}", then)
+            point = self._point(step, "in a wait", f"{place}.{name}", f"{what}, {where}", then)
+            yield replace(point, awaits=bisect_right(self._pauses, at, lo=self._awaits))
         if commit.routine_id in self._deadlines:
             return  # the deadline would pass while no host runs
         for name, resume, where in (
@@ -150,4 +177,4 @@ class _Points:
         unique = next(name for name in names if name not in self._names)
         self._names.add(unique)
         resume_ns = instant.at_ns if resume_ns is None else resume_ns
-        return CrashPoint(kind, unique, text, *instant, resume_ns, *step)
+        return CrashPoint(kind, unique, text, *instant, resume_ns, *step, self._awaits)

@@ -10,7 +10,6 @@ Invariants:
 from __future__ import annotations
 
 import inspect
-import sys
 from collections import Counter
 from dataclasses import replace
 from textwrap import wrap
@@ -152,8 +151,9 @@ class FlowSim:
         host has only the files that the host before it left, and opens them anew.
         `fresh` is called before each run, to reset what handlers change outside of the job: a
         database, a folder. Then the handlers before a crash run anew in each run. A handler that
-        the crash interrupts has run to its end there, since only its commit and its effects can be
-        cut off. `view` and `invariant` may read the outside at the end of a run.
+        the crash interrupts has run to its end there, or to its next await if it is async, since
+        only its commit and its effects can be cut off. `view` and `invariant` may read the outside
+        at the end of a run.
         Returns what was tried; fails the test with the smallest cause of the first finding.
         """
         __tracebackhide__ = True
@@ -255,7 +255,6 @@ class FlowSim:
             raise FlowDefinitionError(
                 f"build() returned {flow!r}, which is not a Flow; return a Flow"
             )
-        _refuse_running_loop(flow)
         for fault in faults:
             fault.used = True
             fault.struck = 0  # by another simulation, which proves nothing here
@@ -346,25 +345,6 @@ def _refuse_uncallable(**functions: object) -> None:
             raise FlowDefinitionError(
                 f"{name}={function!r} is async, and nothing awaits it; give a plain function"
             )
-
-
-def _refuse_running_loop(flow: Flow) -> None:
-    """Refuse async handlers in an async test, where asyncio can run no second loop."""
-    __tracebackhide__ = True
-    if "asyncio" not in sys.modules:
-        return
-    try:
-        sys.modules["asyncio"].get_running_loop()
-    except RuntimeError:
-        return
-    for routine_id, routine in flow.routines.items():
-        for name, slot in routine.slots.items():
-            if inspect.iscoroutinefunction(slot.handler):
-                raise FlowDefinitionError(
-                    f"the handler of slot {name!r} of {routine_id} is async: flow_sim runs it on"
-                    " an event loop of its own, but this test already runs in one; write the test"
-                    " with def instead of async def"
-                )
 
 
 def _status(ends: JobStatus | str | None) -> JobStatus | None:

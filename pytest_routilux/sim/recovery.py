@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from routilux import Flow
 
 _MOST_HOSTS: Final = 12
-_IN_FLIGHT: Final = ("before a write", "around an effect")
+_IN_FLIGHT: Final = ("before a write", "around an effect", "at an await")
 _REFUSALS: Final = ("store refuses", "store does not answer")
 
 
@@ -134,19 +134,26 @@ def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
 
 
 def _run_until(run: Undisturbed, point: CrashPoint) -> None:
-    """Run the handlers that had started by the crash; one in flight runs to its end."""
+    """Run the handlers that had started by the crash; one in flight runs to its end.
+
+    An async handler in flight runs to the next await of any of them.
+    """
     run.case.reset()
     in_flight = point.kind in _IN_FLIGHT or any(
         commits == point.commits and step.started_ns < point.at_ns
         for commits, step in run.host.steps
     )
     seq = point.commits + in_flight
+    awaits = run.world.awaits[point.awaits :]
+    dies_at = None
+    if in_flight and awaits and awaits[0].commits == point.commits:
+        dies_at = point.awaits
     if seq:
         dies = _FailsAt(seq, HostCrash(), durable=not in_flight)
         case = replace(run.case, faults=(dies, *run.case.faults), store=None)
         for fault in case.faults:
             fault.begin(0)
-        run_host(case, World(run.durable[0].at_ns))
+        run_host(case, World(run.durable[0].at_ns), dies_at=dies_at)
 
 
 class _FailsAt(Fault):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
 
 from routilux import Clock, ClockStalledError, SystemClock
 from routilux.clocks.durations import from_ns, signed_ns
@@ -68,19 +68,51 @@ class SimClock(Clock):
 
 
 class Flight:
-    """A step whose handler has run, and the events still to deliver."""
+    """A step whose handler has run, and the events still to deliver.
 
-    __slots__ = ("driven", "effects", "events", "step")
+    `loop` is the event loop on which it runs a coroutine; `awaits` counts the awaits that suspended
+    one.
+    """
 
-    def __init__(self, driven: Driven, step: StepInput) -> None:
+    __slots__ = ("awaits", "driven", "effects", "events", "loop", "step", "threads")
+
+    def __init__(self, driven: Driven, step: StepInput, loop: Any = None) -> None:
         self.driven = driven
         self.step = step
         self.effects = 0
+        self.awaits = 0
+        self.loop = loop
         self.events: deque[tuple[int, Any]] = deque()
+        self.threads: list[threading.Thread] = []
+        """The threads that its handler has started."""
+
+    def add_call(self, at: int, call: object) -> None:
+        """Add a call of an effect at a monotonic instant."""
+        self.events.append((at, call))
+
+    def suspended(self, pause: Pause, waited: object) -> None:
+        """Note that an await for `waited` suspends a coroutine."""
+        self.events.append((self.loop.mono, pause))
+
+    def continues(self, pause: Pause) -> BaseException | None:
+        """Note that the coroutine continues; return an exception to raise in it, or None."""
+        self.events.append((self.loop.mono, pause))
+        return None
 
     @property
     def key(self) -> Key:
         return (self.driven.ordinal, *self.step.order)
+
+
+class Pause(NamedTuple):
+    """An await that suspends a coroutine: its number in the attempt, and the line of the user.
+
+    `over`: the coroutine is about to continue.
+    """
+
+    number: int
+    where: str
+    over: bool = False
 
 
 class Running:

@@ -38,6 +38,9 @@ _BACKGROUND_WORKERS: Final = 32
 class Threads:
     """The threads for a runtime's jobs and steps."""
 
+    async_driver: type[AsyncDriver] = AsyncDriver
+    """Runs the jobs that an event loop awaits."""
+
     def __init__(self, environment: Environment, executor: Executor | None) -> None:
         self._environment = environment
         self._clock = environment.clock
@@ -182,7 +185,7 @@ class Threads:
         with environment.lock:
             driver = self._on_event_loops.get(event_loop)
             if driver is None:
-                driver = AsyncDriver(self._clock, queue, self._size, self._executor)
+                driver = self.async_driver(self._clock, queue, self._size, self._executor)
                 driver.loop = Loop(environment, driver)
                 self._on_event_loops[event_loop] = driver
                 finalize(event_loop, driver.closing)

@@ -3,31 +3,40 @@
 Invariants:
 - Every handler that the undisturbed run calls is called again with its first input, once for each
   `ctx.sleep`, `ctx.once` and effect in it. There a BaseException is raised.
-- A handler that returns swallows it. A handler that raises anything does not.
+- At each await that suspends an async handler a BaseException is raised, and in another call the
+  handler is cancelled there. An await for a task that the handler has cancelled itself is left out.
+- A handler that returns swallows it. A handler that raises anything does not. A handler that has
+  not ended a second after its cancellation swallows that.
 - The check runs in a process of its own where it can, since a handler may end its process.
 """
 
 from __future__ import annotations
 
-from collections import deque
+import asyncio
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.frames import definition_of
 from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
 from pytest_routilux.sim.recovery import run_undisturbed
 from pytest_routilux.sim.results import Coverage
+from pytest_routilux.sim.simulator.driver import simulation
+from pytest_routilux.sim.simulator.host_loop import HostLoop
 from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.virtual_time.simulated_step import Flight, SimClock, running
-from routilux.engine.step import run_step
+from routilux.clocks.durations import SECOND
+from routilux.engine.step import CLEANUP, run_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from pytest_routilux.sim.simulator.model import Case
+    from pytest_routilux.virtual_time.simulated_step import Pause
     from routilux import Context, Flow, StepInput
     from routilux.graph.messages import RecordedEffect
 
 _MOST: Final = 8
+_MOST_AWAITS: Final = 1_000  # of a handler that was cancelled, in no time
 
 
 class _HostDies(BaseException):
@@ -60,98 +69,137 @@ def _swallowed(case: Case, send: object, start_ns: int) -> Finding | None:
             if trap.sprung is None:
                 break
             if returned:
-                return _finding(flow, step, trap.sprung)
+                return _finding(flow, step, trap)
+            if trap.at_await:
+                trap = _Trap(step, number, cancels=True)
+                if _call(flow, step, trap) and trap.at_await:
+                    return _finding(flow, step, trap)
     return None
 
 
-class _Trap:
-    """A host that dies at a step's n-th `ctx` or effect call."""
+class _Trap(Flight):
+    """A host that dies at a step's n-th call of `ctx` or an effect, or at its n-th await.
 
-    def __init__(self, step: StepInput, number: int) -> None:
+    With `cancels` the host cancels the handler at that await.
+    """
+
+    __slots__ = (
+        *("_left", "_start", "_thrown", "_until", "at_await", "cancels", "clock", "outlived"),
+        "sprung",
+    )
+
+    cancelled = False
+
+    def __init__(self, step: StepInput, number: int, *, cancels: bool = False) -> None:
         self.clock = SimClock(step.started_ns)
+        super().__init__(None, step, HostLoop(self.clock))  # type: ignore[arg-type]  # no driver
         self.sprung: str | None = None
+        self.at_await = False  # where it was sprung
+        self.cancels = cancels
+        self.outlived = False  # whether the handler still runs a second after its cancellation
+        self._until = 0  # the end of that second
+        self._thrown = False
         self._start = step.started_ns
         self._left = number
 
-    def step_on(self, call: str) -> None:
+    @property
+    def flight(self) -> Flight:
+        """This step."""
+        return self
+
+    def _step_on(self, call: str) -> None:
         self._left -= 1
         if self._left == 0:
             self.sprung = call
             raise _HostDies(call)
 
-    cancelled = False
+    # --- what a step calls ------------------------------------------------------------------------
+
+    def add_call(self, at: int, call: Any) -> None:
+        self._step_on(f"the effect {call.effect}")
+
+    def suspended(self, pause: Pause, waited: object) -> None:
+        self._left -= 1
+        if self._left == 0:
+            if self.cancels and getattr(waited, "cancelling", _zero)():
+                return  # for a task that the handler has cancelled
+            self.sprung = f"the await of {Path(pause.where).name}"
+            self.at_await = True
+            self._until = self.clock.mono + CLEANUP
+            if self.cancels:
+                self.loop.cancel()
+        elif self.at_await and (self.clock.mono > self._until or self._left < -_MOST_AWAITS):
+            self.outlived = self.cancels
+            self.loop.die()
+
+    def continues(self, pause: Pause) -> BaseException | None:
+        if not self.at_await or self._thrown or self.cancels:
+            return None
+        self._thrown = True
+        return _HostDies(self.sprung)
 
     def now_ns(self) -> int:
         return self._start + self.clock.mono
 
     def sleep(self, step: StepInput, length: int) -> None:
-        self.step_on("ctx.sleep")
+        self._step_on("ctx.sleep")
         self.clock.mono += length
 
     async def asleep(self, step: StepInput, length: int) -> None:
-        self.step_on("ctx.asleep")
-        self.clock.mono += length
+        await asyncio.sleep(length / SECOND)
 
     async def acall(self, function: Callable[..., None], *args: object) -> None:
         function(*args)
 
     def run_coroutine(self, step: StepInput, coroutine: Coroutine[Any, Any, object]) -> object:
-        import asyncio
-
-        return asyncio.run(coroutine)
+        return self.loop.result_of(coroutine, self)
 
     def check(self, step: StepInput) -> None:
         """Do nothing: this host never loses the job."""
 
     def record(self, step: StepInput, name: str, effect: RecordedEffect) -> None:
-        self.step_on(f"ctx.once({name!r})")
+        self._step_on(f"ctx.once({name!r})")
 
     def opened(self, context: Context) -> None:
         """Do nothing: no step continues after its timeout."""
 
 
-class _Events(deque[Any]):
-    """A step's event list that reports each effect call to the trap."""
-
-    def __init__(self, trap: _Trap) -> None:
-        super().__init__()
-        self._trap = trap
-
-    def append(self, event: Any) -> None:
-        super().append(event)
-        self._trap.step_on(f"the effect {event[1].effect}")
+def _zero() -> int:
+    return 0
 
 
 def _call(flow: Flow, step: StepInput, trap: _Trap) -> bool:
     """Run a step on `trap`, and return whether the step succeeded."""
     plan, routine_id = flow.plan(), step.task.routine_id
     outer = running.flight, running.clock
-    flight = Flight(None, step)  # type: ignore[arg-type]  # a double needs no driver
-    flight.events = _Events(trap)
-    running.flight, running.clock = flight, trap.clock
+    running.flight, running.clock = trap, trap.clock
     try:
-        outcome = run_step(
-            step,
-            plan.routines[routine_id],
-            plan.slot(routine_id, step.task.slot),
-            plan.handlers[routine_id],
-            trap,
-        )
+        with simulation(trap.clock):
+            outcome = run_step(
+                step,
+                plan.routines[routine_id],
+                plan.slot(routine_id, step.task.slot),
+                plan.handlers[routine_id],
+                trap,
+            )
     except BaseException:
-        return False
+        return trap.outlived
     finally:
         running.flight, running.clock = outer
+        trap.loop.close()
     return outcome.error is None
 
 
-def _finding(flow: Flow, step: StepInput, call: str) -> Finding:
+def _finding(flow: Flow, step: StepInput, trap: _Trap) -> Finding:
     routine_id, slot = step.task.routine_id, step.task.slot
     handler = flow.routines[routine_id].slots[slot].handler
     name = getattr(handler, "__qualname__", repr(handler))
+    kind, when, error = "swallowed-crash", "its host dies", "BaseException"
+    if trap.cancels:
+        kind, when, error = "swallowed-cancellation", "it is cancelled", "CancelledError"
     what = (
-        f"{routine_id} continues when its host dies in {call}: {name} catches BaseException and"
-        " returns"
+        f"{routine_id} continues when {when} in {trap.sprung}: {name} catches {error} and"
+        f" {'runs on' if trap.outlived else 'returns'}"
     )
     path = f"swallowed.{routine_id}.{slot}"
-    where = definition_of(handler)
-    return Finding("swallowed-crash", what, path, routine_id, hint=where)
+    return Finding(kind, what, path, routine_id, hint=definition_of(handler))

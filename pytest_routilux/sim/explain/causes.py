@@ -341,6 +341,11 @@ CAUSES: Final[dict[str, Reason]] = {
         " interrupt or an exit counts as success",
         "use except Exception: instead of a bare except or BaseException, or raise it again",
     ),
+    "swallowed-cancellation": Reason(
+        "{routine}{hint} catches CancelledError and does not raise it again, so a timeout or a"
+        " cancelled job does not end it",
+        "catch Exception, or raise CancelledError again when the cleanup is done",
+    ),
     "kills-process": Reason(
         "{routine}{hint} ends its whole process, and every job in it, with no commit",
         "raise an Exception instead: an ErrorHandler decides what happens to the task",

@@ -128,6 +128,9 @@ def _of_crash(note: Note, before: object, point: CrashPoint | None) -> str:
         return f"CRASH  the next host gets only a document of {last}"
     if point.kind in _AFTER_WRITE:
         return f"CRASH  {last} is in the store, but the host dies before the store answers"
+    if point.kind == "at an await":
+        where = point.text.rpartition(": ")[2]
+        return f"CRASH  {where}; nothing after it happened"
     if point.name.endswith(".before"):
         return "CRASH  before the effect"
     if isinstance(before, Call):

@@ -8,24 +8,34 @@ Invariants:
   need not wait comes before one that slept; sleepers come by (task's creating commit, position).
 - With another scheduler than FIFO, durations and delays are lower bounds: any step in flight may
   continue next.
-- No real time passes, and no thread is started.
+- An async handler runs on the event loop of its host, by and by. It is suspended at its awaits,
+  while other steps continue. At one instant the event loop comes first, as with a fake clock.
+- No real time passes, except for real work of an async handler, and no thread is started.
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
 import threading
 from collections import deque
 from contextlib import contextmanager
-from heapq import heappop, heappush
+from functools import partial
+from heapq import heapify, heappop, heappush
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary
 
 import pytest
 
 from pytest_routilux.faults.faults import slot_with_faults
+from pytest_routilux.sim.simulator.async_steps import SimAsyncSteps, note_leaked_threads
+from pytest_routilux.sim.simulator.host_loop import HostLoop, LoopTurn
 from pytest_routilux.sim.simulator.model import Call, World
 from pytest_routilux.sim.simulator.scheduler import FIFO
-from pytest_routilux.virtual_time.simulated_step import Flight, SimClock, running
+from pytest_routilux.virtual_time.simulated_step import Flight, Pause, SimClock, running
 from routilux import ClockStalledError, NoActiveStepError, StepInput, StepOutcome
+from routilux.clocks.durations import SECOND
 from routilux.engine.step import run_step
 
 if TYPE_CHECKING:
@@ -36,42 +46,60 @@ if TYPE_CHECKING:
     from routilux import Context
     from routilux.clocks.clock import Key
     from routilux.engine.driver import Driven, Ended
+    from routilux.engine.environment import Environment
     from routilux.graph.messages import RecordedEffect, Task
 
 TEST_OUTCOMES: Final = (KeyboardInterrupt, pytest.fail.Exception, pytest.skip.Exception)
 """Exceptions that end the test and not only the simulated host."""
 
 
-@contextmanager
-def record_started_threads(clock: SimClock) -> Iterator[list[threading.Thread]]:
-    """Yield a list of the threads that handlers start.
+_flights: Final[WeakKeyDictionary[threading.Thread, Flight]] = WeakKeyDictionary()
+"""The steps whose handlers have started a thread, or a thread that did so."""
 
-    Threads that these threads start are added, too. Other threads are not: a test may have a server
-    that starts a thread for each call.
+
+@contextmanager
+def simulation(clock: SimClock) -> Iterator[None]:
+    """In the `with` block, let the handlers of this thread run as on a host with `clock`.
+
+    Threads that a handler starts are kept in its `Flight`, also those that these threads start.
+    Other threads are not: a test may have a server that starts a thread for each call. New event
+    loops of asyncio pass the time of `clock`. The event loop of an async test, if it runs here, is
+    set aside.
     """
-    started: list[threading.Thread] = []
-    real = threading.Thread.start
+    real_start, real_loop = threading.Thread.start, asyncio.new_event_loop
 
     def start(thread: threading.Thread) -> None:
-        if clock.runs_here() or threading.current_thread() in started:
-            started.append(thread)
-        real(thread)
+        here = running.clock is not None and running.clock.runs_here()
+        flight = running.flight if here else _flights.get(threading.current_thread())
+        if flight is not None:
+            _flights[thread] = flight
+            flight.threads.append(thread)
+        real_start(thread)
 
+    def new_event_loop() -> asyncio.AbstractEventLoop:
+        return HostLoop.of_user(clock) if clock.runs_here() else real_loop()
+
+    outer = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
     threading.Thread.start = start  # type: ignore[method-assign, assignment]  # undone below
+    asyncio.new_event_loop = asyncio.events.new_event_loop = new_event_loop
     try:
-        yield started
+        yield
     finally:
-        threading.Thread.start = real  # type: ignore[method-assign]  # as it was
+        threading.Thread.start = real_start  # type: ignore[method-assign]  # as it was
+        asyncio.new_event_loop = asyncio.events.new_event_loop = real_loop
+        asyncio._set_running_loop(outer)
 
 
 class _StepHost:
     """Implements `ctx` for one step in virtual time."""
 
-    __slots__ = ("_clock", "_driven", "_flight", "_pace")
+    __slots__ = ("_clock", "_driven", "_loop", "_pace", "flight")
 
-    def __init__(self, clock: SimClock, flight: Flight, pace: Pace) -> None:
+    def __init__(self, clock: SimClock, flight: Flight, pace: Pace, loop: HostLoop) -> None:
         self._clock = clock
-        self._flight = flight
+        self._loop = loop
+        self.flight = flight
         self._driven: Any = flight.driven
         self._pace = pace
 
@@ -87,21 +115,22 @@ class _StepHost:
         self._clock.mono = max(self._clock.mono, until)
 
     async def asleep(self, step: StepInput, length: int) -> None:
-        self.sleep(step, length)
+        await asyncio.sleep(length / SECOND)
 
     async def acall(self, function: Callable[..., None], *args: object) -> None:
         function(*args)
 
     def run_coroutine(self, step: StepInput, coroutine: Coroutine[Any, Any, object]) -> object:
-        import asyncio
-
-        return asyncio.run(coroutine)
+        limit = None
+        if step.timeout_ns is not None:
+            limit = step.started_ns + step.timeout_ns - self._driven.offset
+        return self._loop.result_of(coroutine, self.flight, limit)
 
     def check(self, step: StepInput) -> None:
         """Do nothing: a host that has died runs no step."""
 
     def record(self, step: StepInput, name: str, effect: RecordedEffect) -> None:
-        self._flight.events.append((self._clock.mono, (name, effect)))
+        self.flight.events.append((self._clock.mono, (name, effect)))
 
     def opened(self, context: Context) -> None:
         """Do nothing: no step runs longer than its timeout."""
@@ -126,28 +155,47 @@ class SimDriver:
         scheduler: Scheduler,
         case: Case,
         pace: Pace,
-        started: list[threading.Thread],
+        loop: HostLoop,
+        environment: Environment,
     ) -> None:
         self._clock = clock
+        self._environment = environment
         self._world = world
         self._host = host
         self._scheduler = scheduler
         self._case = case
         self._pace = pace
-        self._started = started
+        self._loop = loop
         self._fresh: list[Flight] = []
         self._ended: deque[Ended] = deque()
         self._asleep: list[tuple[int, Key, int, Flight]] = []
         self._sleeps = 0
         self._dropped = False  # whether the loop has dropped the job
+        self._test_outcome: BaseException | None = None  # of an async handler
 
     def start(self, driven: Driven, step: StepInput) -> None:
-        self._fresh.append(Flight(driven, step))
+        flight = Flight(driven, step)
+        if driven.plan.is_async(step.task):
+            if not self._loop.open:
+                self._environment.async_steps = SimAsyncSteps(self._loop)
+            driven.start_async(step, partial(self._end_async, flight))
+        else:
+            self._fresh.append(flight)
         if step.job_id == self._case.job_id:  # else a handler executes the job
             world, task = self._world, step.task
             self._host.steps.append((len(world.commits), step))
             start = (task.task_id, task.routine_id, step.attempt)
             world.log.append((step.started_ns, world.host_number, start))
+
+    def _end_async(self, flight: Flight, outcome: StepOutcome | BaseException) -> None:
+        if isinstance(outcome, TEST_OUTCOMES):
+            self._test_outcome = outcome
+            return
+        at = self._clock.mono
+        if flight.step.timeout_ns is None:
+            at += self._pace.more_ns
+        flight.events.append((at, outcome))
+        self._continue(flight)
 
     def others(self, than: Ended) -> list[Ended]:
         """Return an empty list, since `next` returns one step at a time."""
@@ -173,16 +221,29 @@ class SimDriver:
                 self._continue(flight)
         while True:
             chosen = self._choose(until, key)
+            if type(chosen) is tuple:
+                return chosen
             if isinstance(chosen, Flight):
                 if not chosen.events:
                     self._run_handler(chosen)
                 clock.mono = max(clock.mono, chosen.events[0][0])
                 self._continue(chosen)
-            elif chosen is not None:
-                return chosen
+            elif isinstance(chosen, LoopTurn):
+                self._loop.run(chosen)
+                if self._test_outcome is not None:
+                    raise self._test_outcome
             elif until is not None:
                 clock.mono = max(clock.mono, until)
                 return None
+            elif self._loop.open and self._loop.waiting:
+                waits = ", ".join(
+                    f"{flight.step.task.routine_id} ({where})"
+                    for flight, where in self._loop.waiting.items()
+                )
+                raise ClockStalledError(
+                    f"nothing in the simulation will end the await of {waits}; set a timeout, or"
+                    " let another handler or a thread send what it waits for"
+                )
             else:
                 raise ClockStalledError(
                     "no step is in flight and no task becomes due, but the job has not stopped:"
@@ -192,29 +253,53 @@ class SimDriver:
                 self._dropped = False
                 return None
 
-    def _choose(self, until: int | None, key: Key) -> Ended | Flight | None:
+    def _choose(self, until: int | None, key: Key) -> Ended | Flight | LoopTurn | None:
         """Return the next step that ends or continues; None if `until` comes first."""
         ended, fresh, asleep = self._ended, self._fresh, self._asleep
+        loop = self._loop
         if self._scheduler is FIFO:
             if ended:
                 return ended.popleft()
+            if loop.open:
+                due = loop.due()
+                later = [
+                    at for at in (due, until, asleep[0][0] if asleep else None) if at is not None
+                ]
+                target = min(later, default=None)
+                if due == target and due is not None and due <= self._clock.mono:
+                    return LoopTurn(due)
+                if loop.has_real_work(target):
+                    return LoopTurn(self._clock.mono)
+                if due is not None and due == target:
+                    return LoopTurn(due)
             if asleep and (until is None or asleep[0][:2] <= (until, key)):
                 return heappop(asleep)[3]
             return None
-        asleep.sort()  # which leaves it a heap
-        options: list[Ended | Flight | None] = [*ended, *fresh, *(entry[3] for entry in asleep)]
+        turns: list[tuple[tuple[Any, ...], Flight | LoopTurn | None]]
+        turns = [(entry[:3], entry[3]) for entry in asleep]
+        if loop.open:
+            turns += [((turn.at, ()), turn) for turn in loop.turns()]
         if until is not None:
-            sooner = sum(entry[:2] <= (until, key) for entry in asleep)
-            options.insert(len(ended) + len(fresh) + sooner, None)
+            turns.append(((until, key, math.inf), None))
+        turns.sort(key=itemgetter(0))
+        options: list[Ended | Flight | LoopTurn | None]
+        options = [*ended, *fresh, *(option for _, option in turns)]
+        if loop.open and not ended and not fresh:
+            target = turns[0][0][0] if turns else None
+            if (target is None or target > self._clock.mono) and loop.has_real_work(target):
+                return LoopTurn(self._clock.mono)
         if not options:
             return None
         chosen = options[self._scheduler.choose(len(options)) if len(options) > 1 else 0]
         if isinstance(chosen, tuple):
             ended.remove(chosen)
+        elif isinstance(chosen, LoopTurn):
+            pass
         elif chosen in fresh:
             fresh.remove(chosen)
         elif chosen is not None:
             self._asleep = [entry for entry in asleep if entry[3] is not chosen]
+            heapify(self._asleep)
         return chosen
 
     def _continue(self, flight: Flight) -> None:
@@ -223,9 +308,12 @@ class SimDriver:
         clock = self._clock
         while events[0][0] <= clock.mono:
             _, what = events.popleft()
-            if isinstance(what, Call):
+            kind = type(what)
+            if kind is Call:
                 self._world.add_call(what)
-            elif isinstance(what, tuple):
+            elif kind is Pause:
+                self._world.add_await(clock.now_ns(), flight.step, what)
+            elif kind is tuple:
                 try:
                     flight.driven.record(flight.step, *what)
                 except NoActiveStepError:
@@ -252,7 +340,7 @@ class SimDriver:
         begun = clock.mono
         slot = plan.slot(task.routine_id, task.slot)
         slot = slot_with_faults(self._case.faults, step, slot, clock)
-        host = _StepHost(clock, flight, self._pace)
+        host = _StepHost(clock, flight, self._pace, self._loop)
         outer = running.flight, running.clock
         running.flight, running.clock = flight, clock
         outcome: StepOutcome | BaseException
@@ -266,10 +354,8 @@ class SimDriver:
             outcome = error
         finally:
             running.flight, running.clock = outer
-            if self._started:
-                alive = [thread.name for thread in self._started if thread.is_alive()]
-                self._host.leaked_threads += [(task.routine_id, name) for name in alive]
-                self._started.clear()
+            if flight.threads:
+                note_leaked_threads(self._host, flight)
         if step.timeout_ns is None:
             clock.mono += self._pace.more_ns
         flight.events.append((clock.mono, outcome))

@@ -90,6 +90,8 @@ class Effect:
             else f"{self.name.rpartition('.')[2]}-{_digest(inputs)}"
         )
         flight, clock = running.flight, running.clock
+        if flight is None and clock is not None:  # a callback of an event loop
+            flight = getattr(context._host, "flight", None)
         if flight is None or clock is None:
             self._numbers[step.number] += 1
             number, now = self._numbers[step.number], context._host.now_ns()
@@ -113,7 +115,7 @@ class Effect:
         if flight is None or clock is None:
             self._calls.append(call)
         else:
-            flight.events.append((clock.mono, call))
+            flight.add_call(clock.mono, call)
         return result
 
     def __repr__(self) -> str:

@@ -16,7 +16,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.faults.faults import failing_write
-from pytest_routilux.sim.simulator.driver import TEST_OUTCOMES, SimDriver, record_started_threads
+from pytest_routilux.sim.simulator.async_steps import SimAsyncDriver, async_steps
+from pytest_routilux.sim.simulator.driver import (
+    TEST_OUTCOMES,
+    SimDriver,
+    simulation,
+)
+from pytest_routilux.sim.simulator.host_loop import HostLoop
 from pytest_routilux.sim.simulator.model import NORMAL_PACE, Finding, Host, Pace, World
 from pytest_routilux.sim.simulator.scheduler import FIFO, SeededScheduler
 from pytest_routilux.virtual_time.simulated_step import SimClock
@@ -41,7 +47,6 @@ from routilux.engine.threads import Threads
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextvars import Context
-    from threading import Thread
 
     from pytest_routilux.sim.simulator.model import Case
     from pytest_routilux.sim.simulator.scheduler import Scheduler
@@ -200,6 +205,7 @@ class _SimRuntime(Runtime):
         pace: Pace,
         *,
         checked: bool,
+        dies_at: int | None,
     ) -> None:
         # The monotonic clocks of two hosts have nothing in common.
         clock = SimClock(world.now_ns, mono=world.host_number * _UPTIME)
@@ -211,8 +217,9 @@ class _SimRuntime(Runtime):
         self.host = host
         self.scheduler = scheduler
         self.pace = pace
-        self.started: list[Thread] = []  # by handlers
+        self.host_loop = HostLoop(clock, pace, scheduler, dies_at)
         environment = self.environment
+        environment.run_async_step = async_steps(case, world, host, clock, self.host_loop)
         environment.journal = _WorldJournal(self, checked=checked)  # type: ignore[assignment]  # as one
         environment.observers.registered = () if case.always is None else (self,)
 
@@ -247,6 +254,8 @@ class _SimRuntime(Runtime):
 class _SimThreads(Threads):
     """Drives all jobs of a simulated host in a single thread."""
 
+    async_driver = SimAsyncDriver
+
     def __init__(self, runtime: _SimRuntime) -> None:
         super().__init__(runtime.environment, None)
         self._runtime = runtime
@@ -260,13 +269,15 @@ class _SimThreads(Threads):
             runtime.scheduler,
             runtime.case,
             runtime.pace,
-            runtime.started,
+            runtime.host_loop,
+            runtime.environment,
         )
 
     def drive_in_background(self, drive: Drive) -> None:
         raise RoutiluxError(
             "a simulated handler can't start a job in the background: a simulation runs in one"
-            " thread; in the handler, use execute() instead of start() or aexecute()"
+            " thread; in the handler, use execute() instead of start(), or await aexecute() in an"
+            " async handler"
         )
 
 
@@ -279,8 +290,11 @@ def run_host(
     pace: Pace = NORMAL_PACE,
     checked: bool = False,
     flow: Flow | None = None,
+    dies_at: int | None = None,
 ) -> Host:
     """Run a job on one host until the job stops or the host dies.
+
+    With `dies_at` the host dies when so many awaits are in `world`, at the next one.
 
     Adds the commits to `world`. Without `job` a new job starts, else the host resumes `job`.
     `checked` reads each commit back from its saved form. `flow` replaces the one of `case.build`.
@@ -288,12 +302,12 @@ def run_host(
     flow = case.build() if flow is None else flow
     host = Host(flow, exact=scheduler is FIFO)
     world.host_number += 1
-    runtime = _SimRuntime(case, world, host, scheduler, pace, checked=checked)
+    runtime = _SimRuntime(case, world, host, scheduler, pace, checked=checked, dies_at=dies_at)
     try:
         with (
             nullcontext() if world.files is None else world.files.opened(),
             use_runtime(runtime),
-            record_started_threads(runtime.sim_clock) as runtime.started,
+            simulation(runtime.sim_clock),
         ):
             if job is None:
                 host.job = runtime.execute(
@@ -305,6 +319,8 @@ def run_host(
         raise
     except BaseException as error:
         host.error = error
+    finally:
+        runtime.host_loop.close()
     for failure in runtime.observer_failures:
         raise failure.error  # of the test's `always`, which has checked nothing then
     if checked:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from pytest_routilux.faults.faults import Fault
+    from pytest_routilux.virtual_time.simulated_step import Pause
     from routilux import Flow, JobState, StepInput
 
 OpenStore: TypeAlias = Callable[[Path], JobStore]
@@ -32,6 +33,7 @@ Kind: TypeAlias = Literal[
     "around an effect",
     "before a write",
     "after a write",
+    "at an await",
     "in a wait",
     "in a recovery",
     "by document",
@@ -96,9 +98,9 @@ NORMAL_PACE: Final = Pace()
 class CrashPoint:
     """A point of a run at which a host dies.
 
-    `commits` and `calls` are how many of the undisturbed run's are in the world then; `at_ns` is
-    when the host dies, `resume_ns` when the next one resumes (UTC). `name` is for reproducers,
-    `text` for people.
+    `commits`, `calls` and `awaits` are how many of the undisturbed run's are in the world then;
+    `at_ns` is when the host dies, `resume_ns` when the next one resumes (UTC). `name` is for
+    reproducers, `text` for people.
     """
 
     kind: Kind
@@ -111,6 +113,7 @@ class CrashPoint:
     task_id: str | None = None
     routine_id: str | None = None
     attempt: int = 0
+    awaits: int = 0
 
     @property
     def simplicity(self) -> tuple[int, int]:
@@ -153,6 +156,25 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
+class Await:
+    """An await that suspends a coroutine of a handler, or with `over` is about to end.
+
+    `commits` and `calls` are how many are in the world then. `number` counts the awaits of the
+    attempt, from 1; `where` is a line of the user's code.
+    """
+
+    commits: int
+    calls: int
+    at_ns: int
+    task_id: str
+    routine_id: str
+    attempt: int
+    number: int
+    where: str
+    over: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Note:
     """A log entry that says how a host ended; only one that "ends" has an `error`."""
 
@@ -187,13 +209,15 @@ class StoreFiles(Protocol):
 class World:
     """The commits and effect calls of all hosts until `now_ns`.
 
-    `host_number` counts the hosts. `files` are those of a real store, if the case has one.
+    `host_number` counts the hosts. `files` are those of a real store, if the case has one. `awaits`
+    are those of the handlers in this world; a cut world has none of the world before.
     """
 
     now_ns: int
     commits: list[Commit] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     log: list[LogEntry] = field(default_factory=list)
+    awaits: list[Await] = field(default_factory=list)
     host_number: int = 0
     files: StoreFiles | None = None
 
@@ -207,6 +231,13 @@ class World:
         self.calls.append(call)
         self.log.append((call.at_ns, self.host_number, call))
 
+    def add_await(self, at_ns: int, step: StepInput, pause: Pause) -> None:
+        """Add an await of a handler to this world's awaits."""
+        task = step.task
+        counts = len(self.commits), len(self.calls), at_ns
+        whose = task.task_id, task.routine_id, step.attempt
+        self.awaits.append(Await(*counts, *whose, *pause))
+
     def add_note(self, at_ns: int, note: Note) -> None:
         """Add a note on a host's end to this world's log."""
         self.log.append((at_ns, self.host_number, note))
@@ -215,7 +246,7 @@ class World:
         """Return the world after the first `commits` commits and `calls` calls."""
         files = None if self.files is None else self.files.cut(commits)
         world = World(
-            at_ns, self.commits[:commits], self.calls[:calls], [], self.host_number, files
+            at_ns, self.commits[:commits], self.calls[:calls], [], [], self.host_number, files
         )
         for entry in self.log:
             if isinstance(entry[2], Commit):

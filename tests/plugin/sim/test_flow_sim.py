@@ -207,13 +207,14 @@ async def naps(self, n=0) -> None:
         ),
     ],
 )
-def test_an_async_test_of_async_handlers_is_asked_to_be_a_plain_one(method, body, flow_sim):
+def test_an_async_test_simulates_async_handlers(method, body, flow_sim):
     simulates = partial(getattr(flow_sim, method), partial(chain, a=body), "a")
 
     async def test() -> None:
-        says = r"slot 'trigger' of a is async: .* write the test with def instead of async def"
-        with pytest.raises(FlowDefinitionError, match=says):
-            simulates()
+        loop = asyncio.get_running_loop()
+        simulates()
+        assert asyncio.get_running_loop() is loop
+        await asyncio.sleep(0)
 
     asyncio.run(test())
     simulates()

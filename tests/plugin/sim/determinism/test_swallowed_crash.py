@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,3 +118,92 @@ def test_a_coroutine_that_swallows_a_crash_is_found() -> None:
     finding = swallowed_crash(Case(build, "async"), START)
     assert finding is not None
     assert f"{__file__}:{Async.step.__code__.co_firstlineno}" == finding.hint
+
+
+def of_async(handler: Callable[[Any], Any]) -> Case:
+    def build() -> Flow:
+        class Awaits(Routine):
+            def __init__(self) -> None:
+                super().__init__()
+                self.define_slot("trigger", handler=partial(handler, self))
+
+        flow = Flow("async")
+        flow.add_routine(Awaits(), "async")
+        return flow
+
+    return Case(build, "async")
+
+
+async def at_the_second_await(routine: Any) -> None:
+    await asyncio.sleep(1)
+    try:
+        await asyncio.sleep(1)
+    except BaseException:
+        return
+
+
+async def cancelled_in_a_group(routine: Any) -> None:
+    with suppress(asyncio.CancelledError):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(asyncio.sleep(1))
+
+
+async def cancelled_without_end(routine: Any) -> None:
+    for _ in range(100):
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(1)
+
+
+@pytest.mark.parametrize(
+    ("handler", "kind", "what"),
+    [
+        (at_the_second_await, "swallowed-crash", "its host dies in the await of {}:3: {} catches"),
+        (
+            cancelled_in_a_group,
+            "swallowed-cancellation",
+            "it is cancelled in the await of {}:2: {}",
+        ),
+        (
+            cancelled_without_end,
+            "swallowed-cancellation",
+            "it is cancelled in the await of {}:3: {}",
+        ),
+    ],
+)
+def test_an_async_handler_that_swallows_at_an_await_is_found(
+    handler: Callable[[Any], Any], kind: str, what: str
+) -> None:
+    finding = swallowed_crash(of_async(handler), START)
+    assert finding is not None
+    assert kind == finding.kind
+    file, _, line = what.partition("{}:")
+    number = handler.__code__.co_firstlineno + int(line[0])
+    assert f"{file}{Path(__file__).name}:{number}" in finding.what
+
+
+async def cleans_up(routine: Any) -> None:
+    try:
+        await asyncio.sleep(1)
+    finally:
+        await asyncio.sleep(0.5)
+
+
+async def cancels_its_own_task(routine: Any) -> None:
+    task = asyncio.create_task(asyncio.sleep(9))
+    await asyncio.sleep(1)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def has_a_timeout(routine: Any) -> None:
+    with suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            await asyncio.sleep(9)
+
+
+@pytest.mark.parametrize("handler", [cleans_up, cancels_its_own_task, has_a_timeout])
+def test_an_async_handler_that_passes_its_cancellation_on_is_clean(
+    handler: Callable[[Any], Any],
+) -> None:
+    assert swallowed_crash(of_async(handler), START) is None

@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from contextvars import Context, copy_context
 from functools import partial
 from secrets import token_hex
-from typing import TYPE_CHECKING, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Self, Unpack
 
 from routilux.clocks.clock import Clock, SystemClock
 from routilux.clocks.forks import begin_in_children
@@ -48,7 +48,7 @@ from routilux.saved_state import SavedState
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from concurrent.futures import Executor
     from datetime import timedelta
     from pathlib import Path
@@ -61,7 +61,6 @@ if TYPE_CHECKING:
     from routilux.persist.store import Acquired, Append, JobStore
 
 
-T = TypeVar("T")
 _log = logging.getLogger("routilux")
 
 
@@ -168,8 +167,8 @@ class Runtime:
                 " asyncio.Runner(loop_factory=clock.new_event_loop), or let the fixture"
                 " flow_runtime make both"
             )
-        stopped = event_loop.create_future()
         queue = self.environment.async_steps.queue(event_loop)
+        stopped = event_loop.create_future()
 
         def begin() -> Drive:
             drive = self._new(flow, entry, params, **options)
@@ -185,7 +184,7 @@ class Runtime:
         if self.store is None:
             drive = begin()
         else:
-            beginning = asyncio.ensure_future(self._acall(copy_context().run, begin))
+            beginning = self.environment.async_steps.call(copy_context().run, begin)
         try:
             if beginning is not None:
                 drive = await asyncio.shield(beginning)
@@ -210,7 +209,11 @@ class Runtime:
     async def _cancel_awaited(self, drive: Drive) -> bool:
         """Cancel a job whose awaiting task was cancelled; return whether only async steps run."""
         try:
-            await self._acall(drive.request, "cancel", "the task that awaited it was cancelled")
+            cancel = partial(drive.request, "cancel", "the task that awaited it was cancelled")
+            if self.store is None:
+                cancel()
+            else:
+                await self.environment.async_steps.call(cancel)
         except NotResumableError:
             return False  # the job has stopped
         except Exception as error:
@@ -218,12 +221,6 @@ class Runtime:
             return False
         with self.environment.lock:
             return drive.loop is not None and drive.machine.in_flight == len(drive.tasks)
-
-    async def _acall(self, function: Callable[..., T], *args: object) -> T:
-        """Call a function, in another thread if that may wait for the store."""
-        if self.store is None:
-            return function(*args)
-        return await self.environment.async_steps.call(function, *args)
 
     def start(
         self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]

@@ -80,12 +80,15 @@ class AsyncSteps:
             raise
         return task
 
-    async def call(self, function: Callable[..., T], *args: object) -> T:
-        """Call a function that may wait for the store, without blocking the event loop."""
+    def call(self, function: Callable[..., T], *args: object) -> asyncio.Future[T]:
+        """Call a function that may wait for the store, without blocking the event loop.
+
+        Returns a future, which is no task: nobody can cancel it with all tasks of the event loop.
+        """
         if self._store_calls is None:  # not the event loop's own pool: handlers may fill it
             self._store_calls = ThreadPoolExecutor(_STORE_CALLS, "routilux-store")
         event_loop = asyncio.get_running_loop()
-        return await event_loop.run_in_executor(self._store_calls, partial(function, *args))
+        return event_loop.run_in_executor(self._store_calls, partial(function, *args))
 
     def close(self) -> None:
         """End the event loop of this runtime when its last handler has ended."""
@@ -229,6 +232,8 @@ class EventLoopQueue:
                 calls.popleft()()
         finally:
             self._draining = False
+            if calls:  # one of them has raised an error: the others follow
+                self.put(calls.popleft())
 
     def _close(self) -> None:
         self._closing = True
@@ -241,6 +246,7 @@ class AsyncStep:
     """One step whose handler runs as a task."""
 
     __slots__ = (
+        "_cancelled",
         "_context",
         "_coroutine",
         "_report",
@@ -268,15 +274,29 @@ class AsyncStep:
         self._coroutine: Coroutine[Any, Any, object] | None = coroutine  # until it begins
         self._report = report
         self._context = context
+        self._cancelled = False
         self._task: asyncio.Task[None] | None = None
 
     def begin(self) -> None:
         """Create the task; in the thread of the event loop."""
         event_loop = asyncio.get_running_loop()
-        task = event_loop.create_task(self._run(), context=self._context)
+        running = self._run()
+        try:
+            task = event_loop.create_task(running, context=self._context)
+        except Exception as error:  # of the task factory of the event loop
+            running.close()
+            self._end(error)
+            return
         self._task = task
         if not task.done():  # an eager task runs at once
             self.queue.tasks.add(task)
+            task.add_done_callback(self._end_lost)
+
+    def _end_lost(self, task: asyncio.Task[None]) -> None:
+        """Report the end of a task that was cancelled before it began."""
+        if self._coroutine is not None:
+            self._coroutine.close()
+            self._end(asyncio.CancelledError("the task was cancelled before it began"))
 
     def when_ended(self, call: Callable[[], object]) -> None:
         """Call a function in the thread of the event loop when the task has ended; thread-safe."""
@@ -320,14 +340,13 @@ class AsyncStep:
 
     def _cancel(self, *, logs: bool) -> None:
         task, event_loop = self._task, asyncio.get_running_loop()
+        if task is None or task.done() or self._cancelled:
+            return  # a second cancellation would break off the cleanup
         if self._coroutine is None:
-            if task is not None and not task.done():
-                task.cancel()
-                if logs:
-                    event_loop.call_later(CLEANUP / SECOND, self._log_survivor)
-        elif task is not None and task.done():  # others have cancelled it before it began
-            self._coroutine.close()
-            self._end(asyncio.CancelledError())
+            self._cancelled = True
+            task.cancel()
+            if logs:
+                event_loop.call_later(CLEANUP / SECOND, self._log_survivor)
         else:  # it begins first, so that its outcome is that of an attempt
             event_loop.call_soon(partial(self._cancel, logs=logs), context=self.queue.context)
 

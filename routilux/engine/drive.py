@@ -241,10 +241,16 @@ class Drive:
             ended.set()
 
         with self.environment.lock:
-            self.tasks[step.number] = self.environment.async_steps.start(
+            task = self.tasks[step.number] = self.environment.async_steps.start(
                 step, coroutine, report, copy_context(), self.queue
             )
-        self.environment.clock.wait(ended, None, who=step.who)
+        clock, key, until = self.environment.clock, (self.ordinal, *step.order), None
+        if step.timeout_ns is not None:  # in the thread of `execute` no loop limits the step
+            until = step.started_ns + step.timeout_ns - self.offset
+        if not clock.wait(ended, until, key, step.who):
+            task.cancel(logs=True)
+            if not clock.wait(ended, clock.monotonic_ns() + CLEANUP, key, step.who):
+                raise _given_up(step)
         result = results.pop()
         if isinstance(result, BaseException):
             try:
@@ -446,14 +452,22 @@ class Drive:
         for task in self.tasks.values():
             task.cancel(logs=True)
 
-    def wait_for_cleanup(self) -> None:
-        """Wait for the async handlers of a job that was broken off, a second at most."""
+    @property
+    def has_cleaned_up(self) -> bool:
+        """Whether no async handler of it runs any more."""
+        return all(task.ended for task in self.tasks.values())
+
+    def wait_for_cleanup(self, until: int | None = None) -> None:
+        """Wait for the async handlers of a job that was broken off.
+
+        At most until the monotonic instant `until`, by default for a second.
+        """
         clock = self.environment.clock
-        until, ended = clock.monotonic_ns() + CLEANUP, clock.signal()
-        tasks = list(self.tasks.values())
-        for task in tasks:
+        until = clock.monotonic_ns() + CLEANUP if until is None else until
+        ended = clock.signal()
+        for task in self.tasks.values():
             task.when_ended(ended.set)
-        while not all(task.ended for task in tasks) and clock.monotonic_ns() < until:
+        while not self.has_cleaned_up and clock.monotonic_ns() < until:
             clock.wait(ended, until, (self.ordinal,), f"job {self.machine.job.job_id}")
             ended.clear()
 

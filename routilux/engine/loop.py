@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Final
 
 from routilux.core.commits import JobStatus
 from routilux.engine.driver import StepNotRunError
-from routilux.engine.step import CLEANUP, log_given_up
+from routilux.engine.step import CLEANUP, failure, log_given_up
 from routilux.errors import StepLimitError
 from routilux.graph.messages import ErrorInfo
+from routilux.retry.raised import is_cancellation
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
@@ -142,6 +143,7 @@ class Loop:
                         if begun >= _TURN and driver.pauses:
                             break
                 if not self.drives:
+                    self._timers.clear()  # of ended jobs, which they would keep in memory
                     return
                 wait = self._first_timer() if self._timers else _NO_TIMER
             ended = yield wait
@@ -212,6 +214,8 @@ class Loop:
             if drive.error is not None:
                 continue
             try:
+                if isinstance(outcome, BaseException) and is_cancellation(type(outcome)):
+                    outcome = failure(step.number, outcome)  # its handler has not begun
                 if isinstance(outcome, BaseException):
                     if drive.loop is self and drive.machine.is_in_flight(step):
                         self._break_off(drive, step, outcome)

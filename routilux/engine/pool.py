@@ -33,7 +33,7 @@ from routilux.clocks.durations import SECOND
 from routilux.engine.driver import StepNotRunError
 from routilux.engine.remote import Parcel, StepParcel, run_remote
 from routilux.engine.step import end_child, failure
-from routilux.errors import UnserializableError
+from routilux.errors import RoutiluxError, UnserializableError
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle
@@ -314,8 +314,11 @@ class AsyncDriver(PoolDriver):
     def poke(self) -> None:
         if not self._poked:
             self._poked = True
-            with suppress(RuntimeError):  # the event loop is closed: nobody awaits the jobs
+            try:
                 self._queue.put(self._turn)
+            except RuntimeError:  # nobody awaits its jobs any more; further calls do nothing
+                self.loop.fail_all(RoutiluxError("the event loop that awaited the job is closed"))
+                self.close()
 
     def _end_async(
         self, driven: Driven, step: StepInput, outcome: StepOutcome | BaseException

@@ -58,10 +58,10 @@ class ErrorHandler:
     The delay before retry k is `retry_delay × retry_backoff^(k−1)`, at most `max_delay`, then
     spread by `jitter`; it is computed exactly. `retry_delay`, `max_delay`, `timeout` and `deadline`
     are seconds; None means no limit, and `max_retries=None` endless retries. At its `timeout` an
-    async handler is cancelled, and one in a thread or another process is given up; one that runs in
-    the thread of `execute` fails when it returns. Retry options with a
-    strategy other than RETRY, retryable types that are all non-retryable, and invalid values raise
-    `FlowDefinitionError`.
+    async handler is cancelled, also one behind a decorator, and one in a thread or another process
+    is given up; one that runs in the thread of `execute` fails when it returns. Retry options with
+    a strategy other than RETRY, retryable types that are all non-retryable, and invalid values
+    raise `FlowDefinitionError`.
 
     >>> handler = ErrorHandler("retry", retry_delay=0.3, retry_backoff=1.5)
     >>> [handler.delay_ns(retry) for retry in (1, 2, 3)]

@@ -33,6 +33,7 @@ from routilux.clocks.durations import SECOND, seconds_text
 from routilux.core.commits import JobStatus
 from routilux.engine.drive import Drive
 from routilux.engine.entry_checks import checked_concurrency, checked_flag, checked_lease
+from routilux.engine.step import CLEANUP
 from routilux.errors import FlowDefinitionError, LeaseLostError, RoutiluxError, short_repr
 from routilux.flow import Flow
 from routilux.graph.messages import ErrorInfo
@@ -117,6 +118,7 @@ class Worker:
         self._stopping = False
         self._drives: dict[str, Drive] = {}
         self._stopped_jobs: deque[Drive] = deque()
+        self._cleaning: list[Drive] = []  # broken off, with async handlers in their cleanup
         self._report_at = 0
         self._put_aside: dict[str, str] = {}  # job id -> the reason, as it was logged
         self._outage: int | None = None  # the instant at which the store began to fail
@@ -136,10 +138,12 @@ class Worker:
         """Run jobs until `stop` is called or a signal arrives.
 
         After `stop`, SIGTERM or SIGINT (Ctrl-C), steps in flight end and commit, and the jobs are
-        given back. Then `run` returns; after a SIGINT it raises `KeyboardInterrupt`. A second
-        signal does not wait for the steps: their jobs are free at once, as after a crash, and the
-        steps run again with the same idempotency keys. A third acts as if there were no worker.
-        Only the main thread gets signals. A SIGINT that the program ignores or handles is its own.
+        given back. Async handlers are cancelled, and have a second for their cleanup; such an
+        attempt does not count. Then `run` returns; after a SIGINT it raises `KeyboardInterrupt`. A
+        second signal does not wait for the steps: their jobs are free at once, as after a crash,
+        and the steps run again with the same idempotency keys. A third acts as if there were no
+        worker. Only the main thread gets signals. A SIGINT that the program ignores or handles is
+        its own.
 
         With `until_idle` it also ends when every job of its flows has stopped, here and on other
         hosts, and the error of a job that can't be resumed is raised. Raises the errors of the
@@ -176,6 +180,11 @@ class Worker:
             self._broke_off = True
             self._leave()
             raise
+        finally:
+            until = self._clock.monotonic_ns() + CLEANUP
+            for drive in self._cleaning:
+                drive.wait_for_cleanup(until)
+            self._cleaning.clear()
 
     def _run(self, until_idle: bool) -> None:
         more = True
@@ -383,6 +392,9 @@ class Worker:
     def _finish(self, drive: Drive) -> None:
         job, error = drive.machine.job, drive.error
         self._capacity.discard(drive)
+        self._cleaning = [other for other in self._cleaning if not other.has_cleaned_up]
+        if not drive.has_cleaned_up:
+            self._cleaning.append(drive)
         if isinstance(error, LeaseLostError):
             _log.info("%s", error)
         elif isinstance(error, OSError) and not drive.trouble:

@@ -24,6 +24,7 @@ from routilux import (
     CommitKind,
     Emission,
     ErrorHandler,
+    FakeClock,
     Flow,
     JobStatus,
     Routine,
@@ -355,6 +356,51 @@ def cancellation(timeout: float, rounds: int) -> Measurement:
                 )
             )
         return found
+
+    return Measurement(race, rounds, figures)
+
+
+class Sleeps(Routine):
+    """Sleeps many times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.sleep)
+
+    async def sleep(self, times: int) -> None:
+        for _ in range(times):
+            await asyncio.sleep(1)
+
+
+def virtual_sleeps(times: int, rounds: int) -> Measurement:
+    """Compare sleeps in virtual time with as many tasks that only give up their turn."""
+    clock = FakeClock()
+    flow, runtime = Flow("sleeps"), Runtime(clock=clock)
+    flow.add_routine(Sleeps(), "sleeps")
+
+    def virtual() -> None:
+        began = clock.monotonic_ns()
+        with asyncio.Runner(loop_factory=clock.new_event_loop) as runner:
+            runner.run(flow.aexecute("sleeps", {"times": times}, runtime=runtime))
+        assert clock.monotonic_ns() - began == times * 1_000 * MILLISECOND
+
+    async def turns() -> None:
+        for _ in range(times):
+            await asyncio.sleep(0)
+
+    race = Race({"asyncio": _run(turns), "virtual": virtual})
+
+    def figures() -> list[Figure]:
+        cost = race.cost("virtual")
+        return [
+            Figure(
+                f"{times:,} virtual sleeps in a handler",
+                race.ratio("virtual", "asyncio"),
+                time(cost),
+                f"asyncio.sleep(0) {time(race.cost('asyncio'))}",
+                Target(cost / MILLISECOND, 100, " ms"),
+            )
+        ]
 
     return Measurement(race, rounds, figures)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import resource
 import subprocess
@@ -111,29 +110,6 @@ def one_test(rounds: int, tests: int) -> Measurement:
             duration(race, "bare", "4-retry test, flow_clock_bare", 0.1, parts=tests),
             duration(race, "frozen", "4-retry test, flow_clock", 15, parts=tests),
         ]
-
-    return Measurement(race, rounds, figures)
-
-
-def virtual_sleeps(rounds: int, sleeps: int) -> Measurement:
-    """Measure sleeps of one coroutine on an event loop in virtual time."""
-
-    def asleep() -> None:
-        clock = FakeClock()
-
-        async def main() -> None:
-            for _ in range(sleeps):
-                await asyncio.sleep(0.001)
-
-        with asyncio.Runner(loop_factory=clock.new_event_loop) as runner:
-            runner.run(main())
-        assert clock.monotonic_ns() == sleeps * MILLISECOND
-
-    race = Race({"loop": loop, "asleep": asleep})
-    what = "2,000 virtual sleeps of one coroutine"
-
-    def figures() -> list[Figure]:
-        return [duration(race, "asleep", what, 100)]
 
     return Measurement(race, rounds, figures)
 

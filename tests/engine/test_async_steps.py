@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from contextvars import ContextVar
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -29,6 +32,7 @@ from tests.engine.concurrency import engine_threads, no_thread_remains
 from tests.routines import (
     MODES,
     PATIENCE,
+    SECOND,
     Watcher,
     Wide,
     Works,
@@ -128,7 +132,7 @@ def test_an_awaited_job_runs_async_handlers_on_the_callers_loop_and_the_others_o
         return asyncio.get_running_loop()
 
     with Runtime(clock=FakeClock()) as runtime:
-        assert seen.get("loop", "none") != arun(runtime, story())
+        assert arun(runtime, story()) is seen["loop"]
         assert seen["a"] is threading.current_thread()
         assert seen["b"] is not threading.current_thread()
 
@@ -424,6 +428,126 @@ def test_a_handler_of_a_lost_job_is_cancelled():
     assert 40 <= second <= 50, "at the next renewal of the lease"
 
 
+@pytest.mark.parametrize("ends", ["cancels all tasks", "returns"])
+@pytest.mark.parametrize("store", [None, MemoryStore], ids=["in memory", "stored"])
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "sync"])
+@pytest.mark.parametrize("rounds", [0, 1, 2, 3, 5, 20])
+def test_no_job_outlives_the_event_loop_that_awaits_it(ends, store, is_async, rounds):
+    async def waits(self: Routine, n: object = 0) -> None:
+        await asyncio.sleep(60)
+
+    def sleeps(self: Routine, n: object = 0) -> None:
+        self.ctx.sleep(60)
+
+    async def story() -> None:
+        begun = [asyncio.ensure_future(flow.aexecute("a", runtime=runtime)) for _ in range(3)]
+        for _ in range(rounds):
+            await asyncio.sleep(0)
+        if ends == "cancels all tasks":
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            await asyncio.wait(begun)
+
+    flow = chain(a=waits if is_async else sleeps)
+    clock = FakeClock()
+    with no_thread_remains(), Runtime(clock=clock, store=store and store()) as runtime:
+        arun(runtime, story())
+        clock.advance(120)
+        assert not runtime.environment.driven
+
+
+def test_a_task_that_others_cancel_before_it_begins_is_a_failed_attempt():
+    async def cancels(self: Routine, n: object = 0) -> None:
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    async def sends_one(self: Routine, n: object = 0) -> None:
+        self.emit("out", n=self.ctx.attempt)
+
+    # All tasks are created in one round of the event loop.
+    flow = fan(
+        sends(1),
+        workers=9,
+        a=cancels,
+        b=Works(sends_one, retrying()),
+        c=Works(sends_one, retrying()),
+    )
+    with Runtime(clock=FakeClock()) as runtime:
+        job = flow.execute("source", runtime=runtime)
+    assert "completed" == job.status
+    assert {1, 2} >= set(outputs(job))
+    assert 2 == len(outputs(job))
+
+
+@pytest.mark.parametrize("how", ["execute", "start", "aexecute"])
+def test_a_wrapped_async_handler_is_cancelled_at_its_timeout(how):
+    log: list[float] = []
+
+    async def waits(self: Routine, n: object = 0) -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            log.append(asyncio.get_running_loop().time())
+
+    def wrapped(self: Routine, n: object = 0) -> object:
+        return waits(self, n)
+
+    with Runtime(clock=FakeClock()) as runtime:
+        job = run_by(how, chain(a=Works(wrapped, ErrorHandler(timeout=2))), "a", runtime)
+    assert ("StepTimeoutError", [2.0], 2) == (error_of(job)[0], log, ended_at(job))
+
+
+def test_a_worker_waits_for_the_cleanup_of_a_handler_whose_job_is_lost():
+    store, clock, log = MemoryStore(), FakeClock(), []
+
+    async def body(self: Routine, n: object = 0) -> None:
+        asyncio.get_running_loop().call_later(40, cancel_job, store, "j")
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0.5)
+            log.append("ends")
+
+    flow = chain(a=body)
+    Runtime(clock=clock, store=store).submit(flow, "a", job_id="j")
+    with Runtime(clock=clock, store=store) as runtime:
+        Worker(store, [flow], runtime=runtime).run(until_idle=True)
+        assert ["ends"] == log
+
+
+def test_a_store_that_is_slow_does_not_block_the_event_loop_of_an_awaited_job():
+    class Slow(MemoryStore):
+        def create(self, *args: Any, **options: Any) -> None:
+            clock.wait(None, clock.monotonic_ns() + SECOND)
+            super().create(*args, **options)
+
+        def append(self, *args: Any, **options: Any) -> Any:
+            clock.wait(None, clock.monotonic_ns() + SECOND)
+            return super().append(*args, **options)
+
+    beats: list[float] = []
+
+    async def beat() -> None:
+        while True:
+            beats.append(asyncio.get_running_loop().time())
+            await asyncio.sleep(0.25)
+
+    async def waits(self: Routine, n: object = 0) -> None:
+        await asyncio.sleep(60)
+
+    async def story() -> None:
+        beating = asyncio.ensure_future(beat())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(5):
+                await chain(a=waits).aexecute("a", runtime=runtime)
+        beating.cancel()
+
+    clock = FakeClock()
+    with Runtime(clock=clock, store=Slow()) as runtime:
+        arun(runtime, story())
+    assert {0.25} == {later - before for before, later in pairwise(beats)}
+
+
 @pytest.mark.parametrize("how", ["execute", "start", "aexecute"])
 def test_an_interrupt_of_an_async_handler_ends_its_job_and_not_the_event_loop(how):
     async def body(self: Routine, n: object = 0) -> None:
@@ -432,9 +556,11 @@ def test_an_interrupt_of_an_async_handler_ends_its_job_and_not_the_event_loop(ho
             raise SystemExit(3)
         self.emit("out", n=1)
 
-    with Runtime(clock=FakeClock()) as runtime:
+    clock = FakeClock()
+    with Runtime(clock=clock) as runtime:
         with pytest.raises(SystemExit):
             run_by(how, chain(a=body), "a", runtime, n=1)
+        assert SECOND == clock.monotonic_ns(), "nothing is left to wait for"
         assert [1] == outputs(chain(a=body).execute("a", runtime=runtime))
 
 
@@ -635,6 +761,31 @@ def test_the_event_loop_ends_with_its_runtime_and_one_that_was_never_closed_leav
         with Runtime(clock=FakeClock()) as runtime:
             chain(a=body).execute("a", runtime=runtime)
         chain(a=body).execute("a", runtime=Runtime(clock=FakeClock()))
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout": 60}, {"retry_delay": 0.25}], ids=str)
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "sync"])
+def test_a_runtime_keeps_no_event_loop_of_a_caller(options, is_async):
+    async def tries_async(self: Routine, n: object = 0) -> None:
+        if self.ctx.attempt == 1:
+            raise ValueError
+
+    def tries(self: Routine, n: object = 0) -> None:
+        if self.ctx.attempt == 1:
+            raise ValueError
+
+    async def story() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        await flow.aexecute("a", runtime=runtime)
+
+    flow = chain(a=Works(tries_async if is_async else tries, retrying(**options)))
+    loops: list[weakref.ref[asyncio.AbstractEventLoop]] = []
+    with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
+        for _ in range(3):
+            arun(runtime, story())
+        gc.collect()
+        assert [None] * 3 == [loop() for loop in loops]
+        assert not runtime.threads._on_event_loops
 
 
 def test_a_child_that_an_async_handler_forks_ends_when_it_returns(caplog):

@@ -189,6 +189,7 @@ class SimDriver:
             world.log.append((step.started_ns, world.host_number, start))
 
     def _end_async(self, flight: Flight, outcome: StepOutcome | BaseException) -> None:
+        self._loop.stop()
         if isinstance(outcome, TEST_OUTCOMES):
             self._test_outcome = outcome
             return
@@ -230,7 +231,7 @@ class SimDriver:
                 clock.mono = max(clock.mono, chosen.events[0][0])
                 self._continue(chosen)
             elif isinstance(chosen, LoopTurn):
-                self._loop.run(chosen)
+                self._loop.run(chosen, self._horizon(until))
                 if self._test_outcome is not None:
                     raise self._test_outcome
             elif until is not None:
@@ -253,6 +254,14 @@ class SimDriver:
             if self._dropped:
                 self._dropped = False
                 return None
+
+    def _horizon(self, until: int | None) -> float:
+        """Return when something else than the event loop is due."""
+        if self._scheduler is not FIFO:
+            return -1
+        if self._asleep and (until is None or self._asleep[0][0] < until):
+            return self._asleep[0][0]
+        return math.inf if until is None else until
 
     def _choose(self, until: int | None, key: Key) -> Ended | Flight | LoopTurn | None:
         """Return the next step that ends or continues; None if `until` comes first."""

@@ -3,8 +3,8 @@
 Invariants:
 - A host has one event loop, made for its first async handler. It ends with the host, and no later
   host uses it.
-- The loop runs in the thread of the simulation, until nothing on it can run. The driver moves the
-  time, between the loop's timers and the other steps; only in `result_of` does the loop move it.
+- The loop runs in the thread of the simulation, until nothing on it can run before the next event
+  of the driver. The driver moves the time between the loop's timers and the other steps.
 - Real work, such as a socket or a call in a thread, is waited for in real time before time moves.
 - On a loop whose host has died no coroutine of a handler continues: no `finally` and no `except` of
   it runs, also not when Python frees it.
@@ -126,6 +126,7 @@ class HostLoop:
         self._scheduler = scheduler
         self._event_loop: VirtualLoop | None = None
         self._work: set[_Work] = set()
+        self._horizon: float = -1  # how far `run` may move the time
         self._latest = clock.mono  # of any step, see `run`
         self._last: int | None = None  # how far `result_of` may move the time
         self._task: asyncio.Task[Any] | None = None  # of `result_of`
@@ -216,11 +217,11 @@ class HostLoop:
         assert signal is not None, "the loop has one"
         if signal.is_set():
             return True
-        if not self._moves:
+        instant = None if until is None else self._of_clock(until)
+        if not self._moves and (instant is None or instant > self._horizon):
             self.event_loop.stop()
             return False
         last = self._last
-        instant = None if until is None else self._of_clock(until)
         if last is not None and (instant is None or instant > last):
             instant = last
         if real is not None and self._real_work(signal, instant, real):
@@ -291,15 +292,18 @@ class HostLoop:
                 found.setdefault(group, LoopTurn(self._of_clock(instant), group))
         return list(found.values())
 
-    def run(self, turn: LoopTurn) -> None:
+    def run(self, turn: LoopTurn, horizon: float) -> None:
         """Run until nothing can run, or nothing of the turn's step; raise `HostCrash` at a crash.
 
-        The time of a step does not depend on when the scheduler continues other steps.
+        A turn without a step may move the time to `horizon`. The time of a step does not depend on
+        when the scheduler continues other steps.
         """
         loop, clock, group = self.event_loop, self._clock, turn.group
         if group is None:
             clock.mono = max(clock.mono, turn.at)
+            self._horizon = horizon
             self._run()
+            self._horizon = -1
             return
         self._latest = clock.mono
         clock.mono = turn.at
@@ -375,6 +379,10 @@ class HostLoop:
     def die(self) -> None:
         """Let no coroutine of a handler continue."""
         self.dead = True
+        self.event_loop.stop()
+
+    def stop(self) -> None:
+        """Let `run` return at once."""
         self.event_loop.stop()
 
     def never(self) -> asyncio.Future[Any]:

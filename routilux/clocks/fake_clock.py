@@ -468,15 +468,16 @@ class FakeClock(Clock):
                 else:
                     if self._current is party:
                         self._current = None
+                    party.opened = False  # no exception can come between the two
                     self._free.pop(party, None)
-                    party.opened = False
                 party.who = who or party.who
                 party.ticket = ticket
                 self._waiting[ticket] = (party, until)
                 if real is not None:
                     party.real = real
                     real.begin(self._now)
-                    self._reals.append(party)
+                    if party not in self._reals:
+                        self._reals.append(party)
                 if until is not None:
                     self._add_sleeper(until, (not party.outside and key) or party.key, party)
                 if signal is not None:
@@ -620,13 +621,13 @@ class FakeClock(Clock):
         # No exception can come between these lines and the next call.
         del self._waiting[party.ticket]
         party.ticket = 0
-        if party in self._reals:
-            self._reals.remove(party)
         if party.outside:
             party.open()
             self._results.discard(party)
         else:
             self._ready.append(party)
+        if party in self._reals:
+            self._reals.remove(party)
 
     def _pass_turn(self) -> None:
         """Give the turn to the next party if no party runs."""
@@ -658,12 +659,11 @@ class FakeClock(Clock):
 
         An event loop with a file that is ready is woken.
         """
-        ready = [party for party in self._reals if party.real is not None and party.real.poll()]
+        waiting = [party for party in self._reals if party.ticket]
+        ready = [party for party in waiting if party.real is not None and party.real.poll()]
         for party in sorted(ready, key=attrgetter("key")):
             self._wake(party)
-        if ready or any(
-            party.real is not None and party.real.left_ns(target) for party in self._reals
-        ):
+        if ready or any(party.real is not None and party.real.left_ns(target) for party in waiting):
             return True  # the thread of that loop looks again
         if not self._waits_for_thread(target):
             return False

@@ -25,8 +25,9 @@ nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", name)
     for name in (
-        r"(collections|concurrent|datetime|os|random|pathlib|asyncio|types|uuid)\..*",
-        r"AbstractEventLoop|datetime|timedelta|Decimal|Executor|ModuleType|Path|RenderableType",
+        r"(collections|concurrent|datetime|os|random|pathlib|asyncio|threading|types|uuid)\..*",
+        r"datetime|timedelta|Decimal|Executor|ModuleType|Path|RenderableType",
+        r"AbstractEventLoop|FrameType|WatchedThread",
         r"Runner|Named|Node|OpenStore|Via|(.*\.)?Collected",
         r"(.*\.)?_\w+(\.(args|kwargs))?",
     )

@@ -321,6 +321,7 @@ class Flow:
             self.max_workers if strategy == "concurrent" else 1,
             {name: routine._error_handler or default for name, routine in self._routines.items()},
             self._gathers,
+            any(s.is_async for r in self._routines.values() for s in r._slots.values()),
         )
         if self._plan is None or not self._plan.is_like(plan):
             self._plan = plan

@@ -69,7 +69,7 @@ class Driver(Protocol):
         """Whether a loop that has started many steps must call `next` before it starts more."""
 
     def takes(self, driven: Driven, task: Task) -> bool:
-        """Return whether the driver can take a step of `task` now."""
+        """Return whether the driver can take a step of `task` though it has no room for any."""
 
     def give_up(self, step: StepInput) -> None:
         """Note that the engine waits no longer for a step, which may run on."""
@@ -109,10 +109,10 @@ class InlineDriver:
     pauses = False
 
     def takes(self, driven: Driven, task: Task) -> bool:
-        return self.room
+        return False
 
     def start(self, driven: Driven, step: StepInput) -> None:
-        if driven.plan.is_async(step.task):
+        if driven.plan.has_async and driven.plan.is_async(step.task):
             driven.start_async(step, partial(self._end, driven, step))
         else:
             self._taken = driven, step

@@ -172,7 +172,7 @@ class Loop:
         if environment.max_steps is not None and self._over(drive, task, environment.max_steps):
             self._mark(drive)
             return
-        if not self._driver.takes(drive, task.task):
+        if not (self._driver.room or self._driver.takes(drive, task.task)):
             if not drive.waits_for_room:
                 self._without_room.append(drive)
                 drive.waits_for_room = True

@@ -204,11 +204,12 @@ class PoolDriver:
         return bool(self._ended)
 
     def takes(self, driven: Driven, task: Task) -> bool:
-        return self._flying - self._blocked < self.size or self._on_loop(driven, task)
+        return self._on_loop(driven, task)
 
     def _on_loop(self, driven: Driven, task: Task) -> bool:
         """Return whether a task needs no thread and no process of the executor."""
-        return driven.plan.is_async(task) and (
+        plan = driven.plan
+        return (plan.has_async and plan.is_async(task)) and (
             self.executor is None or isinstance(self.executor, ThreadPoolExecutor)
         )
 

@@ -145,6 +145,7 @@ class Plan:
     width: int
     handlers: dict[str, ErrorHandler]  # by routine
     gathers: Gathers | None
+    has_async: bool  # whether any handler is an `async def` function
 
     def slot(self, routine_id: str, slot: str) -> Slot:
         """Return a slot of a routine; the slot must exist."""
@@ -157,6 +158,7 @@ class Plan:
             and self.gathers is other.gathers
             and self.flow_id == other.flow_id
             and self.width == other.width
+            and self.has_async == other.has_async
             and self.routines == other.routines
             and all(self.handlers[name] is handler for name, handler in other.handlers.items())
         )

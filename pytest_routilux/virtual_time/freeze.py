@@ -146,7 +146,7 @@ def _sleep(seconds: Any, /) -> None:
     context.block(to_ns(length))  # in an async handler it blocks the event loop, as it really does
 
 
-def _on_async_sleep(seconds: float, caller: FrameType | None) -> bool:
+def on_async_sleep(seconds: float, caller: FrameType | None) -> bool:
     """Return whether an `asyncio.sleep` passes real time, or refuse it."""
     context = active.get()
     if context is None or caller is None or _is_engine(caller):
@@ -280,7 +280,7 @@ def frozen_clock(
     if clock is None:
         clock = FakeClock(start)
     if sleeping != "virtual":
-        clock.on_sleep = _on_async_sleep
+        clock.on_sleep = on_async_sleep
     with _owned_by(clock, "flow_clock", sleeping, zone, roots):
         yield clock
 

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_routilux.sim.simulator.awaits import WatchedCoroutine, watched_task
 from pytest_routilux.sim.simulator.model import NORMAL_PACE, HostCrash
 from pytest_routilux.sim.simulator.scheduler import FIFO
+from pytest_routilux.virtual_time.freeze import on_async_sleep
 from pytest_routilux.virtual_time.simulated_step import running
 from routilux import ClockStalledError, Signal
 from routilux.clocks.clock import Party
@@ -110,7 +111,6 @@ class HostLoop:
     autojump = False  # the driver moves the time
     patience_ns = PATIENCE_NS
     addresses: Addresses  # set with the event loop
-    on_sleep: Callable[[float, FrameType | None], bool] | None = None
 
     def __init__(
         self,
@@ -120,6 +120,8 @@ class HostLoop:
         dies_at: int | None = None,
     ) -> None:
         self._clock = clock
+        self.on_sleep: Callable[[float, FrameType | None], bool] | None = on_async_sleep
+        """What the setting `routilux_sleep` does to each `asyncio.sleep`."""
         self.dies_at = dies_at
         """The number of awaits, in the world, at the next of which the host dies."""
         self._percent = pace.percent

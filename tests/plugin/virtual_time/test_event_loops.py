@@ -351,6 +351,29 @@ def test_waits_of_the_engine_and_of_the_test_are_allowed(inner, mode):
     run_inside(inner, "-o", f"routilux_sleep={mode}").assert_outcomes(passed=1)
 
 
+def test_the_setting_counts_in_a_simulation_too(inner):
+    inner.makepyfile(
+        SLEEPS
+        + """
+    @pytest.mark.parametrize("work", [waits, naps])
+    def test_it(flow_sim, work):
+        start = time.clock_gettime(time.CLOCK_MONOTONIC)
+        job = flow_sim.run(lambda: chain(work=work), "work").job
+        assert job.status == "completed"
+        took = time.clock_gettime(time.CLOCK_MONOTONIC) - start
+        print("real" if work is naps and took >= 0.01 else "any", job.updated_ns - job.started_ns)
+    """
+    )
+    refused = run_inside(inner, "-o", "routilux_sleep=error")
+    refused.assert_outcomes(passed=1, failed=1)
+    refused.stdout.fnmatch_lines(
+        ["work *called asyncio.sleep(0.01) at *; the setting routilux_sleep = error forbids*"]
+    )
+    real = run_inside(inner, "-o", "routilux_sleep=real", "-s")
+    real.assert_outcomes(passed=2)
+    real.stdout.fnmatch_lines(["*any 20000000*", "*real 0*"])
+
+
 def test_real_lets_asyncio_sleep_pass_real_time_in_a_handler(inner):
     inner.makepyfile(
         SLEEPS

@@ -175,7 +175,7 @@ def flow_faults(request: pytest.FixtureRequest) -> Iterator[FlowFaults]:
 def flow_sim(request: pytest.FixtureRequest) -> Iterator[FlowSim]:
     """Crashes a simulated job at every possible point, and checks each recovery."""
     facts = _facts(request)  # real time is counted from here
-    from pytest_routilux.settings import flow_time, sleeping
+    from pytest_routilux.settings import flow_time, patience_ns, sleeping
     from pytest_routilux.sim.flow_sim import FlowSim
     from pytest_routilux.virtual_time.freeze import frozen_simulation, take_stuck
     from pytest_routilux.virtual_time.late_failures import fail_at_end
@@ -188,7 +188,11 @@ def flow_sim(request: pytest.FixtureRequest) -> Iterator[FlowSim]:
     with (
         fail_at_end(),
         frozen_simulation(
-            start_ns, sleeping(request.config), zone=zone, roots=_values_of(request.node)
+            start_ns,
+            sleeping(request.config),
+            zone=zone,
+            roots=_values_of(request.node),
+            patience_ns=patience_ns(request.config),
         ),
         fail_blocked_steps(None, request.config),
     ):

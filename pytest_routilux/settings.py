@@ -205,6 +205,14 @@ def blocked_after(config: pytest.Config) -> float:
     return seconds
 
 
+def patience_ns(config: pytest.Config) -> int:
+    """Return the nanoseconds for which virtual time waits for real work: `routilux_blocked_after`.
+
+    Without a limit, it is 30 years.
+    """
+    return round((blocked_after(config) or 10**9) * 1_000_000_000)
+
+
 def report_mode(config: pytest.Config) -> str:
     """Return the report mode: auto, always or never."""
     mode: str | None = config.getoption("routilux_report")

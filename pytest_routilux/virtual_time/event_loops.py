@@ -22,11 +22,10 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import pytest
 
 from pytest_routilux.frames import outwards, place_of, users_frame
-from pytest_routilux.settings import blocked_after, flow_time
+from pytest_routilux.settings import flow_time, patience_ns
 from pytest_routilux.virtual_time.late_failures import record_failure
 from pytest_routilux.virtual_time.simulated_step import running
 from routilux import FakeClock
-from routilux.clocks.durations import SECOND
 from routilux.engine.drive import Drive
 from routilux.graph.context import active
 
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from routilux import Clock
     from routilux.clocks.real_waits import WatchedThread
 
-_NO_LIMIT: Final = 10**9 * SECOND
 _PLANNED: Final = pytest.StashKey[tuple[FakeClock, ExitStack]]()
 _POLICY: Any = (
     getattr(  # since 3.14 it is private
@@ -81,8 +79,7 @@ def clock_of(item: pytest.Item) -> Iterator[FakeClock]:
 def new_clock(item: pytest.Item) -> FakeClock:
     """Return a new clock for a test."""
     clock = FakeClock(flow_time(item).start)
-    after = blocked_after(item.config)
-    clock.patience_ns = round(after * SECOND) if after else _NO_LIMIT
+    clock.patience_ns = patience_ns(item.config)
     clock.on_lost_thread = _report_lost
     return clock
 

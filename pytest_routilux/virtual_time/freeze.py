@@ -42,6 +42,7 @@ from pytest_routilux.virtual_time.patches import Patches, Replacements
 from pytest_routilux.virtual_time.simulated_step import SimClock, running
 from routilux import FakeClock
 from routilux.clocks.durations import SECOND, from_ns, to_ns
+from routilux.clocks.real_waits import PATIENCE_NS
 from routilux.engine.drive import Drive
 from routilux.graph.context import active
 
@@ -68,6 +69,7 @@ real_sleep: Final = REAL_TIME["sleep"]
 # Of a simulation: a clock that shows the first instant while no handler runs.
 _block: FakeClock | SimClock | None = None
 _sleeping: Sleeping = "virtual"
+_patience_ns: int = PATIENCE_NS  # of the event loops of a simulation
 _MODULES: Final = frozenset({"time", "datetime"})
 _SOURCES: Final = (time, dt, *REAL_CLASSES)
 _UUID_MAKERS: Final = ("_generate_time_safe", "_UuidCreate")
@@ -154,6 +156,11 @@ def on_async_sleep(seconds: float, caller: FrameType | None) -> bool:
     if _sleeping == "error":
         _refuse_sleep(context, "asyncio.sleep", "await self.ctx.asleep", seconds, caller)
     return _sleeping == "real"
+
+
+def simulated_patience_ns() -> int:
+    """Return for how long the event loops of a simulation wait for real work, in nanoseconds."""
+    return _patience_ns
 
 
 def _is_engine(caller: FrameType) -> bool:
@@ -292,17 +299,24 @@ def frozen_simulation(
     *,
     zone: str = "UTC",
     roots: Sequence[dict[str, Any]] = (),
+    patience_ns: int = PATIENCE_NS,
 ) -> Iterator[None]:
     """Let `time` and `datetime` follow the simulation's clock in the `with` block.
 
     While no simulated handler runs they show `start_ns`, or the clock of an outer `frozen_clock()`.
-    `roots` are dicts whose functions are replaced too. Fails the test if another library sets the
-    time around the block or in it.
+    `roots` are dicts whose functions are replaced too. The event loops of async handlers wait for
+    real work for `patience_ns` nanoseconds. Fails the test if another library sets the time around
+    the block or in it.
     """
+    global _patience_ns
     if _block is None:
         refuse_around("flow_sim")
     with _owned_by(_block or SimClock(start_ns), "flow_sim", sleeping, zone, roots):
-        yield
+        outer, _patience_ns = _patience_ns, patience_ns
+        try:
+            yield
+        finally:
+            _patience_ns = outer
 
 
 @contextmanager

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_routilux.sim.simulator.awaits import WatchedCoroutine, watched_task
 from pytest_routilux.sim.simulator.model import NORMAL_PACE, HostCrash
 from pytest_routilux.sim.simulator.scheduler import FIFO
-from pytest_routilux.virtual_time.freeze import on_async_sleep
+from pytest_routilux.virtual_time.freeze import on_async_sleep, simulated_patience_ns
 from pytest_routilux.virtual_time.simulated_step import running
 from routilux import ClockStalledError, Signal
 from routilux.clocks.clock import Party
 from routilux.clocks.durations import SECOND
-from routilux.clocks.real_waits import PATIENCE_NS, Addresses, real_ns
+from routilux.clocks.real_waits import Addresses, real_ns
 from routilux.clocks.virtual_loop import VirtualLoop
 from routilux.engine.step import CLEANUP, log_given_up
 from routilux.graph.context import active
@@ -109,7 +109,6 @@ class HostLoop:
     """
 
     autojump = False  # the driver moves the time
-    patience_ns = PATIENCE_NS
     addresses: Addresses  # set with the event loop
 
     def __init__(
@@ -120,6 +119,8 @@ class HostLoop:
         dies_at: int | None = None,
     ) -> None:
         self._clock = clock
+        self.patience_ns = simulated_patience_ns()
+        """For how long the loop waits for real work."""
         self.on_sleep: Callable[[float, FrameType | None], bool] | None = on_async_sleep
         """What the setting `routilux_sleep` does to each `asyncio.sleep`."""
         self.dies_at = dies_at

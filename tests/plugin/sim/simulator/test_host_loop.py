@@ -19,6 +19,7 @@ from pytest_routilux.sim.simulator.effects import Effect
 from pytest_routilux.sim.simulator.execution import run_host
 from pytest_routilux.sim.simulator.model import Case, Host, World
 from pytest_routilux.sim.simulator.scheduler import FIFO, Scheduler, SeededScheduler
+from pytest_routilux.virtual_time.freeze import frozen_simulation
 from routilux import ClockStalledError, ErrorHandler, FakeClock, Flow, JobStatus, Runtime
 from tests.routines import SECOND, Body, Works, chain, ended_at, error_of, retrying
 
@@ -175,7 +176,8 @@ def test_an_await_that_nothing_ends_names_its_line() -> None:
     async def waits(self: Any, n: int = 0) -> None:
         await asyncio.Event().wait()
 
-    _, host = simulated(lambda: chain(a=waits))
+    with frozen_simulation(START, patience_ns=SECOND // 100):
+        _, host = simulated(lambda: chain(a=waits))
     assert isinstance(host.error, ClockStalledError)
     line = waits.__code__.co_firstlineno + 1
     assert f"will end the await of a ({__file__}:{line})" in str(host.error)

@@ -82,10 +82,10 @@ class _File:
         self.active_ns = real_ns()  # when it was last ready, or the wait began
         self.future: Future[Any] | None = None  # that some code waits for
 
-    def is_awaited(self, found: Callable[[], Future[Any] | None]) -> bool:
-        """Return whether some code waits for the file."""
+    def is_awaited(self, start: object) -> bool:
+        """Return whether some code waits for the file; `start` refers to its callbacks."""
         if self.future is None or not _is_awaited(self.future):
-            self.future = found()
+            self.future = _search(start)
             if self.future is not None:
                 self.active_ns = real_ns()
         return self.future is not None
@@ -175,7 +175,7 @@ class LoopSelector(selectors.DefaultSelector):
                     continue
                 if self._clock.addresses.has_other_end(file.ends):
                     continue
-            if file.is_awaited(lambda key=key: _search(key.data)):  # type: ignore[misc]
+            if file.is_awaited(key.data):
                 found = max(found or 0, file.active_ns)
         return found
 
@@ -249,7 +249,7 @@ class LoopFiles(RealWait):
         for process, file in list(self._processes.items()):
             if process.get_returncode() is not None:
                 del self._processes[process]
-            elif file.is_awaited(lambda process=process: _search(process)):  # type: ignore[misc]
+            elif file.is_awaited(process):
                 yield file.active_ns
 
     def poll(self) -> bool:

@@ -85,18 +85,18 @@ class AsyncSteps:
 
         Returns a future, which is no task: nobody can cancel it with all tasks of the event loop.
         """
-        if self._store_calls is None:  # not the event loop's own pool: handlers may fill it
-            self._store_calls = ThreadPoolExecutor(_STORE_CALLS, "routilux-store")
-        event_loop = asyncio.get_running_loop()
-        return event_loop.run_in_executor(self._store_calls, partial(function, *args))
+        with self._lock:
+            if self._store_calls is None:  # not the event loop's own pool: handlers may fill it
+                self._store_calls = ThreadPoolExecutor(_STORE_CALLS, "routilux-store")
+            event_loop = asyncio.get_running_loop()
+            return event_loop.run_in_executor(self._store_calls, partial(function, *args))
 
     def close(self) -> None:
         """End the event loop of this runtime when its last handler has ended."""
-        calls = self._store_calls
-        if calls is not None:
-            self._store_calls = None
-            calls.shutdown(wait=False)
         with self._lock:
+            if self._store_calls is not None:
+                self._store_calls.shutdown(wait=False)
+                self._store_calls = None
             if self._own is not None:
                 self._own = None
                 self._closes()

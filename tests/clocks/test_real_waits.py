@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 import urllib.request
@@ -223,12 +224,13 @@ def test_a_watched_thread_that_comes_after_its_time_is_reported(clock):
     async def main() -> None:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        released = threading.Semaphore(0)
+        done = threading.Semaphore(0)
+        reader, writer = os.pipe()
 
         def work() -> None:
-            time.sleep(0.1)
+            os.read(reader, 1)
             loop.call_soon_threadsafe(future.cancel)
-            released.release()
+            done.release()
 
         thread = threading.Thread(target=work)
         thread.start()
@@ -237,7 +239,10 @@ def test_a_watched_thread_that_comes_after_its_time_is_reported(clock):
             async with asyncio.timeout(HOUR):
                 await future
         assert HOUR * SECOND == clock.monotonic_ns()
-        assert released.acquire(timeout=PATIENCE)
+        os.write(writer, b"x")
+        assert done.acquire(timeout=PATIENCE)
+        os.close(reader)
+        os.close(writer)
 
     run(clock, main())
     assert ["the line"] == lost

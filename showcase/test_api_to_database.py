@@ -15,14 +15,14 @@ from rich.table import Table
 from routilux import CommitKind, JobStatus, Runtime
 from routilux.clocks.durations import seconds_text
 from showcase.flows import api_to_database
-from showcase.loopback import LoopbackApi, Outage
+from showcase.services.outages import LoopbackApi, Outage
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_routilux import FlowMonitor, FlowReport
     from routilux import ExecutionStrategy, FakeClock, Flow, JobState
-    from showcase.loopback import Answer
+    from showcase.services.outages import Answer
 
 SECOND = 1_000_000_000
 API_WAITS = (300_000_000, 450_000_000, 675_000_000, 1_012_500_000)

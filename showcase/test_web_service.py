@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import httpx
 
 from routilux import JobStatus
-from showcase.web import SECOND, Parts, listen, quotes
+from showcase.services.web import SECOND, Parts, listen, quotes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pytest_routilux import FlowMonitor, FlowReport
     from routilux import Runtime
-    from showcase.web import Answer
+    from showcase.services.web import Answer
 
 LAMP = {"article": "lamp", "cents": 1250, "pieces": 4}
 OUTAGE: dict[str, Sequence[Answer]] = {"/price/lamp": ["503", "503"], "/stock/lamp": ["hangs"]}

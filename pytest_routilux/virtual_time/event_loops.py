@@ -114,12 +114,12 @@ def _watched_threads() -> Iterator[None]:
             if frame is not None and not thread.name.startswith("routilux"):
                 clock.watch(thread, place_of(frame))
 
-    threading.Thread.start = start  # type: ignore[assignment,method-assign]
+    threading.Thread.start = start  # type: ignore[assignment,method-assign]  # undone below
     try:
         yield
     finally:
         if threading.Thread.start is start:
-            threading.Thread.start = real_start  # type: ignore[method-assign]
+            threading.Thread.start = real_start  # type: ignore[method-assign]  # as it was
 
 
 def _report_lost(watched: WatchedThread) -> None:

@@ -480,13 +480,14 @@ def test_a_task_that_others_cancel_before_it_begins_is_a_failed_attempt():
 
 
 @pytest.mark.parametrize("how", ["execute", "start", "aexecute"])
-def test_a_wrapped_async_handler_is_cancelled_at_its_timeout(how):
+def test_a_wrapped_async_handler_is_cancelled_once_at_its_timeout(how):
     log: list[float] = []
 
     async def waits(self: Routine, n: object = 0) -> None:
         try:
             await asyncio.sleep(3600)
         finally:
+            await asyncio.sleep(0.25)
             log.append(asyncio.get_running_loop().time())
 
     def wrapped(self: Routine, n: object = 0) -> object:
@@ -494,7 +495,7 @@ def test_a_wrapped_async_handler_is_cancelled_at_its_timeout(how):
 
     with Runtime(clock=FakeClock()) as runtime:
         job = run_by(how, chain(a=Works(wrapped, ErrorHandler(timeout=2))), "a", runtime)
-    assert ("StepTimeoutError", [2.0], 2) == (error_of(job)[0], log, ended_at(job))
+    assert ("StepTimeoutError", [2.25], 2.25) == (error_of(job)[0], log, ended_at(job))
 
 
 def test_a_worker_waits_for_the_cleanup_of_a_handler_whose_job_is_lost():

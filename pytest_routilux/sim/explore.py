@@ -262,9 +262,9 @@ def _check_engine(run: Undisturbed, world: World, hosts: Sequence[Host]) -> Find
         if host.findings:
             return host.findings[0]
         if host.leaked_threads:
-            routine, thread = host.leaked_threads[0]
-            what = f"{routine} starts a thread that still runs after the step: {thread!r}"
-            return Finding("leaked-thread", what, f"threads.{routine}", routine)
+            routine, thread, where = host.leaked_threads[0]
+            what = f"{routine} {thread} outlives the step"
+            return Finding("leaked-thread", what, f"threads.{routine}", routine, hint=where)
     last = hosts[-1]
     if last.error is not None or last.job is None:
         why = "the host has no job" if last.error is None else error_text(last.error)

@@ -316,9 +316,9 @@ CAUSES: Final[dict[str, Reason]] = {
         "the code that raises must succeed, or raise an Exception that an ErrorHandler handles",
     ),
     "leaked-thread": Reason(
-        "{routine}{handler} returned while a thread that it had started was alive: no commit"
-        " has the work of that thread, and it dies with its host",
-        "join() it before the handler returns, or make it a routine of its own:\n"
+        "{what}{hint}: no commit has the work of that thread, and it dies with its host",
+        "join() it, or wait for the result, before the handler returns; or make the work a routine"
+        " of its own:\n"
         'self.emit(...) in {routine}, then flow.connect("{routine}", ...)',
     ),
     "module-state": Reason(

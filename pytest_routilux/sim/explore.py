@@ -21,7 +21,15 @@ from pytest_routilux.sim.conformance.checker import broken_rule
 from pytest_routilux.sim.conformance.spec import RAISED_BY_ENGINE, error_name
 from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
-from pytest_routilux.sim.oracle import compare_effects, unstable_key, varying, view_of
+from pytest_routilux.sim.oracle import (
+    compare_effects,
+    repeated_in_attempt,
+    reused_key,
+    trie_of,
+    unstable_key,
+    varying,
+    view_of,
+)
 from pytest_routilux.sim.recovery import recover, run_undisturbed
 from pytest_routilux.sim.results import Checks, Coverage, Exploration, Outcome, Reference
 from pytest_routilux.sim.simulator.effects import Effect
@@ -164,8 +172,12 @@ def run_reference(
         coverage.runs += 1
         if host.job is not None and host.error is None:
             views.append(view_of(host.job, world))
-    finding = unstable_key(run.world) or broken
-    return Reference(run, view, varying(view, views, ordered=ordered), ordered, custom, finding)
+    mask = varying(view, views, ordered=ordered)
+    twice = repeated_in_attempt(run.world)
+    if twice is not None:
+        coverage.notes.append(twice)
+    finding = unstable_key(run.world) or reused_key(run.world, trie_of(mask)) or broken
+    return Reference(run, view, mask, ordered, custom, finding)
 
 
 def check_disturbed(reference: Reference, disturbed: Disturbed, checks: Checks) -> Finding | None:
@@ -176,6 +188,7 @@ def check_disturbed(reference: Reference, disturbed: Disturbed, checks: Checks) 
             return host.store_finding
     finding = (
         compare_effects(run.world, world, reference.trie)
+        or reused_key(world, reference.trie)
         or _check_engine(run, world, disturbed.hosts)
         or _check_assertions(run.case, world)
     )

@@ -50,6 +50,7 @@ _HEADS: Final = {
     "nondeterminism": ("once", "and once again"),
     "hash-order": ("in one process", "in another"),
     "module-state": ("undisturbed", "in a new process"),
+    "key-reused": ("one call", "another call"),
     "hidden-state": ("before", "after"),
 }
 

@@ -137,7 +137,7 @@ class Call:
     key: object
     """The idempotency key; None without one."""
     result: object
-    """What the double returned."""
+    """What the double returned; None if it raised an error."""
     where: str
     """The line of the handler's code that made the call."""
     routine_id: str
@@ -150,6 +150,10 @@ class Call:
     """The virtual time of the call, in UTC nanoseconds."""
     parameter: str | None = None
     """The name of the parameter that carries the key; None if the double has none."""
+    error: str | None = None
+    """The error that `returns` raised, as a text; None without one."""
+    reads: bool = False
+    """Whether the double only reads: a repeated call does no harm."""
 
     def __str__(self) -> str:
         return f"{self.effect}({', '.join(shown(value, 24) for value in self.arguments.values())})"

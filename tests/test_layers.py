@@ -48,7 +48,7 @@ LAYERS: Final = {
     "pytest_routilux.sim": (
         ("simulator",),
         ("crash_points", "oracle"),
-        ("recovery", "conformance", "repro"),
+        ("recovery", "conformance", "repro", "repeats"),
         ("results",),
         ("isolation",),
         ("explore",),

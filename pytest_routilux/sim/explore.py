@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from time import perf_counter
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
@@ -22,10 +23,11 @@ from pytest_routilux.sim.conformance.spec import RAISED_BY_ENGINE, error_name
 from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
 from pytest_routilux.sim.oracle import compare_effects, unstable_key, varying, view_of
-from pytest_routilux.sim.recovery import recover, run_undisturbed
+from pytest_routilux.sim.recovery import read_back, recover, run_undisturbed, run_variation
+from pytest_routilux.sim.repeats import REPEAT, changed_shape, changed_values, shape_of
 from pytest_routilux.sim.results import Checks, Coverage, Exploration, Outcome, Reference
 from pytest_routilux.sim.simulator.effects import Effect
-from pytest_routilux.sim.simulator.execution import run_variation, variations
+from pytest_routilux.sim.simulator.execution import UNVARIED, variations
 from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.sim.simulator.store_files import store_name
 from pytest_routilux.text import bare_name, error_text
@@ -33,15 +35,15 @@ from routilux import (
     JobState,
     JobStatus,
     PoisonJobError,
-    SavedState,
-    SavedStateError,
     StepTimeoutError,
+    UnserializableError,
 )
 from routilux.codec.equality import first_difference, same_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from pytest_routilux.sim.simulator.execution import Variation
     from pytest_routilux.sim.simulator.model import (
         Case,
         CrashPoint,
@@ -80,10 +82,17 @@ def _explore(
     reference = run_reference(case, start_ns, checks, coverage, hosts)
     failures: list[tuple[CrashPoint, Finding]] = []
     simplest: dict[Signature, Disturbed] = {}
+    differs = None
+    if reference.finding is not None and reference.finding.kind == REPEAT and hosts.changed:
+        # A crash may show which of the globals that changed makes the difference.
+        differs, reference.finding = reference.finding, None
     if reference.finding is not None:
         return Exploration(reference, failures, coverage, simplest)
     run = reference.run
-    points = crash_points(run, documents=_has_saved_form(run, coverage))
+    saved = _check_saved_form(run, coverage)
+    if isinstance(saved, Finding):
+        return Exploration(replace(reference, finding=saved), failures, coverage, simplest)
+    points = crash_points(run, documents=saved)
     if choose is not None:
         points = choose(points)
     coverage.planned.update(point.kind for point in points)
@@ -103,13 +112,19 @@ def _explore(
         finding, disturbed = found
         failures.insert(0, (disturbed.point, finding))
         simplest[finding.signature] = disturbed
+    elif differs is not None:
+        reference.finding = differs
     return Exploration(reference, failures, coverage, simplest)
 
 
-def _has_saved_form(run: Undisturbed, coverage: Coverage) -> bool:
+def _check_saved_form(run: Undisturbed, coverage: Coverage) -> bool | Finding:
+    """Return whether the job can be saved as a document, or a finding if it can't be read back."""
     try:
-        SavedState.from_bytes(SavedState.capture(run.host.flow, run.states[1]).to_bytes())
-    except SavedStateError as error:
+        for job in (run.states[1], run.states[-1]):
+            read = read_back(run.host.flow, job)
+            if isinstance(read, Finding):
+                return read
+    except UnserializableError as error:
         note = f"crashes before a resume from a document: not tried, {error}"
         if any(_has_double(routine.arguments) for routine in run.host.flow.routines.values()):
             note = (
@@ -159,13 +174,32 @@ def run_reference(
     plan = run.host.flow.plan()
     ordered = plan.width == 1
     views = []
-    for variation in variations(plan):
-        world, host = run_variation(case, start_ns, variation)
-        coverage.runs += 1
-        if host.job is not None and host.error is None:
-            views.append(view_of(host.job, world))
     finding = unstable_key(run.world) or broken
+    if finding is None and hosts.first is not None:
+        finding = changed_shape(run, hosts.first, shape_of(view), "the second")
+    for variation in (UNVARIED, *variations(plan)):
+        world, lived = run_variation(case, start_ns, variation)
+        coverage.runs += len(lived)
+        finding = finding or _check_variation(run, world, lived, variation)
+        if lived[-1].job is None or lived[-1].error is not None:
+            continue
+        views.append(view_of(lived[-1].job, world))
+        if variation is UNVARIED:
+            finding = finding or changed_shape(
+                run, shape_of(view), shape_of(views[0]), "a second run in the same process"
+            )
+            coverage.notes += changed_values(varying(view, views, ordered=ordered))
     return Reference(run, view, varying(view, views, ordered=ordered), ordered, custom, finding)
+
+
+def _check_variation(
+    run: Undisturbed, world: World, hosts: Sequence[Host], variation: Variation
+) -> Finding | None:
+    """Return a finding if an undisturbed run with a perturbation breaks a rule or does not end."""
+    finding = hosts[-1].store_finding or _check_engine(run, world, hosts)
+    if finding is None or not variation.text:
+        return finding
+    return replace(finding, what=f"{variation.text}: {finding.what}")
 
 
 def check_disturbed(reference: Reference, disturbed: Disturbed, checks: Checks) -> Finding | None:

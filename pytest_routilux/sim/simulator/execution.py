@@ -24,7 +24,7 @@ from pytest_routilux.sim.simulator.driver import (
 )
 from pytest_routilux.sim.simulator.host_loop import HostLoop
 from pytest_routilux.sim.simulator.model import NORMAL_PACE, Finding, Host, Pace, World
-from pytest_routilux.sim.simulator.scheduler import FIFO, SeededScheduler
+from pytest_routilux.sim.simulator.scheduler import FIFO, Seeded
 from pytest_routilux.virtual_time.simulated_step import SimClock
 from routilux import (
     Commit,
@@ -189,7 +189,7 @@ class _ChoosingMachine(Machine):
     def begin(self, pending: PendingTask, now: int) -> StepInput:
         options = self.startable(now)
         if len(options) > 1:
-            pending = options[self.scheduler.choose(len(options))]
+            pending = options[self.scheduler.choose([option.task_id for option in options])]
         return super().begin(pending, now)
 
 
@@ -363,5 +363,5 @@ def run_variation(case: Case, start_ns: int, variation: Variation) -> tuple[Worl
     flow = case.build()
     if variation.sequential:
         flow.execution_strategy = "sequential"
-    scheduler = FIFO if variation.seed is None else SeededScheduler(variation.seed)
+    scheduler = FIFO if variation.seed is None else Seeded(variation.seed).scheduler()
     return world, run_host(case, world, flow=flow, scheduler=scheduler, pace=variation.pace)

@@ -50,6 +50,7 @@ LAYERS: Final = {
         ("crash_points", "oracle"),
         ("recovery", "conformance", "repro", "repeats"),
         ("results",),
+        ("checks",),
         ("isolation",),
         ("explore",),
         ("shrink", "determinism"),

@@ -16,13 +16,16 @@ from time import perf_counter
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
-from pytest_routilux.faults.faults import StoreFails
-from pytest_routilux.handler_assertions import failed_assertion
-from pytest_routilux.sim.conformance.checker import broken_rule
-from pytest_routilux.sim.conformance.spec import RAISED_BY_ENGINE, error_name
+from pytest_routilux.sim.checks import (
+    check_disturbed,
+    check_end,
+    check_invariant,
+    check_undisturbed,
+    check_variation,
+)
 from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
-from pytest_routilux.sim.oracle import compare_effects, unstable_key, varying, view_of
+from pytest_routilux.sim.oracle import unstable_key, varying, view_of
 from pytest_routilux.sim.recovery import read_back, recover, run_undisturbed, run_variation
 from pytest_routilux.sim.repeats import REPEAT, changed_shape, changed_values, shape_of
 from pytest_routilux.sim.results import Checks, Coverage, Exploration, Outcome, Reference
@@ -30,28 +33,18 @@ from pytest_routilux.sim.simulator.effects import Effect
 from pytest_routilux.sim.simulator.execution import UNVARIED, variations
 from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.sim.simulator.store_files import store_name
-from pytest_routilux.text import bare_name, error_text
-from routilux import (
-    JobState,
-    JobStatus,
-    PoisonJobError,
-    StepTimeoutError,
-    UnserializableError,
-)
-from routilux.codec.equality import first_difference, same_value
+from routilux import UnserializableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from pytest_routilux.sim.simulator.execution import Variation
     from pytest_routilux.sim.simulator.model import (
         Case,
         CrashPoint,
         Disturbed,
-        Host,
+        Finding,
         Signature,
         Undisturbed,
-        World,
     )
 
     Choose = Callable[[list[CrashPoint]], list[CrashPoint]]
@@ -163,12 +156,12 @@ def run_reference(
         return Reference(killed.run, finding=killed.finding)
     run = run_undisturbed(case, start_ns)
     coverage.runs += 1
-    finding = check_undisturbed(run) or _check_end(run.job, checks)
+    finding = check_undisturbed(run) or check_end(run.job, checks)
     if finding is not None:
         return Reference(run, finding=finding)
     # Before the next run, which changes what lies outside.
     custom = None if checks.view is None else checks.view(Outcome(run.job, run.world.calls))
-    broken = _check_invariant(checks, run.job, run.world)
+    broken = check_invariant(checks, run.job, run.world)
     # Made from the state that was read back, so that disturbed runs share its objects.
     view = view_of(run.states[-1], run.world)
     plan = run.host.flow.plan()
@@ -180,7 +173,7 @@ def run_reference(
     for variation in (UNVARIED, *variations(plan)):
         world, lived = run_variation(case, start_ns, variation)
         coverage.runs += len(lived)
-        finding = finding or _check_variation(run, world, lived, variation)
+        finding = finding or check_variation(run, world, lived, variation)
         if lived[-1].job is None or lived[-1].error is not None:
             continue
         views.append(view_of(lived[-1].job, world))
@@ -190,124 +183,3 @@ def run_reference(
             )
             coverage.notes += changed_values(varying(view, views, ordered=ordered))
     return Reference(run, view, varying(view, views, ordered=ordered), ordered, custom, finding)
-
-
-def _check_variation(
-    run: Undisturbed, world: World, hosts: Sequence[Host], variation: Variation
-) -> Finding | None:
-    """Return a finding if an undisturbed run with a perturbation breaks a rule or does not end."""
-    finding = hosts[-1].store_finding or _check_engine(run, world, hosts)
-    if finding is None or not variation.text:
-        return finding
-    return replace(finding, what=f"{variation.text}: {finding.what}")
-
-
-def check_disturbed(reference: Reference, disturbed: Disturbed, checks: Checks) -> Finding | None:
-    """Return the most important finding on a run with a crash."""
-    run, world = reference.run, disturbed.world
-    for host in disturbed.hosts:
-        if host.store_finding is not None:
-            return host.store_finding
-    finding = (
-        compare_effects(run.world, world, reference.trie)
-        or _check_engine(run, world, disturbed.hosts)
-        or _check_assertions(run.case, world)
-    )
-    if finding is not None:
-        return finding
-    job = disturbed.host.job
-    assert job is not None
-    if checks.view is None:
-        finding = reference.expected.compare(view_of(job, world))
-    else:
-        difference = first_difference(reference.custom, checks.view(Outcome(job, world.calls)))
-        if difference is not None:
-            what = f"view(outcome) differs: {difference}"
-            finding = Finding("view-differs", what, difference.path)
-    return finding or _check_invariant(checks, job, world)
-
-
-def _check_invariant(checks: Checks, job: JobState, world: World) -> Finding | None:
-    if checks.invariant is None:
-        return None
-    try:
-        held = checks.invariant(Outcome(job, world.calls))
-    except AssertionError as error:
-        why = str(error).splitlines()[0] if str(error) else "its assertion failed"
-    else:
-        if held is None or held:
-            return None
-        why = f"the function returned {held!r}"
-    return Finding("invariant", f"the invariant does not hold: {why}", "invariant")
-
-
-def _check_end(job: JobState, checks: Checks) -> Finding | None:
-    if checks.ends is None or checks.ends is job.status:
-        return None
-    why = "" if job.error is None else f": {error_text(job.error)}"
-    where = "" if job.error is None else job.error.where or ""
-    what = f"the undisturbed job {job.status}{why}"
-    if checks.ends is not JobStatus.COMPLETED:
-        what = (
-            f"the undisturbed job {job.status}, but the test says ends={checks.ends.value!r}{why}"
-        )
-    return Finding("unexpected-end", what, "status", hint=where)
-
-
-def _check_assertions(case: Case, world: World) -> Finding | None:
-    found = failed_assertion(world.commits) if case.assertions else None
-    if found is None:
-        return None
-    commit, what = found
-    routine = commit.routine_id
-    where = "" if commit.error is None else commit.error.where or ""
-    return Finding("failed-assertion", what, f"assertions.{routine}", routine, hint=where)
-
-
-def check_undisturbed(run: Undisturbed) -> Finding | None:
-    """Return the most important finding on a run without a crash."""
-    finding = (
-        run.host.store_finding
-        or _check_engine(run, run.world, [run.host])
-        or _check_assertions(run.case, run.world)
-    )
-    if finding is not None:
-        return finding
-    for commit in run.world.commits:
-        error = commit.error
-        if error is None or RAISED_BY_ENGINE.get(error.type) in (None, StepTimeoutError):
-            continue
-        routine = commit.routine_id
-        what = f"{routine}: {error.message} ({bare_name(error.type)})"
-        return Finding("mistake", what, f"mistake.{routine}", routine)
-    error = run.job.error
-    if error is None or error.type != error_name(PoisonJobError):
-        return None
-    if any(isinstance(fault, StoreFails) for fault in run.case.faults):
-        return None  # the test itself ends the hosts
-    return Finding("stuck", f"each host that resumes the job ends: {error.message}", "stuck")
-
-
-def _check_engine(run: Undisturbed, world: World, hosts: Sequence[Host]) -> Finding | None:
-    rule = broken_rule(world, hosts, run.case)
-    if rule is not None:
-        return rule
-    for host in hosts:
-        if host.findings:
-            return host.findings[0]
-        if host.leaked_threads:
-            routine, thread = host.leaked_threads[0]
-            what = f"{routine} starts a thread that still runs after the step: {thread!r}"
-            return Finding("leaked-thread", what, f"threads.{routine}", routine)
-    last = hosts[-1]
-    if last.error is not None or last.job is None:
-        why = "the host has no job" if last.error is None else error_text(last.error)
-        return Finding("stuck", f"the job can't be resumed: {why}", "stuck")
-    stored, held = world.commits, last.job.commits
-    if len(stored) != len(held) or not same_value(stored[-1], held[-1]):
-        what = (
-            f"the {len(held)} commits in the host's memory differ from the {len(stored)} commits"
-            " in the store"
-        )
-        return Finding("engine-rule", what, "engine")
-    return None

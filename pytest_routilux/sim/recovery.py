@@ -27,7 +27,7 @@ from pytest_routilux.sim.simulator.model import (
     Undisturbed,
     World,
 )
-from pytest_routilux.sim.simulator.scheduler import FIFO, SeededScheduler
+from pytest_routilux.sim.simulator.scheduler import FIFO, Seeded
 from pytest_routilux.sim.simulator.store_files import RealStoreFiles
 from pytest_routilux.text import error_text
 from routilux import (
@@ -281,7 +281,7 @@ def _run_hosts(
             hosts.append(Host(case.build(), job))
             break
         seed = variation.seed
-        scheduler = FIFO if seed is None else SeededScheduler(seed)
+        scheduler = FIFO if seed is None else Seeded(seed).scheduler()
         host = run_host(
             case, world, job, scheduler=scheduler, pace=variation.pace, checked=checked, flow=flow
         )

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.frames import users_modules
+from pytest_routilux.sim.checks import check_undisturbed
 from pytest_routilux.sim.determinism.sources import Source, recorded_sources
-from pytest_routilux.sim.explore import check_undisturbed
 from pytest_routilux.sim.isolation.forked import hidden_changes, pickled_value, restore_value
 from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
 from pytest_routilux.sim.isolation.hidden_state import Variable, globals_of

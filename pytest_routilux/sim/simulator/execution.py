@@ -191,7 +191,7 @@ class _ChoosingMachine(Machine):
     def begin(self, pending: PendingTask, now: int) -> StepInput:
         options = self.startable(now)
         if len(options) > 1:
-            pending = options[self.scheduler.choose(len(options))]
+            pending = options[self.scheduler.choose([option.task_id for option in options])]
         return super().begin(pending, now)
 
 

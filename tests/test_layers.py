@@ -48,8 +48,9 @@ LAYERS: Final = {
     "pytest_routilux.sim": (
         ("simulator",),
         ("crash_points", "oracle"),
-        ("recovery", "conformance", "repro"),
+        ("recovery", "conformance", "repro", "repeats"),
         ("results",),
+        ("checks",),
         ("isolation",),
         ("explore",),
         ("shrink", "determinism"),

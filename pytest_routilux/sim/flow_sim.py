@@ -31,7 +31,7 @@ from pytest_routilux.sim.shrink import Cause, shrink
 from pytest_routilux.sim.simulator.effects import Effect
 from pytest_routilux.sim.simulator.execution import run_host
 from pytest_routilux.sim.simulator.model import ENDED, Case, World
-from pytest_routilux.sim.simulator.scheduler import FIFO, SeededScheduler
+from pytest_routilux.sim.simulator.scheduler import FIFO, Seeded
 from pytest_routilux.sim.simulator.store_files import checked_store
 from pytest_routilux.text import error_text, shorten
 from routilux import Flow, FlowDefinitionError, JobStatus
@@ -118,7 +118,7 @@ class FlowSim:
         world = World(self._start_ns)
         for fault in faults:
             fault.begin(0)
-        host = run_host(case, world, scheduler=FIFO if seed is None else SeededScheduler(seed))
+        host = run_host(case, world, scheduler=FIFO if seed is None else Seeded(seed).scheduler())
         if host.error is not None:
             raise host.error
         _refuse_idle(faults)

@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from pytest_routilux.sim.checks import check_disturbed
 from pytest_routilux.sim.crash_points import crash_points
-from pytest_routilux.sim.explore import check_disturbed, explore, run_reference
+from pytest_routilux.sim.explore import explore, run_reference
 from pytest_routilux.sim.recovery import recover
 from pytest_routilux.sim.results import Coverage, Exploration
 from pytest_routilux.text import count

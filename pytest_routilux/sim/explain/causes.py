@@ -347,6 +347,13 @@ CAUSES: Final[dict[str, Reason]] = {
         "use self.ctx.state for state of the routine, self.ctx.shared for state that several"
         " routines need, a constructor argument for configuration",
     ),
+    "repeat-differs": Reason(
+        "both runs begin alike, and no crash is needed: the second one finds what the first one"
+        " left outside of the job, such as a file, a row or a global, or reads a clock or a random"
+        " number{hint}. What is compared with such a run proves nothing",
+        "reset what lies outside by fresh=..., keep progress in self.ctx.state, and take time and"
+        " randomness from self.ctx; flow_sim.check_determinism names a call that differs",
+    ),
     "hash-order": Reason(
         "the order of a set differs between processes, and the job depends on it",
         "use sorted(...) where the set is iterated, or a dict or list, which keep their order",

@@ -41,6 +41,7 @@ _TITLES: Final = {
     "hidden-state": "STATE THAT NO SNAPSHOT KEEPS",
     "module-state": "STATE IN A MODULE",
     "hash-order": "ORDER OF A SET",
+    "repeat-differs": "A SECOND RUN DIFFERS",
     "kills-process": "PROCESS KILLED",
     "stuck": "JOB STUCK",
 }
@@ -49,6 +50,7 @@ _ELSEWHERE: Final = ("module-state",)
 _HEADS: Final = {
     "nondeterminism": ("once", "and once again"),
     "hash-order": ("in one process", "in another"),
+    "repeat-differs": ("first run", "second run"),
     "module-state": ("undisturbed", "in a new process"),
     "key-reused": ("one call", "another call"),
     "hidden-state": ("before", "after"),

@@ -35,7 +35,7 @@ from pytest_routilux.frames import outwards, users_frame
 from pytest_routilux.sim.simulator.async_steps import SimAsyncSteps, note_leaked_threads
 from pytest_routilux.sim.simulator.host_loop import HostLoop, LoopTurn
 from pytest_routilux.sim.simulator.model import Call, World
-from pytest_routilux.sim.simulator.scheduler import FIFO
+from pytest_routilux.sim.simulator.scheduler import FIFO, TIME
 from pytest_routilux.virtual_time.simulated_step import Flight, Pause, SimClock, running
 from routilux import ClockStalledError, NoActiveStepError, StepInput, StepOutcome
 from routilux.clocks.durations import SECOND
@@ -175,6 +175,16 @@ class _StepHost:
         """Do nothing: no step runs longer than its timeout."""
 
 
+def _task_of(option: Ended | Flight | LoopTurn | None) -> str:
+    """Return the id of the task that an option continues."""
+    if option is None:
+        return TIME
+    if isinstance(option, tuple):
+        return option[1].task.task_id
+    flight = option.group if isinstance(option, LoopTurn) else option
+    return flight.step.task.task_id if isinstance(flight, Flight) else "callbacks"
+
+
 class SimDriver:
     """Runs the handlers of one simulated host."""
 
@@ -252,9 +262,9 @@ class SimDriver:
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
         """Return the next step that ends; None if `until` comes first."""
         clock = self._clock
-        if not self._ended:
-            if until is not None and until <= clock.mono:
-                return None
+        if not self._ended and until is not None and until <= clock.mono:
+            return None
+        if self._fresh and (not self._ended or self._scheduler is not FIFO):
             # Threads run while the loop waits, and the loop does not wait while steps have ended.
             fresh, self._fresh = self._fresh, []
             for flight in fresh:
@@ -265,8 +275,6 @@ class SimDriver:
             if type(chosen) is tuple:
                 return chosen
             if isinstance(chosen, Flight):
-                if not chosen.events:
-                    self._run_handler(chosen)
                 clock.mono = max(clock.mono, chosen.events[0][0])
                 self._continue(chosen)
             elif isinstance(chosen, LoopTurn):
@@ -304,8 +312,7 @@ class SimDriver:
 
     def _choose(self, until: int | None, key: Key) -> Ended | Flight | LoopTurn | None:
         """Return the next step that ends or continues; None if `until` comes first."""
-        ended, fresh, asleep = self._ended, self._fresh, self._asleep
-        loop = self._loop
+        ended, asleep, loop = self._ended, self._asleep, self._loop
         if self._scheduler is FIFO:
             if ended:
                 return ended.popleft()
@@ -332,21 +339,20 @@ class SimDriver:
             turns.append(((until, key, math.inf), None))
         turns.sort(key=itemgetter(0))
         options: list[Ended | Flight | LoopTurn | None]
-        options = [*ended, *fresh, *(option for _, option in turns)]
-        if loop.open and not ended and not fresh:
+        options = [*ended, *(option for _, option in turns)]
+        if loop.open and not ended:
             target = turns[0][0][0] if turns else None
             if (target is None or target > self._clock.mono) and loop.has_real_work(target):
                 return LoopTurn(self._clock.mono)
         if not options:
             return None
-        chosen = options[self._scheduler.choose(len(options)) if len(options) > 1 else 0]
+        index = 0
+        if len(options) > 1:
+            index = self._scheduler.choose([_task_of(option) for option in options])
+        chosen = options[index]
         if isinstance(chosen, tuple):
             ended.remove(chosen)
-        elif isinstance(chosen, LoopTurn):
-            pass
-        elif chosen in fresh:
-            fresh.remove(chosen)
-        elif chosen is not None:
+        elif isinstance(chosen, Flight):
             self._asleep = [entry for entry in asleep if entry[3] is not chosen]
             heapify(self._asleep)
         return chosen

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.faults.faults import failing_write
+from pytest_routilux.frames import is_engine_bug, raised_at
 from pytest_routilux.sim.simulator.async_steps import SimAsyncDriver, async_steps
 from pytest_routilux.sim.simulator.driver import (
     TEST_OUTCOMES,
@@ -24,7 +25,8 @@ from pytest_routilux.sim.simulator.driver import (
 )
 from pytest_routilux.sim.simulator.host_loop import HostLoop
 from pytest_routilux.sim.simulator.model import NORMAL_PACE, Finding, Host, Pace, World
-from pytest_routilux.sim.simulator.scheduler import FIFO, SeededScheduler
+from pytest_routilux.sim.simulator.scheduler import FIFO
+from pytest_routilux.text import error_text
 from pytest_routilux.virtual_time.simulated_step import SimClock
 from routilux import (
     Commit,
@@ -189,7 +191,7 @@ class _ChoosingMachine(Machine):
     def begin(self, pending: PendingTask, now: int) -> StepInput:
         options = self.startable(now)
         if len(options) > 1:
-            pending = options[self.scheduler.choose(len(options))]
+            pending = options[self.scheduler.choose([option.task_id for option in options])]
         return super().begin(pending, now)
 
 
@@ -319,6 +321,9 @@ def run_host(
         raise
     except BaseException as error:
         host.error = error
+        if is_engine_bug(error):
+            what = f"the host dies of an error in the engine: {error_text(error)}"
+            host.findings.append(Finding("engine-error", what, "engine.job", hint=raised_at(error)))
     finally:
         runtime.host_loop.close()
     for failure in runtime.observer_failures:
@@ -341,6 +346,23 @@ class Variation:
     sequential: bool = False
     seed: int | None = None
 
+    @property
+    def text(self) -> str:
+        """What is different, for people; "" for a plain repeat."""
+        if self.shift_ns:
+            return "at another start instant"
+        if self.pace.more_ns:
+            return "with steps that take an hour longer"
+        if self.pace is not NORMAL_PACE:
+            return "with longer sleeps"
+        if self.seed is not None:
+            return f"in the random order of seed={self.seed}"
+        return "with one task at a time" if self.sequential else ""
+
+
+UNVARIED: Final = Variation()
+"""A plain repeat."""
+
 
 def variations(plan: Plan) -> list[Variation]:
     """Return the variations to try for the flow of `plan`."""
@@ -352,16 +374,3 @@ def variations(plan: Plan) -> list[Variation]:
         found.append(Variation(sequential=True))
         found += [Variation(seed=seed) for seed in range(_ORDERS)]
     return found
-
-
-def run_variation(case: Case, start_ns: int, variation: Variation) -> tuple[World, Host]:
-    """Run a job with `variation`, and return the run's world and host."""
-    for fault in case.faults:
-        fault.begin(0)
-    case.reset()
-    world = World(start_ns + variation.shift_ns)
-    flow = case.build()
-    if variation.sequential:
-        flow.execution_strategy = "sequential"
-    scheduler = FIFO if variation.seed is None else SeededScheduler(variation.seed)
-    return world, run_host(case, world, flow=flow, scheduler=scheduler, pace=variation.pace)

@@ -299,7 +299,8 @@ class Host:
     """The flow, the job and the recorded events of one simulated host.
 
     `error` ended it from outside: an error of the store, an exit of the process, a stall.
-    `findings` are rules that the engine broke, `store_finding` one that a real store broke.
+    `findings` are rules that the engine broke, `store_finding` says that what
+    the host before has saved can't be used.
     `steps` are the steps that began, each with the number of commits that were durable then.
     By (task id, attempt), `errors` are the classes of what steps raised, with the classes of a
     group's leaves, and `retry_after` the delays (ns) that they asked for. `leaked_threads` are

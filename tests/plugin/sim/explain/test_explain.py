@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_routilux.faults.faults import Fault, Raises, Slow
+from pytest_routilux.sim.checks import check_disturbed
 from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.explain.causes import CAUSES
 from pytest_routilux.sim.explain.explain import explain_cause
 from pytest_routilux.sim.explain.timeline import where_text
-from pytest_routilux.sim.explore import check_disturbed, explore
+from pytest_routilux.sim.explore import explore
 from pytest_routilux.sim.oracle import compare_effects
 from pytest_routilux.sim.recovery import recover
 from pytest_routilux.sim.repro import Repro, command

@@ -158,7 +158,7 @@ def test_a_reproducer_with_another_order_of_work_is_stale_where_all_is_fifo(pyte
     )
 
 
-@WORKERS
+@WORKERS_SOAK
 def test_a_reproducer_that_no_simulation_takes_is_stale_and_an_error(workers, pytester):
     pytester.makepyfile("def test_nothing(): assert True")
     stale = "--routilux-repro=R1.9f3c.0.0@a1.effect1"

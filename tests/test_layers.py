@@ -51,6 +51,7 @@ LAYERS: Final = {
         ("recovery", "conformance", "repro"),
         ("results",),
         ("checks",),
+        ("orders",),
         ("isolation",),
         ("explore",),
         ("shrink", "determinism"),

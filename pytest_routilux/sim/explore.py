@@ -21,25 +21,32 @@ from pytest_routilux.sim.checks import (
     check_invariant,
     check_undisturbed,
 )
-from pytest_routilux.sim.crash_points import crash_points
+from pytest_routilux.sim.crash_points import crash_points, new_points
 from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
 from pytest_routilux.sim.oracle import unstable_key, varying, view_of
+from pytest_routilux.sim.orders.races import OrderChecks
+from pytest_routilux.sim.orders.try_orders import OrderRuns
 from pytest_routilux.sim.recovery import recover, run_undisturbed
-from pytest_routilux.sim.results import Checks, Coverage, Exploration, Outcome, Reference
+from pytest_routilux.sim.results import (
+    Checks,
+    Coverage,
+    Exploration,
+    Failure,
+    Outcome,
+    Reference,
+)
 from pytest_routilux.sim.simulator.effects import Effect
 from pytest_routilux.sim.simulator.execution import run_variation, variations
+from pytest_routilux.sim.simulator.scheduler import Reversed
 from pytest_routilux.sim.simulator.store_files import store_name
 from routilux import SavedState, SavedStateError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pytest_routilux.sim.simulator.model import (
         Case,
         CrashPoint,
-        Disturbed,
-        Finding,
-        Signature,
         Undisturbed,
     )
 
@@ -69,32 +76,47 @@ def _explore(
     hosts: ForkedHosts,
 ) -> Exploration:
     reference = run_reference(case, start_ns, checks, coverage, hosts)
-    failures: list[tuple[CrashPoint, Finding]] = []
-    simplest: dict[Signature, Disturbed] = {}
-    if reference.finding is not None:
-        return Exploration(reference, failures, coverage, simplest)
+    result = Exploration(reference, [], coverage)
+    if reference.finding is not None or checks.scope.crashes == "none":
+        return result
     run = reference.run
-    points = crash_points(run, documents=_has_saved_form(run, coverage))
+    documents = _has_saved_form(run, coverage)
+    other = reference.other
+    if other is not None and checks.scope.tape is not None:
+        run, other = other, None
+    points = crash_points(run, documents=documents)
     if choose is not None:
-        points = choose(points)
+        points, other = choose(points), None
+    _crash_at(points, run, checks, result)
+    if other is not None:
+        _crash_at(new_points(run, other, documents=documents), other, checks, result)
+    failures = result.failures
+    if checks.view is None and (found := hosts.compare(reference, points, failures)):
+        # It comes first: the other findings of a flow that keeps progress in a module mislead.
+        finding, disturbed = found
+        assert disturbed.point is not None
+        failures.insert(0, Failure(disturbed.point, finding))
+        result.disturbed[finding.signature] = disturbed
+    return result
+
+
+def _crash_at(
+    points: Sequence[CrashPoint], run: Undisturbed, checks: Checks, result: Exploration
+) -> None:
+    """Crash a run at each of `points`, and add what is found to `result`."""
+    coverage, simplest = result.coverage, result.disturbed
     coverage.planned.update(point.kind for point in points)
     for point in points:
         disturbed = recover(run, point)
         coverage.runs += len(disturbed.hosts)
         if disturbed.executed:
             coverage.executed[point.kind] += 1
-        finding = check_disturbed(reference, disturbed, checks)
+        finding = check_disturbed(result.reference, disturbed, checks)
         if finding is not None:
-            failures.append((point, finding))
-            best = simplest.setdefault(finding.signature, disturbed)
-            if point.simplicity < best.point.simplicity:
+            result.failures.append(Failure(point, finding))
+            best = simplest.setdefault(finding.signature, disturbed).point
+            if best is not None and point.simplicity < best.simplicity:
                 simplest[finding.signature] = disturbed
-    if checks.view is None and (found := hosts.compare(reference, points, failures)):
-        # It comes first: the other findings of a flow that keeps progress in a module mislead.
-        finding, disturbed = found
-        failures.insert(0, (disturbed.point, finding))
-        simplest[finding.signature] = disturbed
-    return Exploration(reference, failures, coverage, simplest)
 
 
 def _has_saved_form(run: Undisturbed, coverage: Coverage) -> bool:
@@ -155,5 +177,18 @@ def run_reference(
         coverage.runs += 1
         if host.job is not None and host.error is None:
             views.append(view_of(host.job, world))
-    finding = unstable_key(run.world) or broken
-    return Reference(run, view, varying(view, views, ordered=ordered), ordered, custom, finding)
+    mask = time_mask = varying(view, views, ordered=ordered)
+    reference = Reference(run, view, mask, ordered, custom, unstable_key(run.world) or broken)
+    if reference.finding is not None or ordered:
+        return reference
+    found = OrderRuns(case, start_ns, plan, OrderChecks(checks, mask, bool(case.faults)), coverage)
+    found.run(run)
+    mask |= varying(view, found.views, ordered=ordered)
+    other, scope = None, checks.scope
+    if found.choices and scope.crashes != "none" and scope.schedules != "fifo":
+        other = run_undisturbed(case, start_ns, scope.tape or Reversed())
+        coverage.runs += 1
+        if check_undisturbed(other) is not None:
+            other = None
+    finding, disturbed = found.shown or (None, None)
+    return Reference(run, view, mask, ordered, custom, finding, disturbed, other, time_mask)

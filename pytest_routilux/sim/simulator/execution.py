@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import marshal
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -24,7 +25,7 @@ from pytest_routilux.sim.simulator.driver import (
 )
 from pytest_routilux.sim.simulator.host_loop import HostLoop
 from pytest_routilux.sim.simulator.model import NORMAL_PACE, Finding, Host, Pace, World
-from pytest_routilux.sim.simulator.scheduler import FIFO, Seeded
+from pytest_routilux.sim.simulator.scheduler import FIFO
 from pytest_routilux.virtual_time.simulated_step import SimClock
 from routilux import (
     Commit,
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
     from routilux.graph.plan import Plan
 
 OTHER_START: Final = 8_654_321 * SECOND + 123_456_789  # another day, hour, minute and fraction
-_ORDERS: Final = 6
 _MOST_STEPS: Final = 100_000
 _UPTIME: Final = 7_919 * SECOND
 _MOST_ENCODED: Final = 1_000
@@ -180,17 +180,44 @@ def _encode(data: dict[str, object], path: str) -> None:
 
 
 class _ChoosingMachine(Machine):
-    """A job's state machine with a `scheduler` that picks the next task."""
+    """A job's state machine with a `scheduler` that picks the next task.
 
-    __slots__ = ("scheduler",)
+    It picks one only where it matters: if tasks compete for a worker or for their routine, or, with
+    `outside`, if what handlers do outside of the job is to have any order.
+    """
 
+    __slots__ = ("outside", "scheduler")
+
+    outside: bool
     scheduler: Scheduler
 
     def begin(self, pending: PendingTask, now: int) -> StepInput:
-        options = self.startable(now)
-        if len(options) > 1:
-            pending = options[self.scheduler.choose([option.task_id for option in options])]
-        return super().begin(pending, now)
+        options, scheduler = self.startable(now), self.scheduler
+        trace = scheduler.trace
+        if len(options) > 1 and (self.outside or self._compete(options)):
+            if trace is not None:
+                trace.starting = True
+            pending = options[scheduler.choose([option.task_id for option in options])]
+        step = super().begin(pending, now)
+        if trace is not None:
+            trace.begin(step, options, alone=self._alone)
+        return step
+
+    def _compete(self, options: Sequence[PendingTask]) -> bool:
+        if len(options) > self._width - self.in_flight:
+            return True
+        wanted = Counter(option.task.routine_id for option in options)
+        busy = Counter(step.task.routine_id for step in self.flights)
+        routines = self.plan.routines
+        return any(
+            most + busy[name] > routines[name].max_concurrency for name, most in wanted.items()
+        )
+
+    def accept(self, commit: Commit) -> None:
+        step = self._flights.get(commit.task_id or "")
+        super().accept(commit)
+        if self.scheduler.trace is not None:
+            self.scheduler.trace.commit(commit, step)
 
 
 class _SimRuntime(Runtime):
@@ -242,12 +269,16 @@ class _SimRuntime(Runtime):
             self.report("always", what, commit)
 
     def drive_of(self, plan: Plan, job: JobState, context: Context | None = None) -> Drive:
+        trace = self.scheduler.trace
         if job.job_id == self.case.job_id:
             self.host.job = job
+        elif trace is not None:
+            trace.blind = True
         drive = super().drive_of(plan, job, context)
         if self.scheduler is not FIFO:
             drive.machine = machine = _ChoosingMachine(plan, job)
             machine.scheduler = self.scheduler
+            machine.outside = self.case.fresh is not None
         return drive
 
 
@@ -338,8 +369,6 @@ class Variation:
 
     shift_ns: int = 0
     pace: Pace = NORMAL_PACE
-    sequential: bool = False
-    seed: int | None = None
 
 
 def variations(plan: Plan) -> list[Variation]:
@@ -348,20 +377,31 @@ def variations(plan: Plan) -> list[Variation]:
     if all(handler.deadline is None for handler in plan.handlers.values()):
         # So slow that a retry is due before the steps in flight end, as after a long downtime.
         found.append(Variation(pace=Pace(more_ns=3600 * SECOND)))
-    if plan.width > 1:
-        found.append(Variation(sequential=True))
-        found += [Variation(seed=seed) for seed in range(_ORDERS)]
     return found
 
 
 def run_variation(case: Case, start_ns: int, variation: Variation) -> tuple[World, Host]:
     """Run a job with `variation`, and return the run's world and host."""
+    world = _fresh_world(case, start_ns + variation.shift_ns)
+    return world, run_host(case, world, pace=variation.pace)
+
+
+def run_in_order(
+    case: Case, start_ns: int, scheduler: Scheduler, *, serial: bool = False
+) -> tuple[World, Host]:
+    """Run a job in the order of `scheduler`, and return the run's world and host.
+
+    `serial`: at most one step is in flight.
+    """
+    world = _fresh_world(case, start_ns)
+    flow = case.build()
+    if serial:
+        flow.execution_strategy = "sequential"
+    return world, run_host(case, world, flow=flow, scheduler=scheduler)
+
+
+def _fresh_world(case: Case, start_ns: int) -> World:
     for fault in case.faults:
         fault.begin(0)
     case.reset()
-    world = World(start_ns + variation.shift_ns)
-    flow = case.build()
-    if variation.sequential:
-        flow.execution_strategy = "sequential"
-    scheduler = FIFO if variation.seed is None else Seeded(variation.seed).scheduler()
-    return world, run_host(case, world, flow=flow, scheduler=scheduler, pace=variation.pace)
+    return World(start_ns)

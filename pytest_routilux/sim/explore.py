@@ -37,7 +37,7 @@ from pytest_routilux.sim.results import (
 )
 from pytest_routilux.sim.simulator.effects import Effect
 from pytest_routilux.sim.simulator.execution import run_variation, variations
-from pytest_routilux.sim.simulator.scheduler import Reversed
+from pytest_routilux.sim.simulator.scheduler import Reversed, StaleTapeError
 from pytest_routilux.sim.simulator.store_files import store_name
 from routilux import SavedState, SavedStateError
 
@@ -179,9 +179,11 @@ def run_reference(
             views.append(view_of(host.job, world))
     mask = time_mask = varying(view, views, ordered=ordered)
     reference = Reference(run, view, mask, ordered, custom, unstable_key(run.world) or broken)
+    if ordered and checks.scope.tape is not None:
+        raise StaleTapeError("the flow has one order of work alone")
     if reference.finding is not None or ordered:
         return reference
-    found = OrderRuns(case, start_ns, plan, OrderChecks(checks, mask, bool(case.faults)), coverage)
+    found = OrderRuns(start_ns, plan, OrderChecks(case, checks, mask), coverage)
     found.run(run)
     mask |= varying(view, found.views, ordered=ordered)
     other, scope = None, checks.scope

@@ -371,9 +371,10 @@ class FlowSim:
         errors = [] if error is None else [f"the undisturbed job failed: {error}"]
         if not result.reference.run.world.calls:
             errors.append("no effect was seen: calls of other services are not checked")
+        orders = f"{coverage.orders} orders, " if coverage.orders > 1 else ""
         self._report(
             f"  💥 {coverage.executed.total()} of {coverage.planned.total()} crash points,"
-            f" {coverage.word}, {coverage.seconds:.2f} s ({rate:,.0f} runs/s)",
+            f" {orders}{coverage.word}, {coverage.seconds:.2f} s ({rate:,.0f} runs/s)",
             [" · ".join(counts), *coverage.notes, *errors, *not_compared(result.reference)],
         )
 

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from routilux import Flow
 
 _FORM: Final = "R1.<4 hex digits>.<crash point, fifo or order>[+<order>][+f1[+f2]]"
-_TAPE: Final = "[oq](?:[0-9]{1,6}-[0-9]{1,6}(?:_[0-9]{1,6}-[0-9]{1,6})*)?"
+_DEVIATION: Final = "(?:0|[1-9][0-9]{0,5})-[1-9][0-9]{0,5}"
+_TAPE: Final = f"[oq](?:{_DEVIATION}(?:_{_DEVIATION})*)?"
 _LONGEST_NAME: Final = 80
 _WRITTEN: Final = re.compile(
     r"R1\.([0-9a-f]{4})\."
@@ -88,14 +89,14 @@ class Repro:
         """Parse the text of a reproducer; raises `pytest.UsageError` if invalid."""
         match = _WRITTEN.fullmatch(text)
         faults = tuple(map(int, match[5].split("+f")[1:])) if match else ()
-        if match is None or list(faults) != sorted(set(faults)):
+        order = None if match is None else match[2] or match[4]
+        tape = None if order is None else Tape.parse(order)
+        if match is None or not _ascend(faults) or (tape and not _is_written(tape, order)):
             raise pytest.UsageError(
                 f"--routilux-repro={shown(text, 120)} is not a valid reproducer; write"
                 f" {_FORM}, with the numbers of the faults in ascending order"
             )
-        digest, alone, place, tape, _ = match.groups()
-        order = alone or tape
-        return cls(digest, place, None if order is None else Tape.parse(order), faults)
+        return cls(match[1], match[3], tape, faults)
 
     def __str__(self) -> str:
         parts = [part for part in (self.place, self.tape) if part is not None]
@@ -156,8 +157,18 @@ def command(nodeid: str, repro: Repro, program: str = "pytest") -> str:
     return f"{program} {quoted} --routilux-repro={repro}"
 
 
+def _is_written(tape: Tape, order: str | None) -> bool:
+    return str(tape) == order and _ascend([*tape.deviations])
+
+
+def _ascend(numbers: Sequence[int]) -> bool:
+    return list(numbers) == sorted(set(numbers))
+
+
 def _written(name: str) -> str:
     text = quote_from_bytes(name.encode("utf-8", "surrogatepass"), safe="@")
+    if re.fullmatch(f"fifo|{_TAPE}", text):
+        return f"%{ord(text[0]):02X}{text[1:]}"
     if len(text) <= _LONGEST_NAME:
         return text
     tail = hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -167,11 +167,10 @@ class _Search:
         self, case: Case, reference: Reference, *, serial: bool
     ) -> tuple[Callable[[Tape], _Shown], list[Tape]]:
         """Return how to run an order without a crash, and the orders with one deviation."""
-        checks = OrderChecks(self._checks, reference.time_mask, bool(case.faults))
         scope = replace(self._checks.scope, tape=None)
-        checks.checks = replace(self._checks, scope=scope)
+        checks = OrderChecks(case, replace(self._checks, scope=scope), reference.time_mask)
         plan = reference.run.host.flow.plan()
-        runs = OrderRuns(case, self._start_ns, plan, checks, self.coverage)
+        runs = OrderRuns(self._start_ns, plan, checks, self.coverage)
         runs.run_serially()
         base = Tape({}, serial)
         runs.shows(base)

@@ -162,7 +162,7 @@ def _order(cause: Cause, disturbed: Disturbed | None) -> str:
         return "FIFO order"
     entries = [what for _, _, what in disturbed.world.log if isinstance(what, Commit)]
     routines = {one.task_id: one.routine_id or "" for one in entries if one.task_id is not None}
-    text = order_text(order.told, routines) or "FIFO order"
+    text = order_text(order.changes, routines) or "FIFO order"
     return f"one task at a time: {text}" if order.serial else text
 
 
@@ -257,10 +257,16 @@ def _tried(exploration: Exploration, finding: Finding) -> list[str]:
     many = "all" if same == len(failing) else str(same)
     fail = f"{count(len(failing), 'failure')}, {many} of this kind"
     text = (
-        f"{done} of {planned} crash points, {count(coverage.orders, 'order')}, {coverage.word},"
+        f"{done} of {planned} crash points x {_schedules(exploration)}, {coverage.word},"
         f" {coverage.seconds:.2f} s; {fail}"
     )
     return [text, *not_compared(exploration.reference), *coverage.notes]
+
+
+def _schedules(exploration: Exploration) -> str:
+    orders = exploration.coverage.orders
+    crashed = count(1 if exploration.reference.other is None else 2, "schedule")
+    return crashed if orders == 1 else f"{crashed}, {orders} without a crash"
 
 
 def not_compared(reference: Reference) -> list[str]:

@@ -46,7 +46,7 @@ def order_reason(
                 " order never shows it"
             ),
             (
-                "make the handler ready for each order of its inputs, or wait for all of them with a\n"
+                "make the handler ready for each order of its inputs, or wait for all with a\n"
                 "gather slot: define_slot(..., gather=True)"
             ),
         )
@@ -155,13 +155,15 @@ def _is_before(read: Access, write: Access) -> bool:
     return write.task_id == read.task_id or write.task_id.startswith(f"{read.task_id}.")
 
 
-def order_text(told: Sequence[tuple[str, str]], routines: dict[str, str]) -> str:
+def order_text(changes: Sequence[tuple[str, str]], routines: dict[str, str]) -> str:
     """Return the deviations of an order from FIFO as a text.
 
     >>> order_text([("0.1", "0.0")], {"0.0": "fee", "0.1": "bonus"})
     'bonus (0.1) before fee (0.0)'
     """
-    names = [f"{_named(first, routines)} before {_named(then, routines)}" for first, then in told]
+    names = [
+        f"{_named(first, routines)} before {_named(then, routines)}" for first, then in changes
+    ]
     return listed(names, 3)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.sim.checks import check_invariant
+from pytest_routilux.sim.conformance.checker import broken_rule
 from pytest_routilux.sim.oracle import (
     Expected,
     View,
@@ -31,7 +32,7 @@ from routilux.codec.equality import first_difference
 if TYPE_CHECKING:
     from pytest_routilux.sim.oracle import Mask
     from pytest_routilux.sim.results import Checks
-    from pytest_routilux.sim.simulator.model import Host, World
+    from pytest_routilux.sim.simulator.model import Case, Host, World
     from pytest_routilux.sim.simulator.scheduler import Order
 
 _COMPARED: Final = ("status", "error", "shared", "outputs", "effects")
@@ -54,13 +55,13 @@ class OrderResult:
 class OrderChecks:
     """Compares runs in different orders with the runs one task at a time.
 
-    `mask` are the paths of a view that vary with time. With `faults` only errors are found: which
-    task a fault strikes depends on the order.
+    `mask` are the paths of a view that vary with time. If the case has faults, only errors are
+    found: which task a fault strikes depends on the order.
     """
 
+    case: Case
     checks: Checks
     mask: Mask
-    faults: bool
     serial: list[OrderResult] = field(default_factory=list)
     """The results of runs one task at a time that differ, FIFO first."""
 
@@ -73,14 +74,14 @@ class OrderChecks:
         if all(result.digest != known.digest for known in self.serial):
             self.serial.append(result)
         first = self.serial[0]
-        if result.digest == first.digest or self.faults:
+        if result.digest == first.digest or self.case.faults:
             return None
         return self._difference(first, result, "depends-on-order")
 
     def check(self, order: Order, world: World, host: Host) -> Finding | None:
         """Return a finding if a concurrent run differs from the runs one task at a time."""
         found = self._broken(world, host)
-        if found is not None or self.faults or not self.serial:
+        if found is not None or self.case.faults or not self.serial:
             return found
         result = self._result(order, world, host)
         if any(result.digest == known.digest for known in self.serial):
@@ -89,8 +90,9 @@ class OrderChecks:
 
     def _broken(self, world: World, host: Host) -> Finding | None:
         job = host.job
-        if host.findings:
-            return host.findings[0]
+        rule = broken_rule(world, [host], self.case)
+        if rule is not None or host.findings:
+            return rule or host.findings[0]
         if host.error is not None or job is None or job.status not in ENDED:
             why = "the job does not end" if host.error is None else error_text(host.error)
             what = f"the host fails in this order: {why}"

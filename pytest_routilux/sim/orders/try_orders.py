@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from pytest_routilux.sim.oracle import View
     from pytest_routilux.sim.results import Coverage, Scope
-    from pytest_routilux.sim.simulator.model import Case, Finding, Host, Undisturbed, World
+    from pytest_routilux.sim.simulator.model import Finding, Host, Undisturbed, World
     from pytest_routilux.sim.simulator.scheduler import Choice, Order
     from routilux.graph.plan import Plan
 
@@ -53,15 +53,13 @@ class OrderRuns:
     `views` are what they have shown.
     """
 
-    def __init__(
-        self, case: Case, start_ns: int, plan: Plan, checks: OrderChecks, coverage: Coverage
-    ) -> None:
+    def __init__(self, start_ns: int, plan: Plan, checks: OrderChecks, coverage: Coverage) -> None:
         self.views: list[View] = []
         self.shown: tuple[Finding, Disturbed] | None = None
         """The finding, and the run that shows it."""
         self.choices: list[Choice] = []
         """The decisions of the run in FIFO order that had several options."""
-        self._case = case
+        self._case = checks.case
         self._start_ns = start_ns
         self._plan = plan
         self._checks = checks
@@ -73,10 +71,8 @@ class OrderRuns:
     def run(self, fifo: Undisturbed) -> None:
         """Run the case in the orders of the scope, until one shows a finding.
 
-        `fifo` is its run in FIFO order.
+        `fifo` is its run in FIFO order; the flow is concurrent.
         """
-        if self._plan.width == 1:
-            return
         scope, coverage = self._scope, self._coverage
         schedules = scope.schedules
         orders: Iterable[Order]
@@ -92,6 +88,8 @@ class OrderRuns:
         if self._check(FIFO_ORDER, fifo.world, fifo.host) or self._try(Tape({})):
             return
         if not self.choices:
+            if scope.tape is not None:
+                raise StaleTapeError("the flow has one order of work alone")
             return
         if scope.tape is not None and (scope.tape.serial or self._try(scope.tape)):
             return

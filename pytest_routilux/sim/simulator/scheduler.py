@@ -95,8 +95,8 @@ class OrderScheduler:
     def tape(self) -> Tape:
         """The choices of the run that differ from FIFO."""
         deviations = {at: choice for at, choice in enumerate(self.choices) if choice.chosen}
-        told = tuple((one.tasks[one.chosen], one.tasks[0]) for one in deviations.values())
-        return Tape({at: one.chosen for at, one in deviations.items()}, self._serial, told)
+        changes = tuple((one.tasks[one.chosen], one.tasks[0]) for one in deviations.values())
+        return Tape({at: one.chosen for at, one in deviations.items()}, self._serial, changes)
 
 
 class Order(Protocol):
@@ -214,23 +214,24 @@ class Pct:
 class Tape:
     """The choices that differ from FIFO: the number of a decision, from 0, and the index.
 
-    `told` has the tasks of each: the one that was chosen, and the one that FIFO would choose.
+    `changes` has the tasks of each: the one that was chosen, and the one that FIFO would choose.
 
     >>> str(Tape({3: 1, 9: 2}))
     'o3-1_9-2'
     >>> Tape.parse("q0-1")
-    Tape(deviations={0: 1}, serial=True, told=())
+    Tape(deviations={0: 1}, serial=True, changes=())
     """
 
     deviations: Mapping[int, int]
     serial: bool = False
-    told: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+    changes: tuple[tuple[str, str], ...] = field(default=(), compare=False)
 
     @classmethod
     def parse(cls, text: str) -> Tape:
-        """Return the tape that a text stands for."""
+        """Return the tape of a text, such as `o3-1`."""
         pairs = [pair.split("-") for pair in text[1:].split("_") if pair]
-        return cls({int(at): int(index) for at, index in pairs}, text[0] == "q")
+        deviations = {int(at): int(index) for at, index in pairs}
+        return cls(deviations, serial=text[0] == "q")
 
     def __str__(self) -> str:
         pairs = "_".join(f"{at}-{index}" for at, index in self.deviations.items())

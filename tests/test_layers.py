@@ -51,7 +51,7 @@ LAYERS: Final = {
         ("recovery", "conformance", "repro", "repeats"),
         ("results",),
         ("checks",),
-        ("isolation",),
+        ("isolation", "replay"),
         ("explore",),
         ("shrink", "determinism"),
         ("explain",),

@@ -25,7 +25,14 @@ from pytest_routilux.sim.checks import (
 )
 from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
-from pytest_routilux.sim.oracle import unstable_key, varying, view_of
+from pytest_routilux.sim.oracle import (
+    repeated_in_attempt,
+    reused_key,
+    trie_of,
+    unstable_key,
+    varying,
+    view_of,
+)
 from pytest_routilux.sim.recovery import read_back, recover, run_undisturbed, run_variation
 from pytest_routilux.sim.repeats import REPEAT, changed_shape, changed_values, shape_of
 from pytest_routilux.sim.results import Checks, Coverage, Exploration, Outcome, Reference
@@ -182,4 +189,9 @@ def run_reference(
                 run, shape_of(view), shape_of(views[0]), "a second run in the same process"
             )
             coverage.notes += changed_values(varying(view, views, ordered=ordered))
-    return Reference(run, view, varying(view, views, ordered=ordered), ordered, custom, finding)
+    mask = varying(view, views, ordered=ordered)
+    finding = finding or reused_key(run.world, trie_of(mask))
+    twice = repeated_in_attempt(run.world)
+    if twice is not None:
+        coverage.notes.append(twice)
+    return Reference(run, view, mask, ordered, custom, finding)

@@ -85,16 +85,22 @@ class FlowSim:
         self._repeated = False
 
     def effect(
-        self, name: str, key: str | None = None, returns: Callable[..., object] | None = None
+        self,
+        name: str,
+        key: str | None = None,
+        returns: Callable[..., object] | None = None,
+        *,
+        reads: bool = False,
     ) -> Effect:
         """Return a test double that handlers call in place of an external service.
 
         The double records its inputs, its key and the time: in the `Outcome` of a simulation, or
         in its own `calls` if the handler runs in another job, such as one of `flow_runtime`. `key`
         is the name of the parameter that carries the idempotency key. `returns` makes the result
-        from the same arguments.
+        from the same arguments; if it raises an error, the call is recorded, too. `reads` marks a
+        call that may be repeated or left out, such as a query: its number is not checked.
         """
-        return Effect(name, key, returns, self._numbers)
+        return Effect(name, key, returns, self._numbers, reads=reads)
 
     def run(
         self,

@@ -52,6 +52,7 @@ _HEADS: Final = {
     "hash-order": ("in one process", "in another"),
     "repeat-differs": ("first run", "second run"),
     "module-state": ("undisturbed", "in a new process"),
+    "key-reused": ("one call", "another call"),
     "hidden-state": ("before", "after"),
 }
 

@@ -137,7 +137,7 @@ class Call:
     key: object
     """The idempotency key; None without one."""
     result: object
-    """What the double returned."""
+    """What the double returned; None if it raised an error."""
     where: str
     """The line of the handler's code that made the call."""
     routine_id: str
@@ -150,6 +150,10 @@ class Call:
     """The virtual time of the call, in UTC nanoseconds."""
     parameter: str | None = None
     """The name of the parameter that carries the key; None if the double has none."""
+    error: str | None = None
+    """The error that `returns` raised, as a text; None without one."""
+    reads: bool = False
+    """Whether the double only reads: a repeated call does no harm."""
 
     def __str__(self) -> str:
         return f"{self.effect}({', '.join(shown(value, 24) for value in self.arguments.values())})"
@@ -300,8 +304,8 @@ class Host:
     `steps` are the steps that began, each with the number of commits that were durable then.
     By (task id, attempt), `errors` are the classes of what steps raised, with the classes of a
     group's leaves, and `retry_after` the delays (ns) that they asked for. `leaked_threads` are
-    threads that outlived a step, with its routine. `exact`: durations and delays are exact, not
-    lower bounds.
+    the routine of a step, the thread that outlived it in words, and the line that started the
+    thread. `exact`: durations and delays are exact, not lower bounds.
     """
 
     flow: Flow
@@ -311,7 +315,7 @@ class Host:
     steps: list[tuple[int, StepInput]] = field(default_factory=list)
     errors: dict[tuple[str, int], tuple[type[BaseException], ...]] = field(default_factory=dict)
     retry_after: dict[tuple[str, int], int] = field(default_factory=dict)
-    leaked_threads: list[tuple[str, str]] = field(default_factory=list)
+    leaked_threads: list[tuple[str, str, str]] = field(default_factory=list)
     exact: bool = True
     store_finding: Finding | None = None
 

@@ -56,7 +56,7 @@ def explain_difference(found: Difference, replay: Replay, others: int, columns: 
         why += f". The flow has changed: {changes}"
     lines += _labelled("why", why, columns)
     fix = (
-        "a job that a host resumes goes on with today's code: keep the old behaviour for such"
+        "a host resumes a job with today's code: keep the old behaviour for such"
         f" input{f' in {where}' if where else ''}, give the new one a slot of its own, or let"
         " the saved jobs end before you release it"
     )

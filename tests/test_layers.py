@@ -48,11 +48,11 @@ LAYERS: Final = {
     "pytest_routilux.sim": (
         ("simulator",),
         ("crash_points", "oracle"),
-        ("recovery", "conformance", "repro"),
+        ("recovery", "conformance", "repro", "repeats"),
         ("results",),
         ("checks",),
         ("orders",),
-        ("isolation",),
+        ("isolation", "replay"),
         ("explore",),
         ("shrink", "determinism"),
         ("explain",),

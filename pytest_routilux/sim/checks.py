@@ -8,13 +8,14 @@ Invariants:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from pytest_routilux.faults.faults import StoreFails
 from pytest_routilux.handler_assertions import failed_assertion
 from pytest_routilux.sim.conformance.checker import broken_rule
 from pytest_routilux.sim.conformance.spec import RAISED_BY_ENGINE, error_name
-from pytest_routilux.sim.oracle import compare_effects, view_of
+from pytest_routilux.sim.oracle import compare_effects, reused_key, view_of
 from pytest_routilux.sim.results import Checks, Outcome, Reference
 from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.text import bare_name, error_text
@@ -24,6 +25,7 @@ from routilux.codec.equality import first_difference, same_value
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pytest_routilux.sim.simulator.execution import Variation
     from pytest_routilux.sim.simulator.model import Case, Disturbed, Host, Undisturbed, World
 
 
@@ -35,6 +37,7 @@ def check_disturbed(reference: Reference, disturbed: Disturbed, checks: Checks) 
             return host.store_finding
     finding = (
         compare_effects(run.world, world, reference.trie)
+        or reused_key(world, reference.trie)
         or _check_engine(run, world, disturbed.hosts)
         or _check_assertions(run.case, world)
     )
@@ -115,6 +118,16 @@ def check_undisturbed(run: Undisturbed) -> Finding | None:
     return Finding("stuck", f"each host that resumes the job ends: {error.message}", "stuck")
 
 
+def check_variation(
+    run: Undisturbed, world: World, hosts: Sequence[Host], variation: Variation
+) -> Finding | None:
+    """Return a finding if an undisturbed run with a perturbation breaks a rule or does not end."""
+    finding = hosts[-1].store_finding or _check_engine(run, world, hosts)
+    if finding is None or not variation.text:
+        return finding
+    return replace(finding, what=f"{variation.text}: {finding.what}")
+
+
 def _check_engine(run: Undisturbed, world: World, hosts: Sequence[Host]) -> Finding | None:
     rule = broken_rule(world, hosts, run.case)
     if rule is not None:
@@ -123,9 +136,9 @@ def _check_engine(run: Undisturbed, world: World, hosts: Sequence[Host]) -> Find
         if host.findings:
             return host.findings[0]
         if host.leaked_threads:
-            routine, thread = host.leaked_threads[0]
-            what = f"{routine} starts a thread that still runs after the step: {thread!r}"
-            return Finding("leaked-thread", what, f"threads.{routine}", routine)
+            routine, thread, where = host.leaked_threads[0]
+            what = f"{routine} {thread} outlives the step"
+            return Finding("leaked-thread", what, f"threads.{routine}", routine, hint=where)
     last = hosts[-1]
     if last.error is not None or last.job is None:
         why = "the host has no job" if last.error is None else error_text(last.error)

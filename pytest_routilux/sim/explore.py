@@ -20,13 +20,22 @@ from pytest_routilux.sim.checks import (
     check_end,
     check_invariant,
     check_undisturbed,
+    check_variation,
 )
 from pytest_routilux.sim.crash_points import crash_points, new_points
 from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
-from pytest_routilux.sim.oracle import unstable_key, varying, view_of
+from pytest_routilux.sim.oracle import (
+    repeated_in_attempt,
+    reused_key,
+    trie_of,
+    unstable_key,
+    varying,
+    view_of,
+)
 from pytest_routilux.sim.orders.races import OrderChecks
 from pytest_routilux.sim.orders.try_orders import OrderRuns
-from pytest_routilux.sim.recovery import recover, run_undisturbed
+from pytest_routilux.sim.recovery import read_back, recover, run_undisturbed, run_variation
+from pytest_routilux.sim.repeats import REPEAT, changed_shape, changed_values, shape_of
 from pytest_routilux.sim.results import (
     Checks,
     Coverage,
@@ -36,10 +45,11 @@ from pytest_routilux.sim.results import (
     Reference,
 )
 from pytest_routilux.sim.simulator.effects import Effect
-from pytest_routilux.sim.simulator.execution import run_variation, variations
+from pytest_routilux.sim.simulator.execution import UNVARIED, variations
+from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.sim.simulator.scheduler import Reversed, StaleTapeError
 from pytest_routilux.sim.simulator.store_files import store_name
-from routilux import SavedState, SavedStateError
+from routilux import UnserializableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -77,19 +87,25 @@ def _explore(
 ) -> Exploration:
     reference = run_reference(case, start_ns, checks, coverage, hosts)
     result = Exploration(reference, [], coverage)
+    differs = None
+    if reference.finding is not None and reference.finding.kind == REPEAT and hosts.changed:
+        # A crash may show which of the globals that changed makes the difference.
+        differs, reference.finding = reference.finding, None
     if reference.finding is not None or checks.scope.crashes == "none":
         return result
-    run = reference.run
-    documents = _has_saved_form(run, coverage)
-    other = reference.other
+    run, other = reference.run, reference.other
+    saved = _check_saved_form(run, coverage)
+    if isinstance(saved, Finding):
+        reference.finding = saved
+        return result
     if other is not None and checks.scope.tape is not None:
         run, other = other, None
-    points = crash_points(run, documents=documents)
+    points = crash_points(run, documents=saved)
     if choose is not None:
         points, other = choose(points), None
     _crash_at(points, run, checks, result)
     if other is not None:
-        _crash_at(new_points(run, other, documents=documents), other, checks, result)
+        _crash_at(new_points(run, other, documents=saved), other, checks, result)
     failures = result.failures
     if checks.view is None and (found := hosts.compare(reference, points, failures)):
         # It comes first: the other findings of a flow that keeps progress in a module mislead.
@@ -97,6 +113,8 @@ def _explore(
         assert disturbed.point is not None
         failures.insert(0, Failure(disturbed.point, finding))
         result.disturbed[finding.signature] = disturbed
+    elif differs is not None:
+        reference.finding = differs
     return result
 
 
@@ -119,10 +137,14 @@ def _crash_at(
                 simplest[finding.signature] = disturbed
 
 
-def _has_saved_form(run: Undisturbed, coverage: Coverage) -> bool:
+def _check_saved_form(run: Undisturbed, coverage: Coverage) -> bool | Finding:
+    """Return whether the job can be saved as a document, or a finding if it can't be read back."""
     try:
-        SavedState.from_bytes(SavedState.capture(run.host.flow, run.states[1]).to_bytes())
-    except SavedStateError as error:
+        for job in (run.states[1], run.states[-1]):
+            read = read_back(run.host.flow, job)
+            if isinstance(read, Finding):
+                return read
+    except UnserializableError as error:
         note = f"crashes before a resume from a document: not tried, {error}"
         if any(_has_double(routine.arguments) for routine in run.host.flow.routines.values()):
             note = (
@@ -172,25 +194,49 @@ def run_reference(
     plan = run.host.flow.plan()
     ordered = plan.width == 1
     views = []
-    for variation in variations(plan):
-        world, host = run_variation(case, start_ns, variation)
-        coverage.runs += 1
-        if host.job is not None and host.error is None:
-            views.append(view_of(host.job, world))
-    mask = time_mask = varying(view, views, ordered=ordered)
-    reference = Reference(run, view, mask, ordered, custom, unstable_key(run.world) or broken)
+    finding = unstable_key(run.world) or broken
+    if finding is None and hosts.first is not None:
+        finding = changed_shape(run, hosts.first, shape_of(view), "the second")
+    for variation in (UNVARIED, *variations(plan)):
+        world, lived = run_variation(case, start_ns, variation)
+        coverage.runs += len(lived)
+        finding = finding or check_variation(run, world, lived, variation)
+        if lived[-1].job is None or lived[-1].error is not None:
+            continue
+        views.append(view_of(lived[-1].job, world))
+        if variation is UNVARIED:
+            finding = finding or changed_shape(
+                run, shape_of(view), shape_of(views[0]), "a second run in the same process"
+            )
+            coverage.notes += changed_values(varying(view, views, ordered=ordered))
+    mask = varying(view, views, ordered=ordered)
+    finding = finding or reused_key(run.world, trie_of(mask))
+    twice = repeated_in_attempt(run.world)
+    if twice is not None:
+        coverage.notes.append(twice)
+    reference = Reference(run, view, mask, ordered, custom, finding, time_mask=mask)
     if ordered and checks.scope.tape is not None:
         raise StaleTapeError("the flow has one order of work alone")
-    if reference.finding is not None or ordered:
-        return reference
-    found = OrderRuns(start_ns, plan, OrderChecks(case, checks, mask), coverage)
-    found.run(run)
-    mask |= varying(view, found.views, ordered=ordered)
-    other, scope = None, checks.scope
-    if found.choices and scope.crashes != "none" and scope.schedules != "fifo":
-        other = run_undisturbed(case, start_ns, scope.tape or Reversed())
+    if finding is None and not ordered:
+        return _reference_of_orders(reference, start_ns, checks, coverage)
+    return reference
+
+
+def _reference_of_orders(
+    known: Reference, start_ns: int, checks: Checks, coverage: Coverage
+) -> Reference:
+    """Return the common result of a concurrent flow in several orders."""
+    run, scope = known.run, checks.scope
+    runs = OrderRuns(start_ns, OrderChecks(run, checks, known.mask), coverage)
+    runs.run()
+    mask = known.mask | varying(known.view, runs.views, ordered=False)
+    other = None
+    if runs.choices and scope.crashes != "none" and scope.schedules != "fifo":
+        other = run_undisturbed(run.case, start_ns, scope.tape or Reversed())
         coverage.runs += 1
         if check_undisturbed(other) is not None:
             other = None
-    finding, disturbed = found.shown or (None, None)
-    return Reference(run, view, mask, ordered, custom, finding, disturbed, other, time_mask)
+    finding, disturbed = runs.shown or (None, None)
+    return Reference(
+        run, known.view, mask, False, known.custom, finding, disturbed, other, known.mask
+    )

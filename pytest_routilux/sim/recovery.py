@@ -11,13 +11,14 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.faults.faults import Fault
-from pytest_routilux.sim.simulator.execution import run_host
+from pytest_routilux.sim.simulator.execution import Variation, run_host
 from pytest_routilux.sim.simulator.model import (
     ENDED,
+    NORMAL_PACE,
     Case,
     Disturbed,
     Finding,
@@ -40,10 +41,13 @@ from routilux import (
     UnserializableError,
     codec,
 )
+from routilux.codec.equality import first_difference
 from routilux.core.replay import follow
 
 if TYPE_CHECKING:
-    from pytest_routilux.sim.simulator.model import CrashPoint
+    from collections.abc import Callable
+
+    from pytest_routilux.sim.simulator.model import CrashPoint, Pace
     from pytest_routilux.sim.simulator.scheduler import Order, Scheduler
     from routilux import Flow
 
@@ -98,6 +102,41 @@ def run_undisturbed(case: Case, start_ns: int, order: Order = FIFO_ORDER) -> Und
     return run
 
 
+def run_variation(case: Case, start_ns: int, variation: Variation) -> tuple[World, list[Host]]:
+    """Run a job with `variation`, without a real store; return the run's world and hosts."""
+    case.reset()
+    case = replace(case, store=None)
+    world = World(start_ns + variation.shift_ns)
+    return world, _run_hosts(case, world, None, pace=variation.pace)
+
+
+def run_in_order(
+    case: Case, start_ns: int, scheduler: Scheduler, *, serial: bool = False
+) -> tuple[World, list[Host]]:
+    """Run a job in the order of `scheduler`, without a real store; return its world and hosts.
+
+    `serial`: at most one step is in flight.
+    """
+    case.reset()
+    case = replace(case, store=None)
+    if serial:
+        case = replace(case, build=_Sequential(case.build))
+    world = World(start_ns)
+    return world, _run_hosts(case, world, None, scheduler=scheduler)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sequential:
+    """Builds a flow that runs one task at a time."""
+
+    build: Callable[[], Flow]
+
+    def __call__(self) -> Flow:
+        flow = self.build()
+        flow.execution_strategy = "sequential"
+        return flow
+
+
 def _new_world(case: Case, start_ns: int) -> World:
     case.reset()
     return World(start_ns, files=None if case.store is None else RealStoreFiles(case.store))
@@ -127,15 +166,37 @@ def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
         return Disturbed(point, world, [host], True, run.order)
     job = run.states[point.commits] if point.commits else None
     executed = True
+    dead: list[Host] = []
     if point.kind == "in a recovery" and job is not None:
-        job, executed = _crash_on_resume(case, world, job)
+        job, executed, dead = _crash_on_resume(case, world, job)
     flow = None
     if point.kind == "by document" and job is not None:
-        saved = SavedState.capture(run.host.flow, job)
-        document = SavedState.from_bytes(saved.to_bytes())
-        flow, job = document.flow, document.job
+        read = read_back(run.host.flow, job)
+        if isinstance(read, Finding):
+            host = Host(run.host.flow, store_finding=read)
+            return Disturbed(point, world, [host], True, run.order)
+        flow, job = read.flow, read.job
     hosts = _run_hosts(case, world, job, flow=flow)
-    return Disturbed(point, world, hosts, executed, run.order)
+    return Disturbed(point, world, [*dead, *hosts], executed, run.order)
+
+
+def read_back(flow: Flow, job: JobState) -> SavedState | Finding:
+    """Save a job as a document and load it again; return a finding if it can't be read.
+
+    Raises `UnserializableError` if a value of the user can't be saved.
+    """
+    data = SavedState.capture(flow, job).to_bytes()
+    try:
+        document = SavedState.from_bytes(data)
+    except SavedStateError as error:
+        what = f"the document that the engine made of the job can't be read back: {error}"
+        return Finding("document-unreadable", what, "engine.document")
+    found, loaded = job.serialize(), document.job.serialize()
+    difference = None if found == loaded else first_difference(found, loaded)
+    if difference is not None:
+        what = f"the job differs after it was saved as a document and loaded: {difference}"
+        return Finding("document-differs", what, "engine.document")
+    return document
 
 
 def _run_until(run: Undisturbed, point: CrashPoint) -> None:
@@ -187,18 +248,23 @@ class _FailsAt(Fault):
             raise self._error
 
 
-def _crash_on_resume(case: Case, world: World, job: JobState) -> tuple[JobState, bool]:
-    """Crash a host right after a resume, and return the stored job."""
+def _crash_on_resume(case: Case, world: World, job: JobState) -> tuple[JobState, bool, list[Host]]:
+    """Crash a host right after a resume.
+
+    Returns the stored job, whether the crash happened, and the hosts.
+    """
+    hosts = []
     dies = _FailsAt(len(world.commits) + 1, HostCrash(), durable=True)  # no user code runs then
     for fault in case.faults:
         fault.begin(len(world.commits))
     for _ in range(_MOST_HOSTS):  # a store that the test lets fail may end others before
         host = run_host(replace(case, faults=(dies, *case.faults)), world, job)
+        hosts.append(host)
         job = _stored(case, world, job, host) or job
         if dies.struck:
             break
     world.add_note(world.now_ns, Note("crash after the resume"))
-    return job, dies.struck == 1  # whether the crash happened
+    return job, dies.struck == 1, hosts
 
 
 def _stored(case: Case, world: World, job: JobState | None, host: Host) -> JobState | None:
@@ -224,6 +290,7 @@ def _run_hosts(
     checked: bool = False,
     flow: Flow | None = None,
     scheduler: Scheduler = FIFO,
+    pace: Pace = NORMAL_PACE,
 ) -> list[Host]:
     """Run up to `_MOST_HOSTS` hosts, one after another, until the job ends.
 
@@ -236,7 +303,9 @@ def _run_hosts(
         if job is not None and job.status in ENDED:
             hosts.append(Host(case.build(), job))
             break
-        host = run_host(case, world, job, scheduler=scheduler, checked=checked, flow=flow)
+        host = run_host(
+            case, world, job, scheduler=scheduler, pace=pace, checked=checked, flow=flow
+        )
         scheduler = FIFO
         hosts.append(host)
         over = host.error is None or isinstance(host.error, RoutiluxError)

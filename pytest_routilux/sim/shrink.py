@@ -168,9 +168,9 @@ class _Search:
     ) -> tuple[Callable[[Tape], _Shown], list[Tape]]:
         """Return how to run an order without a crash, and the orders with one deviation."""
         scope = replace(self._checks.scope, tape=None)
-        checks = OrderChecks(case, replace(self._checks, scope=scope), reference.time_mask)
-        plan = reference.run.host.flow.plan()
-        runs = OrderRuns(self._start_ns, plan, checks, self.coverage)
+        run = replace(reference.run, case=case)
+        checks = OrderChecks(run, replace(self._checks, scope=scope), reference.time_mask)
+        runs = OrderRuns(self._start_ns, checks, self.coverage)
         runs.run_serially()
         base = Tape({}, serial)
         runs.shows(base)

@@ -15,6 +15,7 @@ from routilux import Clock, ClockStalledError, SystemClock
 from routilux.clocks.durations import from_ns, signed_ns
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
     from datetime import datetime
 
     from routilux import Signal, StepInput
@@ -84,8 +85,8 @@ class Flight:
         self.doubles = False
         self.loop = loop
         self.events: deque[tuple[int, Any]] = deque()
-        self.threads: list[threading.Thread] = []
-        """The threads that its handler has started."""
+        self.threads: list[tuple[threading.Thread | Future[Any], str]] = []
+        """The threads and the pools' work that its handler has started, with the user's line."""
 
     def add_call(self, at: int, call: object) -> None:
         """Add a call of an effect at a monotonic instant."""

@@ -45,6 +45,7 @@ _TITLES: Final = {
     "hidden-state": "STATE THAT NO SNAPSHOT KEEPS",
     "module-state": "STATE IN A MODULE",
     "hash-order": "ORDER OF A SET",
+    "repeat-differs": "A SECOND RUN DIFFERS",
     "kills-process": "PROCESS KILLED",
     "stuck": "JOB STUCK",
 }
@@ -53,7 +54,9 @@ _ELSEWHERE: Final = ("module-state",)
 _HEADS: Final = {
     "nondeterminism": ("once", "and once again"),
     "hash-order": ("in one process", "in another"),
+    "repeat-differs": ("first run", "second run"),
     "module-state": ("undisturbed", "in a new process"),
+    "key-reused": ("one call", "another call"),
     "hidden-state": ("before", "after"),
     "lost-update": ("one at a time", "in this order"),
     "race": ("one at a time", "in this order"),

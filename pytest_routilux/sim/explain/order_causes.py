@@ -12,8 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from pytest_routilux.sim.orders.accesses import recorded_accesses
-from pytest_routilux.sim.simulator.execution import run_host, run_in_order
-from pytest_routilux.sim.simulator.model import World
+from pytest_routilux.sim.recovery import run_in_order, run_undisturbed
 from pytest_routilux.sim.simulator.scheduler import FIFO
 from pytest_routilux.text import listed
 
@@ -113,8 +112,7 @@ def _accesses(reference: Reference, disturbed: Disturbed | None) -> Sequence[Acc
     scheduler = disturbed.order.scheduler()
     with suppress(Exception), recorded_accesses() as found:
         if scheduler is FIFO:
-            case.reset()
-            run_host(case, World(start_ns))
+            run_undisturbed(case, start_ns)
         else:
             run_in_order(case, start_ns, scheduler, serial=disturbed.order.serial)
     return found

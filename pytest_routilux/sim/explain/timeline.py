@@ -243,7 +243,11 @@ def _body(row: TimelineRow, ids: int, names: int, cells: int, owner: str | None)
         head = "  " if same else f"{padded(shorten(row.task[0], _LONGEST_ID, 'end'), ids)}  "
         call = str(row.call)
         room = cells - width(head) - width(row.where) - 17
-        tail = shown(row.call.result, max(8, room - width(plain(call))))
+        wide = max(8, room - width(plain(call)))
+        if row.call.error is None:
+            tail = shown(row.call.result, wide)
+        else:
+            tail = shorten(f"raises {row.call.error}", wide)
         call = shorten(call, max(8, room - width(tail)))
         text = f"{head}effect #{row.call.number}  {call} -> {tail}"
     else:

@@ -10,11 +10,10 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from pytest_routilux.sim.checks import check_invariant
-from pytest_routilux.sim.conformance.checker import broken_rule
+from pytest_routilux.sim.checks import check_invariant, check_variation
 from pytest_routilux.sim.oracle import (
     Expected,
     View,
@@ -25,15 +24,19 @@ from pytest_routilux.sim.oracle import (
     view_of,
 )
 from pytest_routilux.sim.results import Outcome
-from pytest_routilux.sim.simulator.model import ENDED, Finding
-from pytest_routilux.text import error_text, shown
+from pytest_routilux.sim.simulator.execution import UNVARIED
+from pytest_routilux.sim.simulator.model import Finding
+from pytest_routilux.text import shown
 from routilux.codec.equality import first_difference
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pytest_routilux.sim.oracle import Mask
     from pytest_routilux.sim.results import Checks
-    from pytest_routilux.sim.simulator.model import Case, Host, World
+    from pytest_routilux.sim.simulator.model import Host, Undisturbed, World
     from pytest_routilux.sim.simulator.scheduler import Order
+    from routilux import JobState
 
 _COMPARED: Final = ("status", "error", "shared", "outputs", "effects")
 _OF_ROUTINES: Final = ("status", "state", "error")
@@ -55,55 +58,54 @@ class OrderResult:
 class OrderChecks:
     """Compares runs in different orders with the runs one task at a time.
 
-    `mask` are the paths of a view that vary with time. If the case has faults, only errors are
-    found: which task a fault strikes depends on the order.
+    `fifo` is the run in FIFO order. `mask` are the paths of a view that vary with time. If the case
+    has faults, only errors are found: which task a fault strikes depends on the order.
     """
 
-    case: Case
+    fifo: Undisturbed
     checks: Checks
     mask: Mask
     serial: list[OrderResult] = field(default_factory=list)
     """The results of runs one task at a time that differ, FIFO first."""
 
-    def add_serial(self, order: Order, world: World, host: Host) -> Finding | None:
+    def add_serial(self, order: Order, world: World, hosts: Sequence[Host]) -> Finding | None:
         """Add a run one task at a time; return a finding if it differs from the ones before."""
-        found = self._broken(world, host)
+        found = self._broken(world, hosts)
         if found is not None:
             return found
-        result = self._result(order, world, host)
+        result = self._result(order, world, hosts[-1].job)
         if all(result.digest != known.digest for known in self.serial):
             self.serial.append(result)
         first = self.serial[0]
-        if result.digest == first.digest or self.case.faults:
+        if result.digest == first.digest or self.fifo.case.faults:
             return None
         return self._difference(first, result, "depends-on-order")
 
-    def check(self, order: Order, world: World, host: Host) -> Finding | None:
+    def check(self, order: Order, world: World, hosts: Sequence[Host]) -> Finding | None:
         """Return a finding if a concurrent run differs from the runs one task at a time."""
-        found = self._broken(world, host)
-        if found is not None or self.case.faults or not self.serial:
+        found = self._broken(world, hosts)
+        if found is not None or self.fifo.case.faults or not self.serial:
             return found
-        result = self._result(order, world, host)
+        result = self._result(order, world, hosts[-1].job)
         if any(result.digest == known.digest for known in self.serial):
             return None
         return self._difference(self.serial[0], result, "race")
 
-    def _broken(self, world: World, host: Host) -> Finding | None:
-        job = host.job
-        rule = broken_rule(world, [host], self.case)
-        if rule is not None or host.findings:
-            return rule or host.findings[0]
-        if host.error is not None or job is None or job.status not in ENDED:
-            why = "the job does not end" if host.error is None else error_text(host.error)
-            what = f"the host fails in this order: {why}"
-            return Finding("raises-in-order", what, "order")
+    def _broken(self, world: World, hosts: Sequence[Host]) -> Finding | None:
+        found = check_variation(self.fifo, world, hosts, UNVARIED)
+        if found is not None:
+            if found.kind == "stuck":
+                found = replace(found, kind="raises-in-order", path="order")
+            return found
+        job = hosts[-1].job
+        assert job is not None, "it is not stuck"
         return check_invariant(self.checks, job, world)
 
-    def _result(self, order: Order, world: World, host: Host) -> OrderResult:
-        assert host.job is not None
-        view, custom = view_of(host.job, world), None
+    def _result(self, order: Order, world: World, job: JobState | None) -> OrderResult:
+        assert job is not None, "it is not stuck"
+        view, custom = view_of(job, world), None
         if self.checks.view is not None:
-            custom = self.checks.view(Outcome(host.job, world.calls))
+            custom = self.checks.view(Outcome(job, world.calls))
             digest = canonical(custom)
         else:
             digest = canonical(unordered(self._compared(view)))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pytest_routilux.sim.simulator.execution import run_in_order
+from pytest_routilux.sim.recovery import run_in_order
 from pytest_routilux.sim.simulator.scheduler import Choice, OrderScheduler
 from pytest_routilux.sim.simulator.transitions import Trace, commute
 
@@ -153,23 +153,23 @@ class Search:
         """The least number of orders that were not tried; 0 at the end of the search."""
         return 0 if self._complete else sum(node.left for node in self._path)
 
-    def runs(self) -> Iterator[tuple[World, Host, Tape]]:
+    def runs(self) -> Iterator[tuple[World, list[Host], Tape]]:
         """Yield each run in an order that can differ, with its tape."""
         routines = self._plan.routines
         widths = {name: routine.max_concurrency for name, routine in routines.items()}
         while True:
             trace = Trace(self._plan.width, widths, blind=not self.prunes)
             scheduler = _SearchScheduler(self._path, trace, prunes=self.prunes)
-            world, host = run_in_order(self._case, self._start_ns, scheduler)
+            world, hosts = run_in_order(self._case, self._start_ns, scheduler)
             if trace.blind and self.prunes:
                 self.prunes = False  # what was left out may differ
                 self._path.clear()
                 continue
-            if isinstance(host.error, _RepeatedError):
+            if isinstance(hosts[-1].error, _RepeatedError):
                 self.broken_off += 1
             else:
                 scheduler.finish()
-                yield world, host, scheduler.tape
+                yield world, hosts, scheduler.tape
             while self._path and not self._path[-1].advance():
                 self._path.pop()
             if not self._path:

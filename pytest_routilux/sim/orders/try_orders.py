@@ -22,8 +22,8 @@ from pytest_routilux.sim.orders.choose import (
 )
 from pytest_routilux.sim.orders.races import OrderChecks
 from pytest_routilux.sim.orders.search import Search
+from pytest_routilux.sim.recovery import run_in_order
 from pytest_routilux.sim.results import Sample
-from pytest_routilux.sim.simulator.execution import run_in_order
 from pytest_routilux.sim.simulator.model import Disturbed
 from pytest_routilux.sim.simulator.scheduler import (
     FIFO_ORDER,
@@ -40,9 +40,8 @@ if TYPE_CHECKING:
 
     from pytest_routilux.sim.oracle import View
     from pytest_routilux.sim.results import Coverage, Scope
-    from pytest_routilux.sim.simulator.model import Finding, Host, Undisturbed, World
+    from pytest_routilux.sim.simulator.model import Finding, Host, World
     from pytest_routilux.sim.simulator.scheduler import Choice, Order
-    from routilux.graph.plan import Plan
 
 _UNCHECKED: Final = 6  # orders of which "fifo" only learns what varies
 
@@ -53,26 +52,23 @@ class OrderRuns:
     `views` are what they have shown.
     """
 
-    def __init__(self, start_ns: int, plan: Plan, checks: OrderChecks, coverage: Coverage) -> None:
+    def __init__(self, start_ns: int, checks: OrderChecks, coverage: Coverage) -> None:
         self.views: list[View] = []
         self.shown: tuple[Finding, Disturbed] | None = None
         """The finding, and the run that shows it."""
         self.choices: list[Choice] = []
         """The decisions of the run in FIFO order that had several options."""
-        self._case = checks.case
+        self._fifo = checks.fifo
+        self._case = checks.fifo.case
         self._start_ns = start_ns
-        self._plan = plan
         self._checks = checks
         self._scope: Scope = checks.checks.scope
         self._coverage = coverage
         self._begun = perf_counter()
         self._left = self._scope.runs
 
-    def run(self, fifo: Undisturbed) -> None:
-        """Run the case in the orders of the scope, until one shows a finding.
-
-        `fifo` is its run in FIFO order; the flow is concurrent.
-        """
+    def run(self) -> None:
+        """Run the case in the orders of the scope, until one shows a finding."""
         scope, coverage = self._scope, self._coverage
         schedules = scope.schedules
         orders: Iterable[Order]
@@ -85,7 +81,7 @@ class OrderRuns:
         if self.run_serially():
             return
         coverage.orders = 0
-        if self._check(FIFO_ORDER, fifo.world, fifo.host) or self._try(Tape({})):
+        if self._check(FIFO_ORDER, self._fifo.world, [self._fifo.host]) or self._try(Tape({})):
             return
         if not self.choices:
             if scope.tape is not None:
@@ -109,10 +105,10 @@ class OrderRuns:
 
     def _search(self) -> None:
         coverage = self._coverage
-        search = Search(self._case, self._start_ns, self._plan)
+        search = Search(self._case, self._start_ns, self._fifo.host.flow.plan())
         coverage.orders = 0
-        for world, host, tape in search.runs():
-            if self._check(tape, world, host):
+        for world, hosts, tape in search.runs():
+            if self._check(tape, world, hosts):
                 return
             if self._over(0.5):
                 break
@@ -145,30 +141,31 @@ class OrderRuns:
         """Run the case in an order; return whether that shows a finding."""
         scheduler = order.scheduler()
         assert isinstance(scheduler, OrderScheduler), "FIFO is another run"
-        world, host = run_in_order(self._case, self._start_ns, scheduler, serial=order.serial)
-        if isinstance(host.error, StaleTapeError):
-            raise host.error
+        world, hosts = run_in_order(self._case, self._start_ns, scheduler, serial=order.serial)
+        if isinstance(hosts[-1].error, StaleTapeError):
+            raise hosts[-1].error
         if isinstance(order, Tape):
             order.check(scheduler.choices)
         if not self.choices and not order.serial:
             self.choices = scheduler.choices
         if checked:
-            return self._check(scheduler.tape, world, host)
-        self._add(world, host)
+            return self._check(scheduler.tape, world, hosts)
+        self._add(world, hosts)
         return False
 
-    def _add(self, world: World, host: Host) -> None:
+    def _add(self, world: World, hosts: list[Host]) -> None:
+        host = hosts[-1]
         self._left -= 1
-        self._coverage.runs += 1
+        self._coverage.runs += len(hosts)
         if host.job is not None and host.error is None:
             self.views.append(view_of(host.job, world))
 
-    def _check(self, order: Order, world: World, host: Host) -> bool:
-        self._add(world, host)
+    def _check(self, order: Order, world: World, hosts: list[Host]) -> bool:
+        self._add(world, hosts)
         self._coverage.orders += 1
         check = self._checks.add_serial if order.serial else self._checks.check
-        finding = check(order, world, host)
+        finding = check(order, world, hosts)
         if finding is None:
             return False
-        self.shown = finding, Disturbed(None, world, [host], executed=True, order=order)
+        self.shown = finding, Disturbed(None, world, hosts, executed=True, order=order)
         return True

@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 import threading
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from heapq import heapify, heappop, heappush
@@ -29,6 +31,7 @@ from weakref import WeakKeyDictionary
 import pytest
 
 from pytest_routilux.faults.faults import slot_with_faults
+from pytest_routilux.frames import outwards, users_frame
 from pytest_routilux.sim.simulator.async_steps import SimAsyncSteps, note_leaked_threads
 from pytest_routilux.sim.simulator.host_loop import HostLoop, LoopTurn
 from pytest_routilux.sim.simulator.model import Call, World
@@ -54,8 +57,8 @@ TEST_OUTCOMES: Final = (KeyboardInterrupt, pytest.fail.Exception, pytest.skip.Ex
 """Exceptions that end the test and not only the simulated host."""
 
 
-_flights: Final[WeakKeyDictionary[threading.Thread, Flight]] = WeakKeyDictionary()
-"""The steps whose handlers have started a thread, or a thread that did so."""
+_flights: Final[WeakKeyDictionary[threading.Thread, tuple[Flight, str]]] = WeakKeyDictionary()
+"""The step whose handler has started a thread, or a thread that did so, and the user's line."""
 
 
 @contextmanager
@@ -63,19 +66,42 @@ def simulation(clock: SimClock) -> Iterator[None]:
     """In the `with` block, let the handlers of this thread run as on a host with `clock`.
 
     Threads that a handler starts are kept in its `Flight`, also those that these threads start.
-    Other threads are not: a test may have a server that starts a thread for each call. New event
-    loops of asyncio pass the time of `clock`. The event loop of an async test, if it runs here, is
-    set aside.
+    Other threads are not: a test may have a server that starts a thread for each call. Of a thread
+    pool only the work is kept, since its idle threads do no harm. New event loops of asyncio pass
+    the time of `clock`. The event loop of an async test, if it runs here, is set aside.
     """
     real_start, real_loop = threading.Thread.start, asyncio.new_event_loop
+    real_submit = ThreadPoolExecutor.submit
+
+    def starter() -> tuple[Flight, str] | None:
+        here = running.clock is not None and running.clock.runs_here()
+        if here and running.flight is None:
+            return None
+        outer = _flights.get(threading.current_thread())
+        if not here and outer is None:
+            return None
+        frame = users_frame(outwards(sys._getframe(2)))
+        where = "" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        if here:
+            assert running.flight is not None
+            return running.flight, where
+        assert outer is not None
+        return outer[0], where or outer[1]
 
     def start(thread: threading.Thread) -> None:
-        here = running.clock is not None and running.clock.runs_here()
-        flight = running.flight if here else _flights.get(threading.current_thread())
-        if flight is not None:
-            _flights[thread] = flight
-            flight.threads.append(thread)
+        found = starter()
+        if found is not None:
+            _flights[thread] = found
         real_start(thread)
+        if found is not None and not _of_pool(thread):
+            found[0].threads.append((thread, found[1]))
+
+    def submit(pool: ThreadPoolExecutor, /, *args: Any, **kwargs: Any) -> Any:
+        future = real_submit(pool, *args, **kwargs)
+        found = starter()
+        if found is not None and not _of_loop(found[0], pool):
+            found[0].threads.append((future, found[1]))
+        return future
 
     def new_event_loop() -> asyncio.AbstractEventLoop:
         return HostLoop.of_user(clock) if clock.runs_here() else real_loop()
@@ -83,13 +109,26 @@ def simulation(clock: SimClock) -> Iterator[None]:
     outer = asyncio._get_running_loop()
     asyncio._set_running_loop(None)
     threading.Thread.start = start  # type: ignore[method-assign, assignment]  # undone below
+    ThreadPoolExecutor.submit = submit  # type: ignore[method-assign, assignment]  # undone below
     asyncio.new_event_loop = asyncio.events.new_event_loop = new_event_loop
     try:
         yield
     finally:
         threading.Thread.start = real_start  # type: ignore[method-assign]  # as it was
+        ThreadPoolExecutor.submit = real_submit  # type: ignore[method-assign]  # as it was
         asyncio.new_event_loop = asyncio.events.new_event_loop = real_loop
         asyncio._set_running_loop(outer)
+
+
+def _of_pool(thread: threading.Thread) -> bool:
+    """Return whether an executor of `concurrent.futures` has started a thread."""
+    target = getattr(thread, "_target", None)  # gone when the thread has ended
+    owner = type(thread) if target is None else target
+    return str(getattr(owner, "__module__", "")).startswith("concurrent.futures.")
+
+
+def _of_loop(flight: Flight, pool: ThreadPoolExecutor) -> bool:
+    return flight.loop is not None and flight.loop.owns(pool)
 
 
 class _StepHost:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.faults.faults import failing_write
+from pytest_routilux.frames import is_engine_bug, raised_at
 from pytest_routilux.sim.simulator.async_steps import SimAsyncDriver, async_steps
 from pytest_routilux.sim.simulator.driver import (
     TEST_OUTCOMES,
@@ -26,6 +27,7 @@ from pytest_routilux.sim.simulator.driver import (
 from pytest_routilux.sim.simulator.host_loop import HostLoop
 from pytest_routilux.sim.simulator.model import NORMAL_PACE, Finding, Host, Pace, World
 from pytest_routilux.sim.simulator.scheduler import FIFO
+from pytest_routilux.text import error_text
 from pytest_routilux.virtual_time.simulated_step import SimClock
 from routilux import (
     Commit,
@@ -350,6 +352,9 @@ def run_host(
         raise
     except BaseException as error:
         host.error = error
+        if is_engine_bug(error):
+            what = f"the host dies of an error in the engine: {error_text(error)}"
+            host.findings.append(Finding("engine-error", what, "engine.job", hint=raised_at(error)))
     finally:
         runtime.host_loop.close()
     for failure in runtime.observer_failures:
@@ -370,6 +375,19 @@ class Variation:
     shift_ns: int = 0
     pace: Pace = NORMAL_PACE
 
+    @property
+    def text(self) -> str:
+        """What is different, for people; "" for a plain repeat."""
+        if self.shift_ns:
+            return "at another start instant"
+        if self.pace.more_ns:
+            return "with steps that take an hour longer"
+        return "" if self.pace is NORMAL_PACE else "with longer sleeps"
+
+
+UNVARIED: Final = Variation()
+"""A plain repeat."""
+
 
 def variations(plan: Plan) -> list[Variation]:
     """Return the variations to try for the flow of `plan`."""
@@ -378,30 +396,3 @@ def variations(plan: Plan) -> list[Variation]:
         # So slow that a retry is due before the steps in flight end, as after a long downtime.
         found.append(Variation(pace=Pace(more_ns=3600 * SECOND)))
     return found
-
-
-def run_variation(case: Case, start_ns: int, variation: Variation) -> tuple[World, Host]:
-    """Run a job with `variation`, and return the run's world and host."""
-    world = _fresh_world(case, start_ns + variation.shift_ns)
-    return world, run_host(case, world, pace=variation.pace)
-
-
-def run_in_order(
-    case: Case, start_ns: int, scheduler: Scheduler, *, serial: bool = False
-) -> tuple[World, Host]:
-    """Run a job in the order of `scheduler`, and return the run's world and host.
-
-    `serial`: at most one step is in flight.
-    """
-    world = _fresh_world(case, start_ns)
-    flow = case.build()
-    if serial:
-        flow.execution_strategy = "sequential"
-    return world, run_host(case, world, flow=flow, scheduler=scheduler)
-
-
-def _fresh_world(case: Case, start_ns: int) -> World:
-    for fault in case.faults:
-        fault.begin(0)
-    case.reset()
-    return World(start_ns)

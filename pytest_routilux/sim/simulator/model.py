@@ -140,7 +140,7 @@ class Call:
     key: object
     """The idempotency key; None without one."""
     result: object
-    """What the double returned."""
+    """What the double returned; None if it raised an error."""
     where: str
     """The line of the handler's code that made the call."""
     routine_id: str
@@ -153,6 +153,10 @@ class Call:
     """The virtual time of the call, in UTC nanoseconds."""
     parameter: str | None = None
     """The name of the parameter that carries the key; None if the double has none."""
+    error: str | None = None
+    """The error that `returns` raised, as a text; None without one."""
+    reads: bool = False
+    """Whether the double only reads: a repeated call does no harm."""
 
     def __str__(self) -> str:
         return f"{self.effect}({', '.join(shown(value, 24) for value in self.arguments.values())})"
@@ -298,12 +302,13 @@ class Host:
     """The flow, the job and the recorded events of one simulated host.
 
     `error` ended it from outside: an error of the store, an exit of the process, a stall.
-    `findings` are rules that the engine broke, `store_finding` one that a real store broke.
+    `findings` are rules that the engine broke, `store_finding` says that what
+    the host before has saved can't be used.
     `steps` are the steps that began, each with the number of commits that were durable then.
     By (task id, attempt), `errors` are the classes of what steps raised, with the classes of a
     group's leaves, and `retry_after` the delays (ns) that they asked for. `leaked_threads` are
-    threads that outlived a step, with its routine. `exact`: durations and delays are exact, not
-    lower bounds.
+    the routine of a step, the thread that outlived it in words, and the line that started the
+    thread. `exact`: durations and delays are exact, not lower bounds.
     """
 
     flow: Flow
@@ -313,7 +318,7 @@ class Host:
     steps: list[tuple[int, StepInput]] = field(default_factory=list)
     errors: dict[tuple[str, int], tuple[type[BaseException], ...]] = field(default_factory=dict)
     retry_after: dict[tuple[str, int], int] = field(default_factory=dict)
-    leaked_threads: list[tuple[str, str]] = field(default_factory=list)
+    leaked_threads: list[tuple[str, str, str]] = field(default_factory=list)
     exact: bool = True
     store_finding: Finding | None = None
 

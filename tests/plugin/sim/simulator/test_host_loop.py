@@ -540,7 +540,8 @@ def test_a_thread_that_a_handler_leaves_is_found_and_a_pool_of_the_loop_is_not()
 
     host = run_host(Case(lambda: chain(a=leaves), "a"), World(START))
     release.set()
-    assert [("a", "left")] == host.leaked_threads
+    line = f"{__file__}:{leaves.__code__.co_firstlineno + 2}"
+    assert [("a", "starts the thread 'left', which", line)] == host.leaked_threads
 
 
 def test_the_loop_of_a_host_is_closed_when_its_job_has_ended() -> None:

@@ -51,6 +51,7 @@ LAYERS: Final = {
         ("recovery", "conformance", "repro", "repeats"),
         ("results",),
         ("checks",),
+        ("other_hosts",),
         ("isolation",),
         ("explore",),
         ("shrink", "determinism"),

@@ -17,7 +17,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.sim.checks import (
-    check_disturbed,
     check_end,
     check_invariant,
     check_undisturbed,
@@ -33,12 +32,13 @@ from pytest_routilux.sim.oracle import (
     varying,
     view_of,
 )
-from pytest_routilux.sim.recovery import read_back, recover, run_undisturbed, run_variation
+from pytest_routilux.sim.other_hosts import OtherHosts
+from pytest_routilux.sim.recovery import read_back, run_undisturbed, run_variation
 from pytest_routilux.sim.repeats import REPEAT, changed_shape, changed_values, shape_of
 from pytest_routilux.sim.results import Checks, Coverage, Exploration, Outcome, Reference
 from pytest_routilux.sim.simulator.effects import Effect
 from pytest_routilux.sim.simulator.execution import UNVARIED, variations
-from pytest_routilux.sim.simulator.model import Finding
+from pytest_routilux.sim.simulator.model import NORMAL_PACE, Finding
 from pytest_routilux.sim.simulator.store_files import store_name
 from routilux import UnserializableError
 
@@ -96,17 +96,20 @@ def _explore(
     if choose is not None:
         points = choose(points)
     coverage.planned.update(point.kind for point in points)
+    others = OtherHosts(reference, checks, coverage)
     for point in points:
-        disturbed = recover(run, point)
-        coverage.runs += len(disturbed.hosts)
+        disturbed, finding = others.recover(point)
         if disturbed.executed:
             coverage.executed[point.kind] += 1
-        finding = check_disturbed(reference, disturbed, checks)
         if finding is not None:
             failures.append((point, finding))
             best = simplest.setdefault(finding.signature, disturbed)
             if point.simplicity < best.point.simplicity:
                 simplest[finding.signature] = disturbed
+    if not failures and (found := others.environment()):
+        finding, disturbed = found
+        failures.append((disturbed.point, finding))
+        simplest[finding.signature] = disturbed
     if checks.view is None and (found := hosts.compare(reference, points, failures)):
         # It comes first: the other findings of a flow that keeps progress in a module mislead.
         finding, disturbed = found
@@ -173,7 +176,7 @@ def run_reference(
     view = view_of(run.states[-1], run.world)
     plan = run.host.flow.plan()
     ordered = plan.width == 1
-    views = []
+    views, steady_views = [], []
     finding = unstable_key(run.world) or broken
     if finding is None and hosts.first is not None:
         finding = changed_shape(run, hosts.first, shape_of(view), "the second")
@@ -184,6 +187,8 @@ def run_reference(
         if lived[-1].job is None or lived[-1].error is not None:
             continue
         views.append(view_of(lived[-1].job, world))
+        if variation.pace is NORMAL_PACE:
+            steady_views.append(views[-1])
         if variation is UNVARIED:
             finding = finding or changed_shape(
                 run, shape_of(view), shape_of(views[0]), "a second run in the same process"
@@ -194,4 +199,5 @@ def run_reference(
     twice = repeated_in_attempt(run.world)
     if twice is not None:
         coverage.notes.append(twice)
-    return Reference(run, view, mask, ordered, custom, finding)
+    steady = varying(view, steady_views, ordered=ordered) if mask else mask
+    return Reference(run, view, mask, ordered, custom, finding, steady)

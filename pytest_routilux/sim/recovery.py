@@ -11,6 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -282,9 +283,17 @@ def _run_hosts(
             break
         seed = variation.seed
         scheduler = FIFO if seed is None else Seeded(seed).scheduler()
-        host = run_host(
-            case, world, job, scheduler=scheduler, pace=variation.pace, checked=checked, flow=flow
-        )
+        other = case.other_host if world.host_number else None
+        with nullcontext() if other is None else other.running():
+            host = run_host(
+                case,
+                world,
+                job,
+                scheduler=scheduler,
+                pace=variation.pace,
+                checked=checked,
+                flow=flow,
+            )
         hosts.append(host)
         over = host.error is None or isinstance(host.error, RoutiluxError)
         if over and world.files is None:

@@ -79,7 +79,8 @@ class Reference:
     """The run without a crash, with which other runs are compared.
 
     `ordered`: one worker, so that the order of the user's lists counts. `custom` is the test's own
-    view. With a `finding`, crashes prove nothing.
+    view. With a `finding`, crashes prove nothing. `steady` is the part of `mask` that varies
+    also where each step takes the usual time.
     """
 
     run: Undisturbed
@@ -88,6 +89,7 @@ class Reference:
     ordered: bool = True
     custom: object = None
     finding: Finding | None = None
+    steady: Mask = frozenset()
     trie: Trie = field(init=False)
     expected: Expected = field(init=False)
 

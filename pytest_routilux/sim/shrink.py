@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from pytest_routilux.sim.checks import check_disturbed
 from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.explore import explore, run_reference
+from pytest_routilux.sim.other_hosts import OF_HOSTS
 from pytest_routilux.sim.recovery import recover
 from pytest_routilux.sim.results import Coverage, Exploration
 from pytest_routilux.text import count
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.simulator.model import Case, CrashPoint, Disturbed, Finding, Signature
 
 _MOST_RUNS: Final = 2_000
-_FORKED_ONLY: Final = ("module-state",)
-"""Kinds of findings that only a run in another process shows."""
+_WHOLE_SEARCH: Final = ("module-state", *OF_HOSTS)
+"""Kinds of findings that only a run in another process or on another host shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ class _Search:
     def run_with(self, faults: Iterable[int]) -> _Found:
         """Return the simplest run that shows the finding with only `faults`."""
         case = replace(self._case, faults=tuple(self._case.faults[n - 1] for n in faults))
-        if self._signature[0] in _FORKED_ONLY:
+        if self._signature[0] in _WHOLE_SEARCH:
             return self._explore_forked(case)
         reference = run_reference(case, self._start_ns, self._checks, self.coverage)
         if reference.finding is not None:

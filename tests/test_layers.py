@@ -52,7 +52,7 @@ LAYERS: Final = {
         ("results",),
         ("checks",),
         ("other_hosts",),
-        ("isolation",),
+        ("isolation", "replay"),
         ("explore",),
         ("shrink", "determinism"),
         ("explain",),

@@ -25,6 +25,8 @@ from pytest_routilux.sim.determinism.check import check_determinism
 from pytest_routilux.sim.determinism.swallowed_crash import swallowed_crash
 from pytest_routilux.sim.explain.explain import explain_cause, not_compared
 from pytest_routilux.sim.explore import explore, run_reference
+from pytest_routilux.sim.replay.jobs import replay_jobs
+from pytest_routilux.sim.replay.report import explain_difference
 from pytest_routilux.sim.repro import Repro, StaleError, repeat_command
 from pytest_routilux.sim.results import Checks, Coverage, Exploration, Outcome
 from pytest_routilux.sim.shrink import Cause, shrink
@@ -38,9 +40,11 @@ from routilux import Flow, FlowDefinitionError, JobStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
+    from pytest_routilux.sim.replay.judge import Replay
     from pytest_routilux.sim.simulator.model import CrashPoint, Finding, OpenStore
-    from routilux import JobState
+    from routilux import JobState, JobStore
 
 _PATCHES: Final = frozenset({"mocker", "monkeypatch"})
 _LONGEST_ERROR: Final = 70
@@ -222,6 +226,30 @@ class FlowSim:
         _refuse_idle(case.faults)
         self._report("  🔁 all runs wrote the same records", coverage.notes)
 
+    def replay(self, source: str | Path | JobStore, build: Callable[[], Flow]) -> Replay:
+        """Check that saved jobs would go the same way with today's code.
+
+        `source` is the path of a saved job, of a folder of saved jobs or of a SQLite store, the URL
+        of a PostgreSQL database, or a store. Each recorded attempt of a job of this flow runs again
+        with its recorded input: payload, attempt, state, results of `once`, random numbers and
+        start time. No function of a `once` runs, and a call that leaves the process is refused;
+        an attempt that makes such a call outside of `once` is not compared.
+        Returns what was compared; fails the test with the first attempt that would do something
+        else: emit, write, raise or wait. Fails if nothing was compared. Raises `SavedStateError`
+        for a job that can't be read.
+        """
+        __tracebackhide__ = True
+        _built(build)
+        replay, differences = replay_jobs(source, build)
+        if differences:
+            columns = report_look(self._node.config)[0]
+            first, others = differences[0], len(differences) - 1
+            pytest.fail(explain_difference(first, replay, others, columns), pytrace=False)
+        if not replay.steps:
+            pytest.fail(f"replay() has compared nothing: {replay}", pytrace=False)
+        self._report(f"  📼 {replay}", [])
+        return replay
+
     def close(self) -> None:
         """Fail a test in which no simulation fits `--routilux-repro`."""
         if self._repro is not None and not self._repeated:
@@ -245,22 +273,13 @@ class FlowSim:
     ) -> Case:
         __tracebackhide__ = True
         _refuse_uncallable(fresh=fresh)
-        if not callable(build):
-            raise FlowDefinitionError(
-                f"build={build!r} can't be called; give the function that makes the flow, not the"
-                " flow"
-            )
         if isinstance(faults, Fault) or not all(isinstance(fault, Fault) for fault in faults):
             raise FlowDefinitionError(
                 f"faults={faults!r} is not a list of faults; give a list of faults from flow_faults"
             )
         if fresh is not None:
             fresh()  # the flow may look at what it resets
-        flow = build()
-        if not isinstance(flow, Flow):
-            raise FlowDefinitionError(
-                f"build() returned {flow!r}, which is not a Flow; return a Flow"
-            )
+        flow = _built(build)
         for fault in faults:
             fault.used = True
             fault.struck = 0  # by another simulation, which proves nothing here
@@ -340,6 +359,18 @@ class FlowSim:
         cause = Cause(None, finding, numbers, Exploration(reference, [], coverage))
         columns = report_look(self._node.config)[0]
         pytest.fail(explain_cause(cause, case, columns, repro=None), pytrace=False)
+
+
+def _built(build: object) -> Flow:
+    __tracebackhide__ = True
+    if not callable(build):
+        raise FlowDefinitionError(
+            f"build={build!r} can't be called; give the function that makes the flow, not the flow"
+        )
+    flow = build()
+    if not isinstance(flow, Flow):
+        raise FlowDefinitionError(f"build() returned {flow!r}, which is not a Flow; return a Flow")
+    return flow
 
 
 def _refuse_uncallable(**functions: object) -> None:

@@ -51,6 +51,7 @@ LAYERS: Final = {
         ("recovery", "conformance", "repro", "repeats"),
         ("results",),
         ("checks",),
+        ("orders",),
         ("other_hosts",),
         ("isolation", "replay"),
         ("explore",),

@@ -22,7 +22,7 @@ from pytest_routilux.sim.simulator.other_host import ANOTHER, TRAITS, OtherHost,
 if TYPE_CHECKING:
     from pytest_routilux.sim.oracle import Trie
     from pytest_routilux.sim.results import Checks, Coverage, Reference
-    from pytest_routilux.sim.simulator.model import CrashPoint, Disturbed
+    from pytest_routilux.sim.simulator.model import CrashPoint, Disturbed, Undisturbed
 
 _NAMES: Final[dict[Trait, str]] = {
     "zone": "local time zone",
@@ -37,13 +37,17 @@ _MOST_POINTS, _MOST_TRIES = 12, 96  # for environment variables
 class OtherHosts:
     """Recovers crash points of one reference run on hosts that differ."""
 
-    def __init__(self, reference: Reference, checks: Checks, coverage: Coverage) -> None:
+    def __init__(
+        self, reference: Reference, run: Undisturbed, checks: Checks, coverage: Coverage
+    ) -> None:
         self._reference = reference
+        self._run = run
         self._checks = checks
         self._coverage = coverage
         self._other = OtherHost(*TRAITS)
         self._points: list[CrashPoint] = []
-        self._steady = None if reference.steady == reference.mask else trie_of(reference.steady)
+        same = reference.steady_mask == reference.mask
+        self._steady = None if same else trie_of(reference.steady_mask)
 
     def recover(self, point: CrashPoint) -> tuple[Disturbed, Finding | None]:
         """Crash a job at `point` and resume it; return the run and the most important finding."""
@@ -109,7 +113,7 @@ class OtherHosts:
     def _recovered(
         self, point: CrashPoint, host: OtherHost | None
     ) -> tuple[Disturbed, Finding | None]:
-        run = self._reference.run
+        run = self._run
         if host is not None:
             run = replace(run, case=replace(run.case, other_host=host))
         disturbed = recover(run, point)

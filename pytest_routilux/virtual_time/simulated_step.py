@@ -72,16 +72,17 @@ class Flight:
     """A step whose handler has run, and the events still to deliver.
 
     `loop` is the event loop on which it runs a coroutine; `awaits` counts the awaits that suspended
-    one.
+    one. `doubles`: it has called a double whose result may depend on other calls.
     """
 
-    __slots__ = ("awaits", "driven", "effects", "events", "loop", "step", "threads")
+    __slots__ = ("awaits", "doubles", "driven", "effects", "events", "loop", "step", "threads")
 
     def __init__(self, driven: Driven, step: StepInput, loop: Any = None) -> None:
         self.driven = driven
         self.step = step
         self.effects = 0
         self.awaits = 0
+        self.doubles = False
         self.loop = loop
         self.events: deque[tuple[int, Any]] = deque()
         self.threads: list[tuple[threading.Thread | Future[Any], str]] = []

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from pytest_routilux.sim.simulator.model import Case, Host, Pace
     from pytest_routilux.sim.simulator.scheduler import Scheduler
+    from pytest_routilux.sim.simulator.transitions import Trace
     from routilux import Context
     from routilux.clocks.clock import Key
     from routilux.engine.driver import Driven, Ended
@@ -133,9 +134,17 @@ def _of_loop(flight: Flight, pool: ThreadPoolExecutor) -> bool:
 class _StepHost:
     """Implements `ctx` for one step in virtual time."""
 
-    __slots__ = ("_clock", "_driven", "_loop", "_pace", "flight")
+    __slots__ = ("_clock", "_driven", "_loop", "_pace", "_trace", "flight")
 
-    def __init__(self, clock: SimClock, flight: Flight, pace: Pace, loop: HostLoop) -> None:
+    def __init__(
+        self,
+        clock: SimClock,
+        flight: Flight,
+        pace: Pace,
+        loop: HostLoop,
+        trace: Trace | None = None,
+    ) -> None:
+        self._trace = trace
         self._clock = clock
         self._loop = loop
         self.flight = flight
@@ -145,6 +154,8 @@ class _StepHost:
     cancelled = False  # no simulated job is
 
     def now_ns(self) -> int:
+        if self._trace is not None:
+            self._trace.blind = True
         return self._clock.mono + int(self._driven.offset)
 
     def sleep(self, step: StepInput, length: int) -> None:
@@ -346,10 +357,12 @@ class SimDriver:
                 return LoopTurn(self._clock.mono)
         if not options:
             return None
-        index = 0
-        if len(options) > 1:
+        index, trace = 0, self._scheduler.trace
+        if len(options) > 1 or trace is not None:
             index = self._scheduler.choose([_task_of(option) for option in options])
         chosen = options[index]
+        if trace is not None:
+            trace.next(_task_of(chosen), alone=isinstance(chosen, LoopTurn))
         if isinstance(chosen, tuple):
             ended.remove(chosen)
         elif isinstance(chosen, Flight):
@@ -395,7 +408,7 @@ class SimDriver:
         begun = clock.mono
         slot = plan.slot(task.routine_id, task.slot)
         slot = slot_with_faults(self._case.faults, step, slot, clock)
-        host = _StepHost(clock, flight, self._pace, self._loop)
+        host = _StepHost(clock, flight, self._pace, self._loop, self._scheduler.trace)
         outer = running.flight, running.clock
         running.flight, running.clock = flight, clock
         outcome: StepOutcome | BaseException
@@ -411,6 +424,8 @@ class SimDriver:
             running.flight, running.clock = outer
             if flight.threads:
                 note_leaked_threads(self._host, flight)
+        if self._scheduler.trace is not None:
+            self._scheduler.trace.handled(step, outcome, doubles=flight.doubles)
         if step.timeout_ns is None:
             clock.mono += self._pace.more_ns
         flight.events.append((clock.mono, outcome))

@@ -126,6 +126,7 @@ class Effect:
             number, now = self._numbers[step.number], context._host.now_ns()
         else:
             flight.effects += 1
+            flight.doubles |= self._returns is not None
             number, now = flight.effects, clock.now_ns()
         task = step.task
         call = Call(

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, get_args
 
+from pytest_routilux.sim.simulator.scheduler import FIFO_ORDER
 from pytest_routilux.text import shown
 from routilux import Commit, JobStatus, JobStore
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
     from pytest_routilux.faults.faults import Fault
     from pytest_routilux.sim.simulator.other_host import OtherHost
+    from pytest_routilux.sim.simulator.scheduler import Order
     from pytest_routilux.virtual_time.simulated_step import Pause
     from routilux import Flow, JobState, StepInput
 
@@ -101,9 +103,9 @@ NORMAL_PACE: Final = Pace()
 class CrashPoint:
     """A point of a run at which a host dies.
 
-    `commits`, `calls` and `awaits` are how many of the undisturbed run's are in the world then;
-    `at_ns` is when the host dies, `resume_ns` when the next one resumes (UTC). `name` is for
-    reproducers, `text` for people.
+    The run works in `order`. `commits`, `calls` and `awaits` are how many of the undisturbed run's
+    are in the world then; `at_ns` is when the host dies, `resume_ns` when the next one resumes
+    (UTC). `name` is for reproducers, `text` for people.
     """
 
     kind: Kind
@@ -117,11 +119,12 @@ class CrashPoint:
     routine_id: str | None = None
     attempt: int = 0
     awaits: int = 0
+    order: Order = FIFO_ORDER
 
     @property
-    def simplicity(self) -> tuple[int, int]:
+    def simplicity(self) -> tuple[bool, int, int]:
         """The sort key that puts the simplest point first."""
-        return _KINDS.index(self.kind), self.at_ns
+        return self.order != FIFO_ORDER, _KINDS.index(self.kind), self.at_ns
 
 
 # --- what outlives a host -------------------------------------------------------------------------
@@ -337,6 +340,7 @@ class Undisturbed:
     durable: list[Commit]
     states: list[JobState]
     store_findings: dict[int, Finding] = field(default_factory=dict)
+    order: Order = FIFO_ORDER
 
     @property
     def job(self) -> JobState:
@@ -347,12 +351,13 @@ class Undisturbed:
 
 @dataclass(slots=True)
 class Disturbed:
-    """A run with a crash planned at `point`."""
+    """A run with a crash planned at `point`, or in another `order` without a crash."""
 
-    point: CrashPoint
+    point: CrashPoint | None
     world: World
     hosts: list[Host]
     executed: bool  # whether the crash happened
+    order: Order = FIFO_ORDER
 
     @property
     def host(self) -> Host:

@@ -12,6 +12,7 @@ import inspect
 import os
 import sys
 import sysconfig
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
@@ -78,6 +79,8 @@ def object_named(name: str) -> object:
 
 def definition_of(function: Callable[..., object]) -> str:
     """Return the `file:line` of a function's definition; "" if unknown."""
+    while isinstance(function, partial):
+        function = function.func
     code = getattr(inspect.unwrap(function), "__code__", None)
     return "" if code is None else f"{code.co_filename}:{code.co_firstlineno}"
 

@@ -106,7 +106,7 @@ def _explore(
         points, other = choose(points), None
     _crash_at(points, run, checks, result)
     if other is not None:
-        _crash_at(new_points(run, other, documents=saved), other, checks, result)
+        _crash_at(new_points(run, other), other, checks, result)
     failures = result.failures
     if checks.view is None and (found := hosts.compare(reference, points, failures)):
         # It comes first: the other findings of a flow that keeps progress in a module mislead.
@@ -241,7 +241,7 @@ def _reference_of_orders(
     """Return the common result of a concurrent flow in several orders."""
     run, scope = known.run, checks.scope
     runs = OrderRuns(start_ns, OrderChecks(run, checks, known.mask), coverage)
-    runs.run()
+    runs.run(known)
     by_order = varying(known.view, runs.views, ordered=False)
     other = None
     if runs.choices and scope.crashes != "none" and scope.schedules != "fifo":

@@ -78,6 +78,8 @@ class Case:
     assertions: bool = True
     fresh: Callable[[], object] | None = None
     other_host: OtherHost | None = None
+    pausing: set[str] = field(default_factory=set, compare=False)
+    """The routines whose handlers call doubles that other calls may change; found by its runs."""
 
     def reset(self) -> None:
         """Bring what lies outside of the job, such as a database, to its first state."""

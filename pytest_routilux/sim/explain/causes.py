@@ -380,7 +380,7 @@ CAUSES: Final[dict[str, Reason]] = {
         "self.ctx.state keeps what belongs to the job",
     ),
     "generator-state": Reason(
-        "{routine}{hint} takes the next value of {name}, and the next job takes those after it. No job"
+        "{routine}{hint} takes a value of {name}, and the next job takes the next. No job"
         " saves where a generator is, and a new process starts it again",
         "make the generator in the handler, or count in self.ctx.state",
     ),

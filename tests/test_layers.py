@@ -52,6 +52,7 @@ LAYERS: Final = {
         ("results",),
         ("checks",),
         ("orders",),
+        ("other_hosts",),
         ("isolation", "replay"),
         ("explore",),
         ("shrink", "determinism"),

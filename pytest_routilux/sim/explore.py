@@ -16,7 +16,6 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.sim.checks import (
-    check_disturbed,
     check_end,
     check_invariant,
     check_undisturbed,
@@ -34,7 +33,8 @@ from pytest_routilux.sim.oracle import (
 )
 from pytest_routilux.sim.orders.races import OrderChecks
 from pytest_routilux.sim.orders.try_orders import OrderRuns
-from pytest_routilux.sim.recovery import read_back, recover, run_undisturbed, run_variation
+from pytest_routilux.sim.other_hosts import OtherHosts
+from pytest_routilux.sim.recovery import read_back, run_undisturbed, run_variation
 from pytest_routilux.sim.repeats import REPEAT, changed_shape, changed_values, shape_of
 from pytest_routilux.sim.results import (
     Checks,
@@ -46,7 +46,7 @@ from pytest_routilux.sim.results import (
 )
 from pytest_routilux.sim.simulator.effects import Effect
 from pytest_routilux.sim.simulator.execution import UNVARIED, variations
-from pytest_routilux.sim.simulator.model import Finding
+from pytest_routilux.sim.simulator.model import NORMAL_PACE, Finding
 from pytest_routilux.sim.simulator.scheduler import Reversed, StaleTapeError
 from pytest_routilux.sim.simulator.store_files import store_name
 from routilux import UnserializableError
@@ -105,7 +105,7 @@ def _explore(
         points, other = choose(points), None
     _crash_at(points, run, checks, result)
     if other is not None:
-        _crash_at(new_points(run, other, documents=saved), other, checks, result)
+        _crash_at(new_points(run, other), other, checks, result)
     failures = result.failures
     if checks.view is None and (found := hosts.compare(reference, points, failures)):
         # It comes first: the other findings of a flow that keeps progress in a module mislead.
@@ -124,17 +124,21 @@ def _crash_at(
     """Crash a run at each of `points`, and add what is found to `result`."""
     coverage, simplest = result.coverage, result.disturbed
     coverage.planned.update(point.kind for point in points)
+    others = OtherHosts(result.reference, run, checks, coverage)
     for point in points:
-        disturbed = recover(run, point)
-        coverage.runs += len(disturbed.hosts)
+        disturbed, finding = others.recover(point)
         if disturbed.executed:
             coverage.executed[point.kind] += 1
-        finding = check_disturbed(result.reference, disturbed, checks)
         if finding is not None:
             result.failures.append(Failure(point, finding))
             best = simplest.setdefault(finding.signature, disturbed).point
             if best is not None and point.simplicity < best.simplicity:
                 simplest[finding.signature] = disturbed
+    if not result.failures and (found := others.environment()):
+        finding, disturbed = found
+        assert disturbed.point is not None
+        result.failures.append(Failure(disturbed.point, finding))
+        simplest[finding.signature] = disturbed
 
 
 def _check_saved_form(run: Undisturbed, coverage: Coverage) -> bool | Finding:
@@ -193,7 +197,7 @@ def run_reference(
     view = view_of(run.states[-1], run.world)
     plan = run.host.flow.plan()
     ordered = plan.width == 1
-    views = []
+    views, steady_views = [], []
     finding = unstable_key(run.world) or broken
     if finding is None and hosts.first is not None:
         finding = changed_shape(run, hosts.first, shape_of(view), "the second")
@@ -204,6 +208,8 @@ def run_reference(
         if lived[-1].job is None or lived[-1].error is not None:
             continue
         views.append(view_of(lived[-1].job, world))
+        if variation.pace is NORMAL_PACE:
+            steady_views.append(views[-1])
         if variation is UNVARIED:
             finding = finding or changed_shape(
                 run, shape_of(view), shape_of(views[0]), "a second run in the same process"
@@ -214,7 +220,10 @@ def run_reference(
     twice = repeated_in_attempt(run.world)
     if twice is not None:
         coverage.notes.append(twice)
-    reference = Reference(run, view, mask, ordered, custom, finding, time_mask=mask)
+    steady = varying(view, steady_views, ordered=ordered) if mask else mask
+    reference = Reference(
+        run, view, mask, ordered, custom, finding, time_mask=mask, steady_mask=steady
+    )
     if ordered and checks.scope.tape is not None:
         raise StaleTapeError("the flow has one order of work alone")
     if finding is None and not ordered:
@@ -228,8 +237,8 @@ def _reference_of_orders(
     """Return the common result of a concurrent flow in several orders."""
     run, scope = known.run, checks.scope
     runs = OrderRuns(start_ns, OrderChecks(run, checks, known.mask), coverage)
-    runs.run()
-    mask = known.mask | varying(known.view, runs.views, ordered=False)
+    runs.run(known)
+    by_order = varying(known.view, runs.views, ordered=False)
     other = None
     if runs.choices and scope.crashes != "none" and scope.schedules != "fifo":
         other = run_undisturbed(run.case, start_ns, scope.tape or Reversed())
@@ -238,5 +247,14 @@ def _reference_of_orders(
             other = None
     finding, disturbed = runs.shown or (None, None)
     return Reference(
-        run, known.view, mask, False, known.custom, finding, disturbed, other, known.mask
+        run,
+        known.view,
+        known.mask | by_order,
+        False,
+        known.custom,
+        finding,
+        disturbed,
+        other,
+        known.mask,
+        known.steady_mask | by_order,
     )

@@ -11,6 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -303,9 +304,11 @@ def _run_hosts(
         if job is not None and job.status in ENDED:
             hosts.append(Host(case.build(), job))
             break
-        host = run_host(
-            case, world, job, scheduler=scheduler, pace=pace, checked=checked, flow=flow
-        )
+        other = case.other_host if world.host_number else None
+        with nullcontext() if other is None else other.running():
+            host = run_host(
+                case, world, job, scheduler=scheduler, pace=pace, checked=checked, flow=flow
+            )
         scheduler = FIFO
         hosts.append(host)
         over = host.error is None or isinstance(host.error, RoutiluxError)

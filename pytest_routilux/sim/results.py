@@ -156,7 +156,8 @@ class Reference:
     `ordered`: one worker, so that the order of the user's lists counts. `custom` is the test's own
     view. With a `finding`, crashes prove nothing; `disturbed` is the run that shows it, if it needs
     another order. `other` is the job in another order, with other crash points. `time_mask` are the
-    paths of the mask that vary with time alone.
+    paths of the mask that vary with time alone, `steady_mask` those that vary also where each step
+    takes the usual time.
     """
 
     run: Undisturbed
@@ -168,6 +169,7 @@ class Reference:
     disturbed: Disturbed | None = None
     other: Undisturbed | None = None
     time_mask: Mask = frozenset()
+    steady_mask: Mask = frozenset()
     trie: Trie = field(init=False)
     expected: Expected = field(init=False)
 

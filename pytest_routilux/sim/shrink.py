@@ -17,6 +17,7 @@ from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.explore import explore, run_reference
 from pytest_routilux.sim.orders.races import OrderChecks
 from pytest_routilux.sim.orders.try_orders import OrderRuns
+from pytest_routilux.sim.other_hosts import OF_HOSTS
 from pytest_routilux.sim.recovery import recover, run_undisturbed
 from pytest_routilux.sim.results import Coverage, Exploration
 from pytest_routilux.sim.simulator.scheduler import FIFO_ORDER, StaleTapeError, Tape
@@ -31,8 +32,8 @@ if TYPE_CHECKING:
 
 _MOST_RUNS: Final = 2_000
 _MOST_SINGLES: Final = 200
-_FORKED_ONLY: Final = ("module-state",)
-"""Kinds of findings that only a run in another process shows."""
+_WHOLE_SEARCH: Final = ("module-state", *OF_HOSTS)
+"""Kinds of findings that only a run in another process or on another host shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ class _Search:
     def run_with(self, faults: Iterable[int]) -> _Found:
         """Return the simplest run that shows the finding with only `faults`."""
         case = replace(self._case, faults=tuple(self._case.faults[n - 1] for n in faults))
-        if self._signature[0] in _FORKED_ONLY:
+        if self._signature[0] in _WHOLE_SEARCH:
             return self._explore_forked(case)
         reference = run_reference(case, self._start_ns, self._checks, self.coverage)
         if reference.finding is not None:

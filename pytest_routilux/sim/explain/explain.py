@@ -18,6 +18,7 @@ from pytest_routilux.sim.explain.order_causes import order_reason, order_text
 from pytest_routilux.sim.explain.timeline import rows_of, timeline_table
 from pytest_routilux.sim.oracle import masked, unordered, view_of
 from pytest_routilux.sim.orders.races import ORDER_KINDS
+from pytest_routilux.sim.other_hosts import OF_HOSTS
 from pytest_routilux.sim.simulator.scheduler import Tape
 from pytest_routilux.text import count, listed, padded, shorten, width, wrapped
 from routilux import Commit
@@ -45,6 +46,11 @@ _TITLES: Final = {
     "hidden-state": "STATE THAT NO SNAPSHOT KEEPS",
     "module-state": "STATE IN A MODULE",
     "hash-order": "ORDER OF A SET",
+    "zone": "DEPENDS ON THE TIME ZONE",
+    "host-name": "DEPENDS ON THE HOST NAME",
+    "process-id": "DEPENDS ON THE PROCESS ID",
+    "environment": "DEPENDS ON THE ENVIRONMENT",
+    "other-host": "DEPENDS ON THE HOST",
     "repeat-differs": "A SECOND RUN DIFFERS",
     "kills-process": "PROCESS KILLED",
     "stuck": "JOB STUCK",
@@ -52,6 +58,7 @@ _TITLES: Final = {
 _ELSEWHERE: Final = ("module-state",)
 """Kinds that show only in another process, which is compared with the run in this one."""
 _HEADS: Final = {
+    **dict.fromkeys(OF_HOSTS, ("on the first host", "on another host")),
     "nondeterminism": ("once", "and once again"),
     "hash-order": ("in one process", "in another"),
     "repeat-differs": ("first run", "second run"),
@@ -127,6 +134,8 @@ def _headline(finding: Finding, disturbed: Disturbed | None, widest: int, column
 
 def _problem(finding: Finding, disturbed: Disturbed | None) -> str:
     # The finding in one line, with the crash and undisturbed.
+    if finding.kind in OF_HOSTS:
+        return finding.what.partition(": ")[0]
     if disturbed is not None and disturbed.host.job is not None:
         if finding.kind == "module-state" and finding.routine is not None:
             return f"{finding.routine} keeps progress in {finding.path.partition('.')[2]}"

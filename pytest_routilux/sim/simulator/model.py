@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from pytest_routilux.faults.faults import Fault
+    from pytest_routilux.sim.simulator.other_host import OtherHost
     from pytest_routilux.sim.simulator.scheduler import Order
     from pytest_routilux.virtual_time.simulated_step import Pause
     from routilux import Flow, JobState, StepInput
@@ -62,7 +63,8 @@ class Case:
     """A job to simulate: the flow, the start, the faults and the store.
 
     With `store`, only what that store keeps in its files is durable. `assertions` says whether a
-    failed assertion of a handler is a finding. `fresh` resets what lies outside of the job.
+    failed assertion of a handler is a finding. `fresh` resets what lies outside of the job. Each
+    host but the first is `other_host`.
     """
 
     build: Callable[[], Flow]
@@ -75,6 +77,9 @@ class Case:
     store: OpenStore | None = None
     assertions: bool = True
     fresh: Callable[[], object] | None = None
+    other_host: OtherHost | None = None
+    pausing: set[str] = field(default_factory=set, compare=False)
+    """The routines whose handlers call doubles that other calls may change; found by its runs."""
 
     def reset(self) -> None:
         """Bring what lies outside of the job, such as a database, to its first state."""

@@ -23,6 +23,7 @@ from pytest_routilux.sim.checks import (
     check_undisturbed,
     check_variation,
 )
+from pytest_routilux.sim.conformance.lifecycle import broken_lifecycle
 from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
 from pytest_routilux.sim.oracle import (
@@ -114,6 +115,8 @@ def _explore(
         simplest[finding.signature] = disturbed
     elif differs is not None:
         reference.finding = differs
+    if not failures and reference.finding is None:
+        reference.finding = broken_lifecycle(run)
     return Exploration(reference, failures, coverage, simplest)
 
 

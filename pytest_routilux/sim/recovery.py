@@ -85,6 +85,7 @@ def run_undisturbed(case: Case, start_ns: int) -> Undisturbed:
         merged.findings[:0] = host.findings
         merged.steps[:0] = host.steps
         merged.errors = {**host.errors, **merged.errors}
+        merged.reads |= host.reads
         merged.retry_after = {**host.retry_after, **merged.retry_after}
     run = Undisturbed(case, world, merged, durable, states)
     if world.files is not None:

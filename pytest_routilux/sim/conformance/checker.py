@@ -75,6 +75,9 @@ def broken_rule(
             start(step)
             number, step = next(steps, _NO_STEP)
         checker.check_end(hosts[-1])
+        if checker.start_rules.overtaken is not None:  # else it may never start, which says more
+            shadow, what = checker.start_rules.overtaken
+            fail("started-out-of-order", what, shadow.task)
         last = hosts[-1]
         if reading and last.job is not None and last.error is None:
             check_reading(world.commits, last.job)
@@ -122,7 +125,7 @@ class _Checker:
             job.close(shadow, "was done")
             reports = shadow.reports
             if commit.state is not None or commit.shared is not None:
-                job.write(shadow.task.routine_id, commit.state, commit.shared)
+                job.write(shadow.task.routine_id, commit.state, commit.shared, commit.seq)
             self._create(commit, shadow, reports=reports)
         elif kind is CommitKind.START:
             self._check_new(commit)
@@ -174,6 +177,8 @@ class _Checker:
             too_early(shadow, started)
         if commit.kind is not _EFFECT:
             self._starts_known = shadow.task.task_id in job.in_flight
+            if self._starts_known and commit.kind is not CommitKind.INTERRUPTED:
+                self._retry_rules.check_conflict(commit, shadow)
             job.end_step(shadow, commit.at_ns)
             if shadow.first is None:
                 shadow.first = started

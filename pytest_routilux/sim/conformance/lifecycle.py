@@ -14,10 +14,19 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from pytest_routilux.sim.conformance.refusals import accepted_corruption
 from pytest_routilux.sim.conformance.retry_rules import BrokenRuleError, fail
-from routilux import Commit, CommitKind, JobState, JobStatus, NotResumableError, StepOutcome
+from routilux import (
+    Commit,
+    CommitKind,
+    ErrorInfo,
+    JobState,
+    JobStatus,
+    NotResumableError,
+    StepOutcome,
+)
 from routilux.clocks.durations import SECOND
 from routilux.core.machine import Machine
 from routilux.core.requests import request, requeue, take_over
+from routilux.graph.messages import RecordedEffect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -219,6 +228,7 @@ class _Lifecycle:
         resume = self._resume(job, clean=True)
         if (resume.detail or {}).get("recoveries") != job.recoveries:
             self._fail("counts a resume after a clean stop as a recovery")
+        self._check_interrupted(bool(ready))
         dies = job
         for number in range(1, _LIMIT + 1):
             resume = self._resume(dies, most=_LIMIT + job.recoveries, clean=False)
@@ -237,6 +247,10 @@ class _Lifecycle:
         if poisoned.kind is not CommitKind.FAILED or error is None or poisoned.task_id not in ready:
             self._fail(f"is not poisoned after {dies.recoveries} recoveries without progress")
             return
+        left = len(self._folded(dies, poisoned)._reports)
+        ended = JobStatus.RUNNING if left else JobStatus.FAILED
+        if poisoned.status is not ended:
+            self._fail(f"is {poisoned.status.value} when it is poisoned; it must be {ended.value}")
         told = [f"recovered {dies.recoveries} time", *(f"task {name}," for name in ready[:10])]
         if error.type != "routilux.PoisonJobError" or not all(t in error.message for t in told):
             self._fail(f"is poisoned by an error that does not name its tasks: {error}")
@@ -246,6 +260,25 @@ class _Lifecycle:
                 progress = self._folded(dies, following)
                 if progress.recoveries or progress.stops:
                     self._fail("counts recoveries on after progress")
+
+    def _check_interrupted(self, ready: bool) -> None:
+        """Check that trouble of the host is no recovery, and that of a step is one."""
+        job, now = self._job, self._now
+        machine = Machine(self._plan, job.copy())
+        first, error = machine.next_task(), ErrorInfo("OSError", "no thread")
+        steps = [None] if first is None else [None, machine.begin(first, max(now, first.due_ns))]
+        for step in steps:
+            commit = machine.interrupt(step, error, now)
+            broken = self._folded(job, commit)
+            if broken.interruption != error or commit.error != error:
+                self._fail("does not keep the error that interrupts it")
+            detail = self._resume(broken, clean=False).detail or {}
+            counts = step is not None and ready
+            if detail.get("recoveries") != job.recoveries + counts:
+                who = "trouble of the host" if step is None else "a step that ends its host"
+                self._fail(f"counts {detail.get('recoveries')} recoveries after {who}")
+            if self._folded(broken, self._resume(broken)).interruption is not None:
+                self._fail("keeps what interrupted it after a resume")
 
     def _check_outcomes(self) -> None:
         """Check that only the outcome of a step in flight makes a commit, and only once."""
@@ -269,7 +302,12 @@ class _Lifecycle:
             return
         if machine.in_flight != 1 or job.seq != self._job.seq:
             self._fail("changes by an outcome that is not committed yet")
+        effect = RecordedEffect("", "ok")
+        if machine.effect(step, "pay", effect, now) is None:
+            self._fail("does not record an effect of its step")
         machine.accept(commit)
+        if machine.effect(step, "pay", effect, now) is not None:
+            self._fail("records an effect of a step that has ended")
         if machine.finish(step, outcome, now) is not None or machine.is_in_flight(step):
             self._fail("accepts one outcome twice")
 

@@ -156,7 +156,8 @@ def _damaged_jobs(data: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"with {name} increased", {**data, name: data[name] + 1}
     for name in _LISTS:
         if data[name]:
-            yield f"without the last of {name}", {**data, name: data[name][:-1]}
+            if name != "commits" or len(data[name]) > 1:  # without any it has a history_limit
+                yield f"without the last of {name}", {**data, name: data[name][:-1]}
             yield f"with the last of {name} twice", {**data, name: [*data[name], data[name][-1]]}
     yield (
         "with another status",

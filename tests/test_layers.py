@@ -51,6 +51,8 @@ LAYERS: Final = {
         ("recovery", "conformance", "repro", "repeats"),
         ("results",),
         ("checks",),
+        ("orders",),
+        ("other_hosts",),
         ("isolation", "replay"),
         ("explore",),
         ("shrink", "determinism"),

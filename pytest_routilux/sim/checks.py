@@ -34,14 +34,14 @@ _READ: Final = ("by document", "in a recovery")
 
 def check_disturbed(reference: Reference, disturbed: Disturbed, checks: Checks) -> Finding | None:
     """Return the most important finding on a run with a crash."""
-    run, world = reference.run, disturbed.world
+    run, world, point = reference.run, disturbed.world, disturbed.point
     for host in disturbed.hosts:
         if host.store_finding is not None:
             return host.store_finding
     finding = (
         compare_effects(run.world, world, reference.trie)
         or reused_key(world, reference.trie)
-        or _check_engine(run, world, disturbed.hosts, reading=disturbed.point.kind in _READ)
+        or _check_engine(run, world, disturbed.hosts, reading=point is None or point.kind in _READ)
         or _check_assertions(run.case, world)
     )
     if finding is not None:

@@ -26,11 +26,38 @@ if TYPE_CHECKING:
 
 _LONG: Final = 3600 * SECOND
 _LONGEST_PLACE: Final = 32
+_OF_STORE: Final = ("store refuses", "store does not answer")
 
 
 def crash_points(run: Undisturbed, *, documents: bool = True) -> list[CrashPoint]:
     """Return each point of `run` at which a host can die."""
     return list(_Points(run, documents=documents).all())
+
+
+def new_points(run: Undisturbed, other: Undisturbed) -> list[CrashPoint]:
+    """Return the points of `other`, which ran in another order, that `run` has not.
+
+    A point is the same if the same commits and effects came before it, in the same order. Points of
+    kinds that test the store or the saved form are left out: no order matters to these.
+    """
+    known = {_identity(run, point) for point in crash_points(run, documents=False)}
+    return [
+        point
+        for point in crash_points(other, documents=False)
+        if point.kind not in _OF_STORE and _identity(other, point) not in known
+    ]
+
+
+def _identity(run: Undisturbed, point: CrashPoint) -> tuple[object, ...]:
+    before = run.world.cut(point.commits, point.calls, point.at_ns).log
+    events = [
+        (what.kind, what.task_id, what.attempt)
+        if isinstance(what, Commit)
+        else (what.effect, what.task_id, what.attempt)
+        for _, _, what in before
+        if isinstance(what, Commit | Call)
+    ]
+    return point.kind, point.name, tuple(events)
 
 
 _Step: TypeAlias = tuple[str | None, str | None, int]
@@ -177,4 +204,6 @@ class _Points:
         unique = next(name for name in names if name not in self._names)
         self._names.add(unique)
         resume_ns = instant.at_ns if resume_ns is None else resume_ns
-        return CrashPoint(kind, unique, text, *instant, resume_ns, *step, self._awaits)
+        return CrashPoint(
+            kind, unique, text, *instant, resume_ns, *step, self._awaits, self._run.order
+        )

@@ -11,20 +11,18 @@ Invariants:
 from __future__ import annotations
 
 import gc
-from dataclasses import replace
 from time import perf_counter
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.sim.checks import (
-    check_disturbed,
     check_end,
     check_invariant,
     check_undisturbed,
     check_variation,
 )
 from pytest_routilux.sim.conformance.lifecycle import broken_lifecycle
-from pytest_routilux.sim.crash_points import crash_points
+from pytest_routilux.sim.crash_points import crash_points, new_points
 from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
 from pytest_routilux.sim.oracle import (
     repeated_in_attempt,
@@ -34,24 +32,32 @@ from pytest_routilux.sim.oracle import (
     varying,
     view_of,
 )
-from pytest_routilux.sim.recovery import read_back, recover, run_undisturbed, run_variation
+from pytest_routilux.sim.orders.races import OrderChecks
+from pytest_routilux.sim.orders.try_orders import OrderRuns
+from pytest_routilux.sim.other_hosts import OtherHosts
+from pytest_routilux.sim.recovery import read_back, run_undisturbed, run_variation
 from pytest_routilux.sim.repeats import REPEAT, changed_shape, changed_values, shape_of
-from pytest_routilux.sim.results import Checks, Coverage, Exploration, Outcome, Reference
+from pytest_routilux.sim.results import (
+    Checks,
+    Coverage,
+    Exploration,
+    Failure,
+    Outcome,
+    Reference,
+)
 from pytest_routilux.sim.simulator.effects import Effect
 from pytest_routilux.sim.simulator.execution import UNVARIED, variations
-from pytest_routilux.sim.simulator.model import Finding
+from pytest_routilux.sim.simulator.model import NORMAL_PACE, Finding
+from pytest_routilux.sim.simulator.scheduler import Reversed, StaleTapeError
 from pytest_routilux.sim.simulator.store_files import store_name
 from routilux import UnserializableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pytest_routilux.sim.simulator.model import (
         Case,
         CrashPoint,
-        Disturbed,
-        Finding,
-        Signature,
         Undisturbed,
     )
 
@@ -81,43 +87,63 @@ def _explore(
     hosts: ForkedHosts,
 ) -> Exploration:
     reference = run_reference(case, start_ns, checks, coverage, hosts)
-    failures: list[tuple[CrashPoint, Finding]] = []
-    simplest: dict[Signature, Disturbed] = {}
+    result = Exploration(reference, [], coverage)
+    if checks.scope.crashes == "none":
+        return result
     differs = None
     if reference.finding is not None and reference.finding.kind == REPEAT and hosts.changed:
         # A crash may show which of the globals that changed makes the difference.
         differs, reference.finding = reference.finding, None
     if reference.finding is not None:
-        return Exploration(reference, failures, coverage, simplest)
-    run = reference.run
+        return result
+    run, other = reference.run, reference.other
     saved = _check_saved_form(run, coverage)
     if isinstance(saved, Finding):
-        return Exploration(replace(reference, finding=saved), failures, coverage, simplest)
+        reference.finding = saved
+        return result
+    if other is not None and checks.scope.tape is not None:
+        run, other = other, None
     points = crash_points(run, documents=saved)
     if choose is not None:
-        points = choose(points)
-    coverage.planned.update(point.kind for point in points)
-    for point in points:
-        disturbed = recover(run, point)
-        coverage.runs += len(disturbed.hosts)
-        if disturbed.executed:
-            coverage.executed[point.kind] += 1
-        finding = check_disturbed(reference, disturbed, checks)
-        if finding is not None:
-            failures.append((point, finding))
-            best = simplest.setdefault(finding.signature, disturbed)
-            if point.simplicity < best.point.simplicity:
-                simplest[finding.signature] = disturbed
+        points, other = choose(points), None
+    _crash_at(points, run, checks, result)
+    if other is not None:
+        _crash_at(new_points(run, other), other, checks, result)
+    failures = result.failures
     if checks.view is None and (found := hosts.compare(reference, points, failures)):
         # It comes first: the other findings of a flow that keeps progress in a module mislead.
         finding, disturbed = found
-        failures.insert(0, (disturbed.point, finding))
-        simplest[finding.signature] = disturbed
+        assert disturbed.point is not None
+        failures.insert(0, Failure(disturbed.point, finding))
+        result.disturbed[finding.signature] = disturbed
     elif differs is not None:
         reference.finding = differs
     if not failures and reference.finding is None:
         reference.finding = broken_lifecycle(run)
-    return Exploration(reference, failures, coverage, simplest)
+    return result
+
+
+def _crash_at(
+    points: Sequence[CrashPoint], run: Undisturbed, checks: Checks, result: Exploration
+) -> None:
+    """Crash a run at each of `points`, and add what is found to `result`."""
+    coverage, simplest = result.coverage, result.disturbed
+    coverage.planned.update(point.kind for point in points)
+    others = OtherHosts(result.reference, run, checks, coverage)
+    for point in points:
+        disturbed, finding = others.recover(point)
+        if disturbed.executed:
+            coverage.executed[point.kind] += 1
+        if finding is not None:
+            result.failures.append(Failure(point, finding))
+            best = simplest.setdefault(finding.signature, disturbed).point
+            if best is not None and point.simplicity < best.simplicity:
+                simplest[finding.signature] = disturbed
+    if not result.failures and (found := others.environment()):
+        finding, disturbed = found
+        assert disturbed.point is not None
+        result.failures.append(Failure(disturbed.point, finding))
+        simplest[finding.signature] = disturbed
 
 
 def _check_saved_form(run: Undisturbed, coverage: Coverage) -> bool | Finding:
@@ -176,7 +202,7 @@ def run_reference(
     view = view_of(run.states[-1], run.world)
     plan = run.host.flow.plan()
     ordered = plan.width == 1
-    views = []
+    views, steady_views = [], []
     finding = unstable_key(run.world) or broken
     if finding is None and hosts.first is not None:
         finding = changed_shape(run, hosts.first, shape_of(view), "the second")
@@ -187,6 +213,8 @@ def run_reference(
         if lived[-1].job is None or lived[-1].error is not None:
             continue
         views.append(view_of(lived[-1].job, world))
+        if variation.pace is NORMAL_PACE:
+            steady_views.append(views[-1])
         if variation is UNVARIED:
             finding = finding or changed_shape(
                 run, shape_of(view), shape_of(views[0]), "a second run in the same process"
@@ -197,4 +225,41 @@ def run_reference(
     twice = repeated_in_attempt(run.world)
     if twice is not None:
         coverage.notes.append(twice)
-    return Reference(run, view, mask, ordered, custom, finding)
+    steady = varying(view, steady_views, ordered=ordered) if mask else mask
+    reference = Reference(
+        run, view, mask, ordered, custom, finding, time_mask=mask, steady_mask=steady
+    )
+    if ordered and checks.scope.tape is not None:
+        raise StaleTapeError("the flow has one order of work alone")
+    if finding is None and not ordered:
+        return _reference_of_orders(reference, start_ns, checks, coverage)
+    return reference
+
+
+def _reference_of_orders(
+    known: Reference, start_ns: int, checks: Checks, coverage: Coverage
+) -> Reference:
+    """Return the common result of a concurrent flow in several orders."""
+    run, scope = known.run, checks.scope
+    runs = OrderRuns(start_ns, OrderChecks(run, checks, known.mask), coverage)
+    runs.run(known)
+    by_order = varying(known.view, runs.views, ordered=False)
+    other = None
+    if runs.choices and scope.crashes != "none" and scope.schedules != "fifo":
+        other = run_undisturbed(run.case, start_ns, scope.tape or Reversed())
+        coverage.runs += 1
+        if check_undisturbed(other) is not None:
+            other = None
+    finding, disturbed = runs.shown or (None, None)
+    return Reference(
+        run,
+        known.view,
+        known.mask | by_order,
+        False,
+        known.custom,
+        finding,
+        disturbed,
+        other,
+        known.mask,
+        known.steady_mask | by_order,
+    )

@@ -11,13 +11,15 @@ Invariants:
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.faults.faults import Fault
-from pytest_routilux.sim.simulator.execution import UNVARIED, Variation, run_host
+from pytest_routilux.sim.simulator.execution import Variation, run_host
 from pytest_routilux.sim.simulator.model import (
     ENDED,
+    NORMAL_PACE,
     Case,
     Disturbed,
     Finding,
@@ -27,7 +29,7 @@ from pytest_routilux.sim.simulator.model import (
     Undisturbed,
     World,
 )
-from pytest_routilux.sim.simulator.scheduler import FIFO, Seeded
+from pytest_routilux.sim.simulator.scheduler import FIFO, FIFO_ORDER, OrderScheduler
 from pytest_routilux.sim.simulator.store_files import RealStoreFiles
 from pytest_routilux.text import error_text
 from routilux import (
@@ -46,7 +48,8 @@ from routilux.core.replay import follow
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_routilux.sim.simulator.model import CrashPoint
+    from pytest_routilux.sim.simulator.model import CrashPoint, Pace
+    from pytest_routilux.sim.simulator.scheduler import Order, Scheduler
     from routilux import Flow
 
 _MOST_HOSTS: Final = 12
@@ -54,14 +57,17 @@ _IN_FLIGHT: Final = ("before a write", "around an effect", "at an await")
 _REFUSALS: Final = ("store refuses", "store does not answer")
 
 
-def run_undisturbed(case: Case, start_ns: int) -> Undisturbed:
-    """Run a job without a simulated crash.
+def run_undisturbed(case: Case, start_ns: int, order: Order = FIFO_ORDER) -> Undisturbed:
+    """Run a job in an order, without a simulated crash.
 
     A new host resumes the job if a handler kills the host. Raises the error of an entry or params
     that the flow does not accept.
     """
     world = _new_world(case, start_ns)
-    hosts = _run_hosts(case, world, None, checked=True)
+    scheduler = order.scheduler()
+    hosts = _run_hosts(case, world, None, checked=True, scheduler=scheduler)
+    if isinstance(scheduler, OrderScheduler):
+        order = scheduler.tape
     if not world.commits and isinstance(hosts[-1].error, FlowDefinitionError | UnserializableError):
         raise hosts[-1].error
     durable: list[Commit] = []
@@ -87,7 +93,7 @@ def run_undisturbed(case: Case, start_ns: int) -> Undisturbed:
         merged.errors = {**host.errors, **merged.errors}
         merged.reads |= host.reads
         merged.retry_after = {**host.retry_after, **merged.retry_after}
-    run = Undisturbed(case, world, merged, durable, states)
+    run = Undisturbed(case, world, merged, durable, states, order=order)
     if world.files is not None:
         for number in range(len(states)):
             stored = world.files.cut(number).stored_job(case.job_id, world)
@@ -102,10 +108,23 @@ def run_variation(case: Case, start_ns: int, variation: Variation) -> tuple[Worl
     """Run a job with `variation`, without a real store; return the run's world and hosts."""
     case.reset()
     case = replace(case, store=None)
-    if variation.sequential:
-        case = replace(case, build=_Sequential(case.build))
     world = World(start_ns + variation.shift_ns)
-    return world, _run_hosts(case, world, None, variation=variation)
+    return world, _run_hosts(case, world, None, pace=variation.pace)
+
+
+def run_in_order(
+    case: Case, start_ns: int, scheduler: Scheduler, *, serial: bool = False
+) -> tuple[World, list[Host]]:
+    """Run a job in the order of `scheduler`, without a real store; return its world and hosts.
+
+    `serial`: at most one step is in flight.
+    """
+    case.reset()
+    case = replace(case, store=None)
+    if serial:
+        case = replace(case, build=_Sequential(case.build))
+    world = World(start_ns)
+    return world, _run_hosts(case, world, None, scheduler=scheduler)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +155,8 @@ def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
         fault = _FailsAt(seq, OSError(f"the store {how} commit {seq}"), durable=durable)
         world = _new_world(case, run.world.log[0][0])
         failing = replace(case, faults=(fault, *case.faults))
-        hosts = _run_hosts(failing, world, None)
-        return Disturbed(point, world, hosts, executed=fault.struck == 1)
+        hosts = _run_hosts(failing, world, None, scheduler=run.order.scheduler())
+        return Disturbed(point, world, hosts, fault.struck == 1, run.order)
     if case.fresh is not None:
         _run_until(run, point)
     world = run.world.cut(point.commits, point.calls, point.at_ns)
@@ -146,7 +165,7 @@ def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
     world.now_ns = point.resume_ns
     if point.commits in run.store_findings:
         host = Host(run.host.flow, store_finding=run.store_findings[point.commits])
-        return Disturbed(point, world, [host], executed=True)
+        return Disturbed(point, world, [host], True, run.order)
     job = run.states[point.commits] if point.commits else None
     executed = True
     dead: list[Host] = []
@@ -157,10 +176,10 @@ def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
         read = read_back(run.host.flow, job)
         if isinstance(read, Finding):
             host = Host(run.host.flow, store_finding=read)
-            return Disturbed(point, world, [host], executed=True)
+            return Disturbed(point, world, [host], True, run.order)
         flow, job = read.flow, read.job
     hosts = _run_hosts(case, world, job, flow=flow)
-    return Disturbed(point, world, [*dead, *hosts], executed=executed)
+    return Disturbed(point, world, [*dead, *hosts], executed, run.order)
 
 
 def read_back(flow: Flow, job: JobState) -> SavedState | Finding:
@@ -202,7 +221,8 @@ def _run_until(run: Undisturbed, point: CrashPoint) -> None:
         case = replace(run.case, faults=(dies, *run.case.faults), store=None)
         for fault in case.faults:
             fault.begin(0)
-        run_host(case, World(run.durable[0].at_ns), dies_at=dies_at)
+        world = World(run.durable[0].at_ns)
+        run_host(case, world, scheduler=run.order.scheduler(), dies_at=dies_at)
 
 
 class _FailsAt(Fault):
@@ -271,9 +291,13 @@ def _run_hosts(
     *,
     checked: bool = False,
     flow: Flow | None = None,
-    variation: Variation = UNVARIED,
+    scheduler: Scheduler = FIFO,
+    pace: Pace = NORMAL_PACE,
 ) -> list[Host]:
-    """Run up to `_MOST_HOSTS` hosts, one after another, until the job ends."""
+    """Run up to `_MOST_HOSTS` hosts, one after another, until the job ends.
+
+    The first one works in the order of `scheduler`, the others in FIFO order.
+    """
     for fault in case.faults:
         fault.begin(len(world.commits))
     hosts: list[Host] = []
@@ -281,11 +305,12 @@ def _run_hosts(
         if job is not None and job.status in ENDED:
             hosts.append(Host(case.build(), job))
             break
-        seed = variation.seed
-        scheduler = FIFO if seed is None else Seeded(seed).scheduler()
-        host = run_host(
-            case, world, job, scheduler=scheduler, pace=variation.pace, checked=checked, flow=flow
-        )
+        other = case.other_host if world.host_number else None
+        with nullcontext() if other is None else other.running():
+            host = run_host(
+                case, world, job, scheduler=scheduler, pace=pace, checked=checked, flow=flow
+            )
+        scheduler = FIFO
         hosts.append(host)
         over = host.error is None or isinstance(host.error, RoutiluxError)
         if over and world.files is None:

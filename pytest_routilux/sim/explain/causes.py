@@ -358,6 +358,32 @@ CAUSES: Final[dict[str, Reason]] = {
         "the order of a set differs between processes, and the job depends on it",
         "use sorted(...) where the set is iterated, or a dict or list, which keep their order",
     ),
+    "zone": Reason(
+        "{routine}{hint} uses local time without a zone. The next host has another local time zone,"
+        " so the same text or number means another instant there",
+        "self.ctx.now(), or datetime.now(UTC) and fromtimestamp(..., UTC): the zone is part of the"
+        " value, and isoformat() saves it",
+    ),
+    "host-name": Reason(
+        "{routine}{hint} asks its host for the name, and the job or a call depends on it. After a"
+        " crash another host does the rest, under another name",
+        "self.ctx.job_id, .task_id or .key(...) are the same on every host; write the host name to"
+        " the log, not into the job",
+    ),
+    "process-id": Reason(
+        "{routine}{hint} asks for its process id, and the job or a call depends on it. After a"
+        " crash another process does the rest",
+        "self.ctx.job_id, .task_id, .key(...) and .uuid() are the same on every host",
+    ),
+    "environment": Reason(
+        "{routine}{hint} reads an environment variable, and its value reaches the job or a call."
+        " The next host may have another value",
+        "give the value to the job in params=, or to the constructor of the routine: it is saved",
+    ),
+    "other-host": Reason(
+        "{routine}{hint} depends on more than one of: the time zone, the name and the process id",
+        "take times, ids and keys from self.ctx; they are the same on every host",
+    ),
     "nondeterminism": Reason(
         "{routine}{hint}: a second run from the same instant gives another result",
         "self.ctx.random, self.ctx.uuid() and self.ctx.now() repeat on every attempt and host;\n"

@@ -63,6 +63,8 @@ def rows_of(
     different = None
     if crash is not None:
         different = _first_difference(entries, reference, finding, crash)
+    elif reference.disturbed is not None:
+        different = _first_in_other_order(entries, reference.run.world.log)
     rows = []
     for index, (at_ns, host, what) in enumerate(entries):
         if isinstance(what, Commit):
@@ -81,6 +83,15 @@ def rows_of(
         row.marked = row.marked or index == different
         rows.append(row)
     return rows
+
+
+def _first_in_other_order(entries: Sequence[LogEntry], fifo: Iterable[LogEntry]) -> int | None:
+    """Return the first entry that comes at another place than in FIFO order."""
+    tasks = (what.task_id for _, _, what in _shown(fifo, None) if isinstance(what, Commit))
+    for index, (_, _, what) in enumerate(entries):
+        if isinstance(what, Commit) and what.task_id != next(tasks, None):
+            return index
+    return None
 
 
 def _shown(log: Iterable[LogEntry], point: CrashPoint | None) -> list[LogEntry]:

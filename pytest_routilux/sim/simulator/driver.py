@@ -1,7 +1,8 @@
 """`SimDriver`: runs the steps of a simulated host in virtual time.
 
 Invariants:
-- A handler runs to its end as soon as its step starts, against its snapshot. Its events (effects,
+- A handler runs to its end as soon as its step starts, against its snapshot; with another scheduler
+  than FIFO it pauses before each call of a double that other calls may change. Its events (effects,
   results of `once`, its end) are held back, each until its instant. So steps overlap as they would
   on threads, and an event that is still held back when the host dies has never happened.
 - Steps that are due at the same instant continue in the order of the thread driver: a step that
@@ -33,6 +34,7 @@ import pytest
 from pytest_routilux.faults.faults import slot_with_faults
 from pytest_routilux.frames import outwards, users_frame
 from pytest_routilux.sim.simulator.async_steps import SimAsyncSteps, note_leaked_threads
+from pytest_routilux.sim.simulator.handler_thread import HandlerThread
 from pytest_routilux.sim.simulator.host_loop import HostLoop, LoopTurn
 from pytest_routilux.sim.simulator.model import Call, World
 from pytest_routilux.sim.simulator.scheduler import FIFO, TIME
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 
     from pytest_routilux.sim.simulator.model import Case, Host, Pace
     from pytest_routilux.sim.simulator.scheduler import Scheduler
+    from pytest_routilux.sim.simulator.transitions import Trace
     from routilux import Context
     from routilux.clocks.clock import Key
     from routilux.engine.driver import Driven, Ended
@@ -133,9 +136,17 @@ def _of_loop(flight: Flight, pool: ThreadPoolExecutor) -> bool:
 class _StepHost:
     """Implements `ctx` for one step in virtual time."""
 
-    __slots__ = ("_clock", "_driven", "_loop", "_pace", "flight")
+    __slots__ = ("_clock", "_driven", "_loop", "_pace", "_trace", "flight")
 
-    def __init__(self, clock: SimClock, flight: Flight, pace: Pace, loop: HostLoop) -> None:
+    def __init__(
+        self,
+        clock: SimClock,
+        flight: Flight,
+        pace: Pace,
+        loop: HostLoop,
+        trace: Trace | None = None,
+    ) -> None:
+        self._trace = trace
         self._clock = clock
         self._loop = loop
         self.flight = flight
@@ -145,6 +156,8 @@ class _StepHost:
     cancelled = False  # no simulated job is
 
     def now_ns(self) -> int:
+        if self._trace is not None:
+            self._trace.blind = True
         return self._clock.mono + int(self._driven.offset)
 
     def sleep(self, step: StepInput, length: int) -> None:
@@ -207,6 +220,7 @@ class SimDriver:
         pace: Pace,
         loop: HostLoop,
         environment: Environment,
+        handlers: list[HandlerThread],
     ) -> None:
         self._clock = clock
         self._environment = environment
@@ -216,6 +230,7 @@ class SimDriver:
         self._case = case
         self._pace = pace
         self._loop = loop
+        self._handlers = handlers
         self._fresh: list[Flight] = []
         self._ended: deque[Ended] = deque()
         self._asleep: list[tuple[int, Key, int, Flight]] = []
@@ -268,15 +283,17 @@ class SimDriver:
             # Threads run while the loop waits, and the loop does not wait while steps have ended.
             fresh, self._fresh = self._fresh, []
             for flight in fresh:
-                self._run_handler(flight)
-                self._continue(flight)
+                self._begin(flight)
         while True:
             chosen = self._choose(until, key)
             if type(chosen) is tuple:
                 return chosen
             if isinstance(chosen, Flight):
-                clock.mono = max(clock.mono, chosen.events[0][0])
-                self._continue(chosen)
+                if chosen.events:
+                    clock.mono = max(clock.mono, chosen.events[0][0])
+                    self._continue(chosen)
+                else:
+                    self._advance(chosen)
             elif isinstance(chosen, LoopTurn):
                 self._loop.run(chosen, self._horizon(until))
                 if self._test_outcome is not None:
@@ -346,10 +363,12 @@ class SimDriver:
                 return LoopTurn(self._clock.mono)
         if not options:
             return None
-        index = 0
-        if len(options) > 1:
+        index, trace = 0, self._scheduler.trace
+        if len(options) > 1 or trace is not None:
             index = self._scheduler.choose([_task_of(option) for option in options])
         chosen = options[index]
+        if trace is not None:
+            trace.next(_task_of(chosen), alone=isinstance(chosen, LoopTurn))
         if isinstance(chosen, tuple):
             ended.remove(chosen)
         elif isinstance(chosen, Flight):
@@ -357,11 +376,36 @@ class SimDriver:
             heapify(self._asleep)
         return chosen
 
+    def _begin(self, flight: Flight) -> None:
+        """Run a handler to its end, or to its first pause."""
+        if self._scheduler is FIFO or flight.step.task.routine_id not in self._case.pausing:
+            self._run_handler(flight)
+            self._continue(flight)
+            return
+        trace = self._scheduler.trace
+        if trace is not None:
+            trace.read_all()  # what it will have read is not known yet
+        flight.at = self._clock.mono
+        run = partial(self._run_handler, flight)
+        flight.handler = HandlerThread(run, flight, self._clock)
+        self._handlers.append(flight.handler)
+        self._advance(flight, calls=False)
+
+    def _advance(self, flight: Flight, *, calls: bool = True) -> None:
+        """Run a paused handler to its next pause, or to its end; `calls`: with a double first."""
+        clock, trace = self._clock, self._scheduler.trace
+        if trace is not None and calls:
+            trace.call_double()
+        begun = clock.mono = max(clock.mono, flight.at)
+        flight.handler.advance()
+        flight.at, clock.mono = clock.mono, begun
+        self._continue(flight)
+
     def _continue(self, flight: Flight) -> None:
         """Deliver the events of a step until the step sleeps or ends."""
         events = flight.events
         clock = self._clock
-        while events[0][0] <= clock.mono:
+        while events and events[0][0] <= clock.mono:
             _, what = events.popleft()
             kind = type(what)
             if kind is Call:
@@ -389,7 +433,8 @@ class SimDriver:
                 self._ended.append((flight.driven, flight.step, what))
                 return
         self._sleeps += 1
-        heappush(self._asleep, (events[0][0], flight.key, self._sleeps, flight))
+        at = events[0][0] if events else flight.at
+        heappush(self._asleep, (at, flight.key, self._sleeps, flight))
 
     def _run_handler(self, flight: Flight) -> None:
         step, clock = flight.step, self._clock
@@ -397,7 +442,7 @@ class SimDriver:
         begun = clock.mono
         slot = plan.slot(task.routine_id, task.slot)
         slot = slot_with_faults(self._case.faults, step, slot, clock)
-        host = _StepHost(clock, flight, self._pace, self._loop)
+        host = _StepHost(clock, flight, self._pace, self._loop, self._scheduler.trace)
         outer = running.flight, running.clock
         running.flight, running.clock = flight, clock
         outcome: StepOutcome | BaseException
@@ -413,7 +458,12 @@ class SimDriver:
             running.flight, running.clock = outer
             if flight.threads:
                 note_leaked_threads(self._host, flight)
+        if flight.doubles:
+            self._case.pausing.add(task.routine_id)
+        if self._scheduler.trace is not None:
+            self._scheduler.trace.handled(step, outcome)
         if step.timeout_ns is None:
             clock.mono += self._pace.more_ns
         flight.events.append((clock.mono, outcome))
-        clock.mono = begun
+        if flight.handler is None:
+            clock.mono = begun

@@ -97,6 +97,8 @@ class Effect:
         if self._returns is None:
             result = f"{self.name.rpartition('.')[2]}-{_digest(inputs)}"
         else:
+            if running.flight is not None:
+                running.flight.call_double()
             try:
                 result = self._returns(*args, **kwargs)
             except Exception as raised:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, get_args
 
+from pytest_routilux.sim.simulator.scheduler import FIFO_ORDER
 from pytest_routilux.text import shown
 from routilux import Commit, JobStatus, JobStore
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from pytest_routilux.faults.faults import Fault
+    from pytest_routilux.sim.simulator.other_host import OtherHost
+    from pytest_routilux.sim.simulator.scheduler import Order
     from pytest_routilux.virtual_time.simulated_step import Pause
     from routilux import Flow, JobState, StepInput
 
@@ -60,7 +63,8 @@ class Case:
     """A job to simulate: the flow, the start, the faults and the store.
 
     With `store`, only what that store keeps in its files is durable. `assertions` says whether a
-    failed assertion of a handler is a finding. `fresh` resets what lies outside of the job.
+    failed assertion of a handler is a finding. `fresh` resets what lies outside of the job. Each
+    host but the first is `other_host`.
     """
 
     build: Callable[[], Flow]
@@ -73,6 +77,9 @@ class Case:
     store: OpenStore | None = None
     assertions: bool = True
     fresh: Callable[[], object] | None = None
+    other_host: OtherHost | None = None
+    pausing: set[str] = field(default_factory=set, compare=False)
+    """The routines whose handlers call doubles that other calls may change; found by its runs."""
 
     def reset(self) -> None:
         """Bring what lies outside of the job, such as a database, to its first state."""
@@ -98,9 +105,9 @@ NORMAL_PACE: Final = Pace()
 class CrashPoint:
     """A point of a run at which a host dies.
 
-    `commits`, `calls` and `awaits` are how many of the undisturbed run's are in the world then;
-    `at_ns` is when the host dies, `resume_ns` when the next one resumes (UTC). `name` is for
-    reproducers, `text` for people.
+    The run works in `order`. `commits`, `calls` and `awaits` are how many of the undisturbed run's
+    are in the world then; `at_ns` is when the host dies, `resume_ns` when the next one resumes
+    (UTC). `name` is for reproducers, `text` for people.
     """
 
     kind: Kind
@@ -114,11 +121,12 @@ class CrashPoint:
     routine_id: str | None = None
     attempt: int = 0
     awaits: int = 0
+    order: Order = FIFO_ORDER
 
     @property
-    def simplicity(self) -> tuple[int, int]:
+    def simplicity(self) -> tuple[bool, int, int]:
         """The sort key that puts the simplest point first."""
-        return _KINDS.index(self.kind), self.at_ns
+        return self.order != FIFO_ORDER, _KINDS.index(self.kind), self.at_ns
 
 
 # --- what outlives a host -------------------------------------------------------------------------
@@ -336,6 +344,7 @@ class Undisturbed:
     durable: list[Commit]
     states: list[JobState]
     store_findings: dict[int, Finding] = field(default_factory=dict)
+    order: Order = FIFO_ORDER
 
     @property
     def job(self) -> JobState:
@@ -346,12 +355,13 @@ class Undisturbed:
 
 @dataclass(slots=True)
 class Disturbed:
-    """A run with a crash planned at `point`."""
+    """A run with a crash planned at `point`, or in another `order` without a crash."""
 
-    point: CrashPoint
+    point: CrashPoint | None
     world: World
     hosts: list[Host]
     executed: bool  # whether the crash happened
+    order: Order = FIFO_ORDER
 
     @property
     def host(self) -> Host:

@@ -9,12 +9,14 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, final
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, Protocol, final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from pytest_routilux.sim.simulator.transitions import Trace
 
     Pick = Callable[[Sequence[str]], int]
 
@@ -30,7 +32,12 @@ class Choice(NamedTuple):
 
 
 class Scheduler(Protocol):
-    """Chooses which task starts, which step continues, or that time passes."""
+    """Chooses which task starts, which step continues, or that time passes.
+
+    With a `trace`, it is asked for each transition, also if there is one option.
+    """
+
+    trace: Trace | None
 
     def choose(self, tasks: Sequence[str]) -> int:
         """Choose one of two or more options by the ids of their tasks; return its index."""
@@ -39,6 +46,8 @@ class Scheduler(Protocol):
 @final
 class FifoScheduler:
     """A scheduler that always chooses the first option (first in, first out)."""
+
+    trace: Trace | None = None
 
     def choose(self, tasks: Sequence[str]) -> int:
         """Return 0, the index of the first option."""
@@ -53,15 +62,31 @@ class StaleTapeError(Exception):
 
 
 class OrderScheduler:
-    """A scheduler that follows an `Order`, and records its choices."""
+    """A scheduler that follows an `Order`, and records its choices.
 
-    def __init__(self, pick: Pick) -> None:
+    If `serial`, a task runs, then all tasks that come from it, then the next one: the only choices
+    are those among tasks of one parent.
+    """
+
+    trace: Trace | None = None
+
+    def __init__(self, pick: Pick, *, serial: bool = False) -> None:
         self._pick = pick
+        self._serial = serial
         self.choices: list[Choice] = []
         """The decisions of the run so far."""
 
     def choose(self, tasks: Sequence[str]) -> int:
         """Return the index that the order chooses."""
+        if not self._serial:
+            return self._choose(tasks)
+        newest = _parent(tasks[-1])  # tasks are in the order of their creation
+        siblings = [index for index, task in enumerate(tasks) if _parent(task) == newest]
+        if len(siblings) == 1:
+            return siblings[0]
+        return siblings[self._choose([tasks[index] for index in siblings])]
+
+    def _choose(self, tasks: Sequence[str]) -> int:
         index = self._pick(tasks)
         self.choices.append(Choice(index, tuple(tasks)))
         return index
@@ -69,11 +94,17 @@ class OrderScheduler:
     @property
     def tape(self) -> Tape:
         """The choices of the run that differ from FIFO."""
-        return Tape({at: choice.chosen for at, choice in enumerate(self.choices) if choice.chosen})
+        deviations = {at: choice for at, choice in enumerate(self.choices) if choice.chosen}
+        changes = tuple((one.tasks[one.chosen], one.tasks[0]) for one in deviations.values())
+        return Tape({at: one.chosen for at, one in deviations.items()}, self._serial, changes)
 
 
 class Order(Protocol):
     """An order of work, which any number of runs share."""
+
+    @property
+    def serial(self) -> bool:
+        """Whether at most one step is in flight."""
 
     def scheduler(self) -> Scheduler:
         """Return the scheduler of one run."""
@@ -83,17 +114,21 @@ class Order(Protocol):
 class Fifo:
     """First in, first out: the order of a run without any disturbance."""
 
+    serial: ClassVar[bool] = False
+
     def scheduler(self) -> FifoScheduler:
         """Return the scheduler of one run."""
         return FIFO
 
-    def __str__(self) -> str:
-        return "FIFO"
+
+FIFO_ORDER: Final = Fifo()
 
 
 @dataclass(frozen=True, slots=True)
 class Reversed:
     """Last in, first out."""
+
+    serial: ClassVar[bool] = False
 
     def scheduler(self) -> OrderScheduler:
         """Return the scheduler of one run."""
@@ -105,6 +140,7 @@ class First:
     """A task and the tasks that come from it go before all others."""
 
     task_id: str
+    serial: ClassVar[bool] = False
 
     def scheduler(self) -> OrderScheduler:
         """Return the scheduler of one run."""
@@ -129,6 +165,7 @@ class Seeded:
     """
 
     seed: int
+    serial: ClassVar[bool] = False
 
     def scheduler(self) -> OrderScheduler:
         """Return the scheduler of one run."""
@@ -148,6 +185,7 @@ class Pct:
     seed: int
     depth: int
     choices: int
+    serial: ClassVar[bool] = False
 
     def scheduler(self) -> OrderScheduler:
         """Return the scheduler of one run."""
@@ -174,9 +212,30 @@ class Pct:
 
 @dataclass(frozen=True, slots=True)
 class Tape:
-    """The choices that differ from FIFO: the number of a decision, from 0, and the index."""
+    """The choices that differ from FIFO: the number of a decision, from 0, and the index.
+
+    `changes` has the tasks of each: the one that was chosen, and the one that FIFO would choose.
+
+    >>> str(Tape({3: 1, 9: 2}))
+    'o3-1_9-2'
+    >>> Tape.parse("q0-1")
+    Tape(deviations={0: 1}, serial=True, changes=())
+    """
 
     deviations: Mapping[int, int]
+    serial: bool = False
+    changes: tuple[tuple[str, str], ...] = field(default=(), compare=False)
+
+    @classmethod
+    def parse(cls, text: str) -> Tape:
+        """Return the tape of a text, such as `o3-1`."""
+        pairs = [pair.split("-") for pair in text[1:].split("_") if pair]
+        deviations = {int(at): int(index) for at, index in pairs}
+        return cls(deviations, serial=text[0] == "q")
+
+    def __str__(self) -> str:
+        pairs = "_".join(f"{at}-{index}" for at, index in self.deviations.items())
+        return f"{'q' if self.serial else 'o'}{pairs}"
 
     def scheduler(self) -> OrderScheduler:
         """Return the scheduler of one run; it raises `StaleTapeError` if the tape does not fit."""
@@ -193,30 +252,35 @@ class Tape:
                 )
             return index
 
-        return OrderScheduler(pick)
+        return OrderScheduler(pick, serial=self.serial)
+
+    @property
+    def size(self) -> int:
+        """The number of deviations from FIFO."""
+        return len(self.deviations)
+
+    def check(self, choices: Sequence[Choice]) -> None:
+        """Raise `StaleTapeError` if a run ended before it came to all decisions."""
+        last = max(self.deviations, default=-1)
+        if last >= len(choices):
+            raise StaleTapeError(
+                f"the run has {len(choices)} decisions, but the reproducer chooses at number {last}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class OneAtATime:
-    """A task, then the tasks that come from it, then the next one; `order` chooses among siblings.
+    """One step in flight: a task, then the tasks that come from it, then the next one.
 
-    For runs with one step in flight.
+    `order` chooses among the tasks of one parent.
     """
 
     order: Order
+    serial: ClassVar[bool] = True
 
     def scheduler(self) -> OrderScheduler:
         """Return the scheduler of one run."""
-        choose = self.order.scheduler().choose
-
-        def pick(tasks: Sequence[str]) -> int:
-            newest = _parent(tasks[-1])  # tasks are in the order of their creation
-            siblings = [index for index, task in enumerate(tasks) if _parent(task) == newest]
-            if len(siblings) == 1:
-                return siblings[0]
-            return siblings[choose([tasks[index] for index in siblings])]
-
-        return OrderScheduler(pick)
+        return OrderScheduler(self.order.scheduler().choose, serial=True)
 
 
 def _parent(task_id: str) -> str:

@@ -29,7 +29,7 @@ from routilux.core.requests import request, requeue, take_over
 from routilux.graph.messages import RecordedEffect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
 
     from pytest_routilux.sim.simulator.model import Finding, Undisturbed
     from routilux.graph.plan import Plan
@@ -200,8 +200,34 @@ class _Lifecycle:
                 continue
             if task.failed or task.retries or task.attempt != old.attempt or task.due_ns != now:
                 self._fail(f"gives {task.routine_id} (task {task.task_id}) no fresh budget")
+        self._check_new_tasks(again, failed)
         if again.error is not None or any(s.failed for s in again.routine_states.values()):
             self._fail("keeps the error of the failure that is retried")
+
+    def _check_new_tasks(self, again: JobState, failed: Collection[str]) -> None:
+        """Check that a task which has reported its failure gets no ids for a second time."""
+        known = {task.task_id for commit in self._job.commits for task in commit.tasks}
+        machine = Machine(self._plan, again.copy())
+        for pending in again.tasks_to_run():
+            like = next(
+                (
+                    commit
+                    for commit in self._job.commits
+                    if commit.kind is CommitKind.DONE
+                    and commit.routine_id == pending.routine_id
+                    and commit.tasks
+                ),
+                None,
+            )
+            if pending.task_id not in failed or like is None:
+                continue
+            step = machine.begin(machine.job._pending[pending.task_id], self._now)
+            outcome = StepOutcome(step.number, list(like.emissions))
+            commit = machine.finish(step, outcome, self._now)
+            twice = known & {task.task_id for task in (commit.tasks if commit else ())}
+            if twice:
+                self._fail(f"creates task {min(twice)} again after retry_failed")
+            machine.abandon(step)
 
     def _check_taken_over(self) -> None:
         job, now = self._job, self._now

@@ -46,7 +46,7 @@ class BrokenRuleError(Exception):
 class RetryRules:
     """Checks each failed attempt against the routine's retry policy."""
 
-    __slots__ = ("_errors", "_job", "_reads", "_retry_after", "_spec")
+    __slots__ = ("_errors", "_job", "_reads", "_retry_after", "_spec", "_unspent")
 
     def __init__(self, spec: FlowSpec, job: ShadowJob, hosts: Sequence[Host]) -> None:
         self._spec = spec
@@ -54,6 +54,7 @@ class RetryRules:
         self._errors = hosts[0].errors
         self._retry_after = hosts[0].retry_after
         self._reads = hosts[0].reads
+        self._unspent = {attempt for host in hosts for attempt in host.unspent}
         if len(hosts) > 1:
             # An attempt whose commit was lost is repeated; the later host knows how it ended.
             self._errors = {key: e for host in hosts for key, e in host.errors.items()}
@@ -163,6 +164,8 @@ class RetryRules:
         leaves = error[1:] or error
         if not spends and leaves and not all(issubclass(kind, RetryAfter) for kind in leaves):
             fail("retry-not-spent", f"{retried}, but spends none of its retries", commit)
+        if spends and (shadow.task.task_id, commit.attempt) in self._unspent:
+            fail("retry-spent", f"{retried}, which should spend none of its retries", commit)
         if spends and most is not None and shadow.retries >= most:
             what = f"{retried}, but its {most} retries are spent"
             if shadow.since_resume is not None and shadow.since_resume < most:

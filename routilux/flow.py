@@ -181,6 +181,7 @@ class Flow:
         self._gathers: Gathers | None = None  # made with the first plan of that graph
         self._gathers_of: Graph | None = None
         self._declared = 0  # slots and events that existed when the graph was made
+        self._has_async = False  # whether a slot had an async handler then
 
     # --- building it ----------------------------------------------------------------------------
 
@@ -321,7 +322,7 @@ class Flow:
             self.max_workers if strategy == "concurrent" else 1,
             {name: routine._error_handler or default for name, routine in self._routines.items()},
             self._gathers,
-            any(s.is_async for r in self._routines.values() for s in r._slots.values()),
+            self._has_async,
         )
         if self._plan is None or not self._plan.is_like(plan):
             self._plan = plan
@@ -333,6 +334,9 @@ class Flow:
         if self._graph is None or self._declared != declared:
             self._graph = graph_of(self._routines, self._connections, self._splits)
             self._declared = declared
+            self._has_async = any(
+                slot.is_async for r in self._routines.values() for slot in r._slots.values()
+            )
         return self._graph
 
     def to_mermaid(self) -> str:

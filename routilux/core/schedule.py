@@ -73,6 +73,8 @@ class Schedule:
     def first(self) -> PendingTask | None:
         """Return the first task whose routine is not busy, due or not."""
         queue, heap, lanes = self._queue, self._heap, self._lanes
+        if lanes is None and not heap:
+            return queue[0] if queue else None
         while queue or heap:
             queued = not heap or (queue and queue[0].order < heap[0][:3])
             pending = queue[0] if queued else heap[0][3]
@@ -111,7 +113,8 @@ class Schedule:
             if lanes is not None:
                 lane = lanes[pending.task.routine_id]
                 lane.aside = _without(pending, lane.aside)
-        self.occupy(pending.task.routine_id)
+        if lanes is not None:
+            lanes[pending.task.routine_id].busy += 1
 
     def occupy(self, routine_id: str) -> None:
         """Record that a step of a routine has started."""

@@ -462,6 +462,8 @@ class Drive:
 
         At most until the monotonic instant `until`, by default for a second.
         """
+        if not self.tasks:
+            return
         clock = self.environment.clock
         until = clock.monotonic_ns() + CLEANUP if until is None else until
         ended = clock.signal()

@@ -47,7 +47,10 @@ def run_step(
     context = Context(step, routine, host)
     token = active.set(context)
     try:
-        arguments = _arguments(step, slot)
+        task = step.task
+        arguments: dict[str, Any] = task.payload
+        if not (task.flat and slot.binding.names.issuperset(arguments)):
+            arguments = _arguments(step, slot)
         if step.timeout_ns is not None:
             host.opened(context)
         result = slot.handler(**arguments)
@@ -56,6 +59,8 @@ def run_step(
                 context.on_loop = True
                 result = host.run_coroutine(step, result)
             _check_result(result, slot)
+        if step.timeout_ns is None and not context.touched:
+            return StepOutcome(step.number, context.outbox)
         return _success(step, routine, context, host)
     except BaseException as error:
         outcome = _failure(step, handler, context, host, error)

@@ -158,9 +158,8 @@ class Plan:
             and self.gathers is other.gathers
             and self.flow_id == other.flow_id
             and self.width == other.width
-            and self.has_async == other.has_async
             and self.routines == other.routines
-            and all(self.handlers[name] is handler for name, handler in other.handlers.items())
+            and self.handlers == other.handlers
         )
 
     def is_async(self, task: Task) -> bool:

@@ -396,7 +396,7 @@ def a_subclass_of_a_retryable_error_is_not_retried(patch: Patch) -> None:
     build=shop(deadline=1.0),
 )
 def a_task_is_retried_past_its_deadline(patch: Patch) -> None:
-    patch.setattr(transitions, "_is_past_deadline", lambda *_: None)
+    patch.setattr(transitions, "_is_past", lambda *_: None)
 
 
 @bug(

@@ -496,7 +496,7 @@ def of_two_tasks_that_are_due_at_one_instant_one_is_forgotten(patch: Patch) -> N
     original = Schedule.add
 
     def add(self: Schedule, pending: Any) -> None:
-        known = [*self._queue, *(entry[3] for entry in self._heap)]
+        known = [*self._queue[self._queued :], *(entry[3] for entry in self._heap)]
         if not (pending.delay_ns and any(task.due_ns == pending.due_ns for task in known)):
             original(self, pending)
 

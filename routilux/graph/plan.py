@@ -103,7 +103,7 @@ def checked_connection(
             )
     # Not all fields are visited: thousands of connections may share an event with thousands.
     kept, moved = declared.allowed, connection.param_mapping
-    renamed = Counter(moved.values())
+    renamed = Counter(moved.values()) if moved else {}
     twice = sorted(n for n, count in renamed.items() if count > 1 or (n in kept and n not in moved))
     if twice:
         raise FlowDefinitionError(

@@ -224,6 +224,8 @@ class SimDriver:
                 self._run_handler(flight)
                 self._continue(flight)
         while True:
+            if self._ended and self._scheduler is FIFO:
+                return self._ended.popleft()
             chosen = self._choose(until, key)
             if type(chosen) is tuple:
                 return chosen
@@ -272,8 +274,6 @@ class SimDriver:
         ended, fresh, asleep = self._ended, self._fresh, self._asleep
         loop = self._loop
         if self._scheduler is FIFO:
-            if ended:
-                return ended.popleft()
             if loop.open:
                 due = loop.due()
                 later = [

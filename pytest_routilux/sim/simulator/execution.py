@@ -230,6 +230,7 @@ class _SimRuntime(Runtime):
         self.pace = pace
         self.host_loop = HostLoop(clock, pace, scheduler, dies_at)
         environment = self.environment
+        environment.owner = f"simulated host {world.host_number}"
         environment.run_async_step = async_steps(case, world, host, clock, self.host_loop)
         environment.journal = _WorldJournal(self, checked=checked)  # type: ignore[assignment]  # as one
         environment.observers.registered = () if case.always is None else (self,)

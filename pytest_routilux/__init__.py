@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pytest_routilux.monitor.assertions import FlowMonitor
     from pytest_routilux.report.flow_report import FlowReport, Verification
     from pytest_routilux.sim.flow_sim import FlowSim
+    from pytest_routilux.sim.replay.judge import Replay
     from pytest_routilux.sim.results import Coverage, Outcome
     from pytest_routilux.sim.simulator.effects import Effect
 
@@ -35,6 +36,7 @@ __all__ = [
     "HostError",
     "HostResult",
     "Outcome",
+    "Replay",
     "SerializeRoundtrip",
     "Verification",
 ]
@@ -53,6 +55,7 @@ _DEFINED_IN = {
     "HostError": "hosts.flow_hosts",
     "HostResult": "hosts.flow_hosts",
     "Outcome": "sim.results",
+    "Replay": "sim.replay.judge",
     "SerializeRoundtrip": "hosts.roundtrip",
     "Verification": "report.flow_report",
 }

@@ -12,6 +12,7 @@ import inspect
 import os
 import sys
 import sysconfig
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
@@ -20,7 +21,7 @@ from routilux import IllegalTransitionError, RoutiluxError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from types import FrameType
+    from types import FrameType, TracebackType
 
     import pytest
 
@@ -78,6 +79,8 @@ def object_named(name: str) -> object:
 
 def definition_of(function: Callable[..., object]) -> str:
     """Return the `file:line` of a function's definition; "" if unknown."""
+    while isinstance(function, partial):
+        function = function.func
     code = getattr(inspect.unwrap(function), "__code__", None)
     return "" if code is None else f"{code.co_filename}:{code.co_firstlineno}"
 
@@ -92,6 +95,31 @@ def handler_of(flow: Flow, routine_id: str | None) -> str:
 def place_of(frame: FrameType) -> str:
     """Return the `file:line` that `frame` runs."""
     return seen_from_here(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+
+
+def is_engine_bug(error: BaseException) -> bool:
+    """Return whether the engine itself failed: its code raised, and not to name a culprit."""
+    if isinstance(error, IllegalTransitionError):
+        return True
+    if not isinstance(error, Exception) or isinstance(error, RoutiluxError | OSError):
+        return False
+    entry = _innermost(error)
+    module = "" if entry is None else str(entry.tb_frame.f_globals.get("__name__"))
+    # A store raises what its database raises.
+    return module.partition(".")[0] == "routilux" and not module.startswith("routilux.persist.")
+
+
+def raised_at(error: BaseException) -> str:
+    """Return the `file:line` that raised an error; "" if unknown."""
+    entry = _innermost(error)
+    return "" if entry is None else f"{entry.tb_frame.f_code.co_filename}:{entry.tb_lineno}"
+
+
+def _innermost(error: BaseException) -> TracebackType | None:
+    entry = error.__traceback__
+    while entry is not None and entry.tb_next is not None:
+        entry = entry.tb_next
+    return entry
 
 
 def seen_from_here(where: str) -> str:

@@ -131,7 +131,7 @@ def test_fan_out_and_fan_in_survives(max_workers: int, flow_sim: FlowSim) -> Non
     coverage = flow_sim.crash_everywhere(
         lambda: fan_out_and_in(max_workers), "split", pictures(ALBUM)
     )
-    assert "complete" == coverage.word
+    assert ("sampled" if max_workers > 1 else "complete") == coverage.word
 
 
 GIVE_UP: Final = ("STOP", "RETRY once")

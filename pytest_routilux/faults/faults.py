@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from routilux import FlowDefinitionError, Slot, SystemClock
 from routilux.clocks.durations import SECOND, signed_ns, to_ns
@@ -108,13 +108,15 @@ class OfRoutine(Fault):
 
 
 class Raises(OfRoutine):
-    """A fault that raises an error instead of running a routine's handler."""
+    """A fault that raises an error instead of running a routine's handler, or after its end."""
 
     def __init__(
         self,
         routine: str,
         error: Exception | type[Exception],
         attempts: Iterable[int] | None = None,
+        *,
+        after: bool = False,
     ) -> None:
         super().__init__(routine, attempts)
         kind = error if isinstance(error, type) else type(error)
@@ -131,13 +133,27 @@ class Raises(OfRoutine):
                     f" arguments ({why}); give an instance of the exception"
                 ) from None
         self.error = error
+        self.after = after
 
     def affect(self, step: StepInput, slot: Slot, clock: Clock) -> Slot:
         if not self._hits(step):
             return slot
-        return replace(slot, handler=self._raise)
+        if not self.after:
+            return replace(slot, handler=self._raise)
 
-    def _raise(self, **_: object) -> None:
+        def lost(**payload: object) -> object:
+            result = slot.handler(**payload)
+            if not inspect.isawaitable(result):
+                self._raise()
+            return lost_async(result)
+
+        async def lost_async(result: Any) -> None:
+            await result
+            self._raise()
+
+        return replace(slot, handler=lost)
+
+    def _raise(self, **_: object) -> NoReturn:
         # The same instance each time, since its `args` may not be its constructor's arguments;
         # without the frames and causes that it has collected before.
         error = self.error
@@ -148,7 +164,7 @@ class Raises(OfRoutine):
 
     def __repr__(self) -> str:
         shown = self.error.__name__ if isinstance(self.error, type) else repr(self.error)
-        return f"raises({self.routine!r}, {shown}{self._when()})"
+        return f"raises({self.routine!r}, {shown}{self._when()}{', after=True' * self.after})"
 
 
 class Slow(OfRoutine):

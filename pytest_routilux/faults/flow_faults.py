@@ -77,9 +77,15 @@ class FlowFaults:
         routine: str,
         error: Exception | type[Exception],
         attempts: Iterable[int] | None = None,
+        *,
+        after: bool = False,
     ) -> Fault:
-        """Return a fault that raises `error` instead of running the handler of `routine`."""
-        return self._make(Raises(routine, error, attempts))
+        """Return a fault that raises `error` instead of running the handler of `routine`.
+
+        With `after` the handler runs to its end first: what it did outside is done, and its answer
+        is lost. If it raises an error itself, it keeps that error.
+        """
+        return self._make(Raises(routine, error, attempts, after=after))
 
     def slow(
         self, routine: str, seconds: float | timedelta, attempts: Iterable[int] | None = None

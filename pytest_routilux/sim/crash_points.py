@@ -33,6 +33,28 @@ def crash_points(run: Undisturbed, *, documents: bool = True) -> list[CrashPoint
     return list(_Points(run, documents=documents).all())
 
 
+def new_points(run: Undisturbed, other: Undisturbed, *, documents: bool = True) -> list[CrashPoint]:
+    """Return the points of `other`, which ran in another order, that `run` has not.
+
+    A point is the same if the same commits and effects came before it, in the same order.
+    """
+    known = {_identity(run, point) for point in crash_points(run, documents=documents)}
+    points = crash_points(other, documents=documents)
+    return [point for point in points if _identity(other, point) not in known]
+
+
+def _identity(run: Undisturbed, point: CrashPoint) -> tuple[object, ...]:
+    before = run.world.cut(point.commits, point.calls, point.at_ns).log
+    events = [
+        (what.kind, what.task_id, what.attempt)
+        if isinstance(what, Commit)
+        else (what.effect, what.task_id, what.attempt)
+        for _, _, what in before
+        if isinstance(what, Commit | Call)
+    ]
+    return point.kind, point.name, tuple(events)
+
+
 _Step: TypeAlias = tuple[str | None, str | None, int]
 """A task, its routine, and the attempt."""
 
@@ -177,4 +199,6 @@ class _Points:
         unique = next(name for name in names if name not in self._names)
         self._names.add(unique)
         resume_ns = instant.at_ns if resume_ns is None else resume_ns
-        return CrashPoint(kind, unique, text, *instant, resume_ns, *step, self._awaits)
+        return CrashPoint(
+            kind, unique, text, *instant, resume_ns, *step, self._awaits, self._run.order
+        )

@@ -15,29 +15,41 @@ from time import perf_counter
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
-from pytest_routilux.faults.faults import StoreFails
-from pytest_routilux.handler_assertions import failed_assertion
-from pytest_routilux.sim.conformance.checker import broken_rule
-from pytest_routilux.sim.conformance.spec import RAISED_BY_ENGINE, error_name
-from pytest_routilux.sim.crash_points import crash_points
-from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
-from pytest_routilux.sim.oracle import compare_effects, unstable_key, varying, view_of
-from pytest_routilux.sim.recovery import recover, run_undisturbed
-from pytest_routilux.sim.results import Checks, Coverage, Exploration, Outcome, Reference
-from pytest_routilux.sim.simulator.effects import Effect
-from pytest_routilux.sim.simulator.execution import run_variation, variations
-from pytest_routilux.sim.simulator.model import Finding
-from pytest_routilux.sim.simulator.store_files import store_name
-from pytest_routilux.text import bare_name, error_text
-from routilux import (
-    JobState,
-    JobStatus,
-    PoisonJobError,
-    SavedState,
-    SavedStateError,
-    StepTimeoutError,
+from pytest_routilux.sim.checks import (
+    check_end,
+    check_invariant,
+    check_undisturbed,
+    check_variation,
 )
-from routilux.codec.equality import first_difference, same_value
+from pytest_routilux.sim.crash_points import crash_points, new_points
+from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
+from pytest_routilux.sim.oracle import (
+    repeated_in_attempt,
+    reused_key,
+    trie_of,
+    unstable_key,
+    varying,
+    view_of,
+)
+from pytest_routilux.sim.orders.races import OrderChecks
+from pytest_routilux.sim.orders.try_orders import OrderRuns
+from pytest_routilux.sim.other_hosts import OtherHosts
+from pytest_routilux.sim.recovery import read_back, run_undisturbed, run_variation
+from pytest_routilux.sim.repeats import REPEAT, changed_shape, changed_values, shape_of
+from pytest_routilux.sim.results import (
+    Checks,
+    Coverage,
+    Exploration,
+    Failure,
+    Outcome,
+    Reference,
+)
+from pytest_routilux.sim.simulator.effects import Effect
+from pytest_routilux.sim.simulator.execution import UNVARIED, variations
+from pytest_routilux.sim.simulator.model import NORMAL_PACE, Finding
+from pytest_routilux.sim.simulator.scheduler import Reversed, StaleTapeError
+from pytest_routilux.sim.simulator.store_files import store_name
+from routilux import UnserializableError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -45,11 +57,7 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.simulator.model import (
         Case,
         CrashPoint,
-        Disturbed,
-        Host,
-        Signature,
         Undisturbed,
-        World,
     )
 
     Choose = Callable[[list[CrashPoint]], list[CrashPoint]]
@@ -78,38 +86,69 @@ def _explore(
     hosts: ForkedHosts,
 ) -> Exploration:
     reference = run_reference(case, start_ns, checks, coverage, hosts)
-    failures: list[tuple[CrashPoint, Finding]] = []
-    simplest: dict[Signature, Disturbed] = {}
-    if reference.finding is not None:
-        return Exploration(reference, failures, coverage, simplest)
-    run = reference.run
-    points = crash_points(run, documents=_has_saved_form(run, coverage))
+    result = Exploration(reference, [], coverage)
+    differs = None
+    if reference.finding is not None and reference.finding.kind == REPEAT and hosts.changed:
+        # A crash may show which of the globals that changed makes the difference.
+        differs, reference.finding = reference.finding, None
+    if reference.finding is not None or checks.scope.crashes == "none":
+        return result
+    run, other = reference.run, reference.other
+    saved = _check_saved_form(run, coverage)
+    if isinstance(saved, Finding):
+        reference.finding = saved
+        return result
+    if other is not None and checks.scope.tape is not None:
+        run, other = other, None
+    points = crash_points(run, documents=saved)
     if choose is not None:
-        points = choose(points)
-    coverage.planned.update(point.kind for point in points)
-    for point in points:
-        disturbed = recover(run, point)
-        coverage.runs += len(disturbed.hosts)
-        if disturbed.executed:
-            coverage.executed[point.kind] += 1
-        finding = check_disturbed(reference, disturbed, checks)
-        if finding is not None:
-            failures.append((point, finding))
-            best = simplest.setdefault(finding.signature, disturbed)
-            if point.simplicity < best.point.simplicity:
-                simplest[finding.signature] = disturbed
+        points, other = choose(points), None
+    _crash_at(points, run, checks, result)
+    if other is not None:
+        _crash_at(new_points(run, other, documents=saved), other, checks, result)
+    failures = result.failures
     if checks.view is None and (found := hosts.compare(reference, points, failures)):
         # It comes first: the other findings of a flow that keeps progress in a module mislead.
         finding, disturbed = found
-        failures.insert(0, (disturbed.point, finding))
+        assert disturbed.point is not None
+        failures.insert(0, Failure(disturbed.point, finding))
+        result.disturbed[finding.signature] = disturbed
+    elif differs is not None:
+        reference.finding = differs
+    return result
+
+
+def _crash_at(
+    points: Sequence[CrashPoint], run: Undisturbed, checks: Checks, result: Exploration
+) -> None:
+    """Crash a run at each of `points`, and add what is found to `result`."""
+    coverage, simplest = result.coverage, result.disturbed
+    coverage.planned.update(point.kind for point in points)
+    others = OtherHosts(result.reference, run, checks, coverage)
+    for point in points:
+        disturbed, finding = others.recover(point)
+        if disturbed.executed:
+            coverage.executed[point.kind] += 1
+        if finding is not None:
+            result.failures.append(Failure(point, finding))
+            best = simplest.setdefault(finding.signature, disturbed).point
+            if best is not None and point.simplicity < best.simplicity:
+                simplest[finding.signature] = disturbed
+    if not result.failures and (found := others.environment()):
+        finding, disturbed = found
+        assert disturbed.point is not None
+        result.failures.append(Failure(disturbed.point, finding))
         simplest[finding.signature] = disturbed
-    return Exploration(reference, failures, coverage, simplest)
 
 
-def _has_saved_form(run: Undisturbed, coverage: Coverage) -> bool:
+def _check_saved_form(run: Undisturbed, coverage: Coverage) -> bool | Finding:
+    """Return whether the job can be saved as a document, or a finding if it can't be read back."""
     try:
-        SavedState.from_bytes(SavedState.capture(run.host.flow, run.states[1]).to_bytes())
-    except SavedStateError as error:
+        for job in (run.states[1], run.states[-1]):
+            read = read_back(run.host.flow, job)
+            if isinstance(read, Finding):
+                return read
+    except UnserializableError as error:
         note = f"crashes before a resume from a document: not tried, {error}"
         if any(_has_double(routine.arguments) for routine in run.host.flow.routines.values()):
             note = (
@@ -148,132 +187,74 @@ def run_reference(
         return Reference(killed.run, finding=killed.finding)
     run = run_undisturbed(case, start_ns)
     coverage.runs += 1
-    finding = check_undisturbed(run) or _check_end(run.job, checks)
+    finding = check_undisturbed(run) or check_end(run.job, checks)
     if finding is not None:
         return Reference(run, finding=finding)
     # Before the next run, which changes what lies outside.
     custom = None if checks.view is None else checks.view(Outcome(run.job, run.world.calls))
-    broken = _check_invariant(checks, run.job, run.world)
+    broken = check_invariant(checks, run.job, run.world)
     # Made from the state that was read back, so that disturbed runs share its objects.
     view = view_of(run.states[-1], run.world)
     plan = run.host.flow.plan()
     ordered = plan.width == 1
-    views = []
-    for variation in variations(plan):
-        world, host = run_variation(case, start_ns, variation)
-        coverage.runs += 1
-        if host.job is not None and host.error is None:
-            views.append(view_of(host.job, world))
+    views, steady_views = [], []
     finding = unstable_key(run.world) or broken
-    return Reference(run, view, varying(view, views, ordered=ordered), ordered, custom, finding)
-
-
-def check_disturbed(reference: Reference, disturbed: Disturbed, checks: Checks) -> Finding | None:
-    """Return the most important finding on a run with a crash."""
-    run, world = reference.run, disturbed.world
-    for host in disturbed.hosts:
-        if host.store_finding is not None:
-            return host.store_finding
-    finding = (
-        compare_effects(run.world, world, reference.trie)
-        or _check_engine(run, world, disturbed.hosts)
-        or _check_assertions(run.case, world)
-    )
-    if finding is not None:
-        return finding
-    job = disturbed.host.job
-    assert job is not None
-    if checks.view is None:
-        finding = reference.expected.compare(view_of(job, world))
-    else:
-        difference = first_difference(reference.custom, checks.view(Outcome(job, world.calls)))
-        if difference is not None:
-            what = f"view(outcome) differs: {difference}"
-            finding = Finding("view-differs", what, difference.path)
-    return finding or _check_invariant(checks, job, world)
-
-
-def _check_invariant(checks: Checks, job: JobState, world: World) -> Finding | None:
-    if checks.invariant is None:
-        return None
-    try:
-        held = checks.invariant(Outcome(job, world.calls))
-    except AssertionError as error:
-        why = str(error).splitlines()[0] if str(error) else "its assertion failed"
-    else:
-        if held is None or held:
-            return None
-        why = f"the function returned {held!r}"
-    return Finding("invariant", f"the invariant does not hold: {why}", "invariant")
-
-
-def _check_end(job: JobState, checks: Checks) -> Finding | None:
-    if checks.ends is None or checks.ends is job.status:
-        return None
-    why = "" if job.error is None else f": {error_text(job.error)}"
-    where = "" if job.error is None else job.error.where or ""
-    what = f"the undisturbed job {job.status}{why}"
-    if checks.ends is not JobStatus.COMPLETED:
-        what = (
-            f"the undisturbed job {job.status}, but the test says ends={checks.ends.value!r}{why}"
-        )
-    return Finding("unexpected-end", what, "status", hint=where)
-
-
-def _check_assertions(case: Case, world: World) -> Finding | None:
-    found = failed_assertion(world.commits) if case.assertions else None
-    if found is None:
-        return None
-    commit, what = found
-    routine = commit.routine_id
-    where = "" if commit.error is None else commit.error.where or ""
-    return Finding("failed-assertion", what, f"assertions.{routine}", routine, hint=where)
-
-
-def check_undisturbed(run: Undisturbed) -> Finding | None:
-    """Return the most important finding on a run without a crash."""
-    finding = (
-        run.host.store_finding
-        or _check_engine(run, run.world, [run.host])
-        or _check_assertions(run.case, run.world)
-    )
-    if finding is not None:
-        return finding
-    for commit in run.world.commits:
-        error = commit.error
-        if error is None or RAISED_BY_ENGINE.get(error.type) in (None, StepTimeoutError):
+    if finding is None and hosts.first is not None:
+        finding = changed_shape(run, hosts.first, shape_of(view), "the second")
+    for variation in (UNVARIED, *variations(plan)):
+        world, lived = run_variation(case, start_ns, variation)
+        coverage.runs += len(lived)
+        finding = finding or check_variation(run, world, lived, variation)
+        if lived[-1].job is None or lived[-1].error is not None:
             continue
-        routine = commit.routine_id
-        what = f"{routine}: {error.message} ({bare_name(error.type)})"
-        return Finding("mistake", what, f"mistake.{routine}", routine)
-    error = run.job.error
-    if error is None or error.type != error_name(PoisonJobError):
-        return None
-    if any(isinstance(fault, StoreFails) for fault in run.case.faults):
-        return None  # the test itself ends the hosts
-    return Finding("stuck", f"each host that resumes the job ends: {error.message}", "stuck")
+        views.append(view_of(lived[-1].job, world))
+        if variation.pace is NORMAL_PACE:
+            steady_views.append(views[-1])
+        if variation is UNVARIED:
+            finding = finding or changed_shape(
+                run, shape_of(view), shape_of(views[0]), "a second run in the same process"
+            )
+            coverage.notes += changed_values(varying(view, views, ordered=ordered))
+    mask = varying(view, views, ordered=ordered)
+    finding = finding or reused_key(run.world, trie_of(mask))
+    twice = repeated_in_attempt(run.world)
+    if twice is not None:
+        coverage.notes.append(twice)
+    steady = varying(view, steady_views, ordered=ordered) if mask else mask
+    reference = Reference(
+        run, view, mask, ordered, custom, finding, time_mask=mask, steady_mask=steady
+    )
+    if ordered and checks.scope.tape is not None:
+        raise StaleTapeError("the flow has one order of work alone")
+    if finding is None and not ordered:
+        return _reference_of_orders(reference, start_ns, checks, coverage)
+    return reference
 
 
-def _check_engine(run: Undisturbed, world: World, hosts: Sequence[Host]) -> Finding | None:
-    rule = broken_rule(world, hosts, run.case)
-    if rule is not None:
-        return rule
-    for host in hosts:
-        if host.findings:
-            return host.findings[0]
-        if host.leaked_threads:
-            routine, thread = host.leaked_threads[0]
-            what = f"{routine} starts a thread that still runs after the step: {thread!r}"
-            return Finding("leaked-thread", what, f"threads.{routine}", routine)
-    last = hosts[-1]
-    if last.error is not None or last.job is None:
-        why = "the host has no job" if last.error is None else error_text(last.error)
-        return Finding("stuck", f"the job can't be resumed: {why}", "stuck")
-    stored, held = world.commits, last.job.commits
-    if len(stored) != len(held) or not same_value(stored[-1], held[-1]):
-        what = (
-            f"the {len(held)} commits in the host's memory differ from the {len(stored)} commits"
-            " in the store"
-        )
-        return Finding("engine-rule", what, "engine")
-    return None
+def _reference_of_orders(
+    known: Reference, start_ns: int, checks: Checks, coverage: Coverage
+) -> Reference:
+    """Return the common result of a concurrent flow in several orders."""
+    run, scope = known.run, checks.scope
+    runs = OrderRuns(start_ns, OrderChecks(run, checks, known.mask), coverage)
+    runs.run()
+    by_order = varying(known.view, runs.views, ordered=False)
+    other = None
+    if runs.choices and scope.crashes != "none" and scope.schedules != "fifo":
+        other = run_undisturbed(run.case, start_ns, scope.tape or Reversed())
+        coverage.runs += 1
+        if check_undisturbed(other) is not None:
+            other = None
+    finding, disturbed = runs.shown or (None, None)
+    return Reference(
+        run,
+        known.view,
+        known.mask | by_order,
+        False,
+        known.custom,
+        finding,
+        disturbed,
+        other,
+        known.mask,
+        known.steady_mask | by_order,
+    )

@@ -25,22 +25,36 @@ from pytest_routilux.sim.determinism.check import check_determinism
 from pytest_routilux.sim.determinism.swallowed_crash import swallowed_crash
 from pytest_routilux.sim.explain.explain import explain_cause, not_compared
 from pytest_routilux.sim.explore import explore, run_reference
+from pytest_routilux.sim.replay.jobs import replay_jobs
+from pytest_routilux.sim.replay.report import explain_difference
 from pytest_routilux.sim.repro import Repro, StaleError, repeat_command
-from pytest_routilux.sim.results import Checks, Coverage, Exploration, Outcome
+from pytest_routilux.sim.results import (
+    Checks,
+    Coverage,
+    Exploration,
+    Outcome,
+    Sample,
+    Scope,
+    checked_crashes,
+    checked_schedules,
+)
 from pytest_routilux.sim.shrink import Cause, shrink
 from pytest_routilux.sim.simulator.effects import Effect
 from pytest_routilux.sim.simulator.execution import run_host
 from pytest_routilux.sim.simulator.model import ENDED, Case, World
-from pytest_routilux.sim.simulator.scheduler import FIFO, SeededScheduler
+from pytest_routilux.sim.simulator.scheduler import FIFO, Seeded, StaleTapeError
 from pytest_routilux.sim.simulator.store_files import checked_store
 from pytest_routilux.text import error_text, shorten
 from routilux import Flow, FlowDefinitionError, JobStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
+    from pytest_routilux.sim.replay.judge import Replay
+    from pytest_routilux.sim.results import Crashes, Schedules
     from pytest_routilux.sim.simulator.model import CrashPoint, Finding, OpenStore
-    from routilux import JobState
+    from routilux import JobState, JobStore
 
 _PATCHES: Final = frozenset({"mocker", "monkeypatch"})
 _LONGEST_ERROR: Final = 70
@@ -81,16 +95,22 @@ class FlowSim:
         self._repeated = False
 
     def effect(
-        self, name: str, key: str | None = None, returns: Callable[..., object] | None = None
+        self,
+        name: str,
+        key: str | None = None,
+        returns: Callable[..., object] | None = None,
+        *,
+        reads: bool = False,
     ) -> Effect:
         """Return a test double that handlers call in place of an external service.
 
         The double records its inputs, its key and the time: in the `Outcome` of a simulation, or
         in its own `calls` if the handler runs in another job, such as one of `flow_runtime`. `key`
         is the name of the parameter that carries the idempotency key. `returns` makes the result
-        from the same arguments.
+        from the same arguments; if it raises an error, the call is recorded, too. `reads` marks a
+        call that may be repeated or left out, such as a query: its number is not checked.
         """
-        return Effect(name, key, returns, self._numbers)
+        return Effect(name, key, returns, self._numbers, reads=reads)
 
     def run(
         self,
@@ -112,7 +132,7 @@ class FlowSim:
         world = World(self._start_ns)
         for fault in faults:
             fault.begin(0)
-        host = run_host(case, world, scheduler=FIFO if seed is None else SeededScheduler(seed))
+        host = run_host(case, world, scheduler=FIFO if seed is None else Seeded(seed).scheduler())
         if host.error is not None:
             raise host.error
         _refuse_idle(faults)
@@ -140,6 +160,62 @@ class FlowSim:
     ) -> Coverage:
         """Check that a crash at any point does not change a job's result.
 
+        The same as `explore` with `schedules="some"` and `crashes="every"`.
+        """
+        __tracebackhide__ = True
+        return self.explore(
+            build,
+            entry,
+            params,
+            slot=slot,
+            faults=faults,
+            invariant=invariant,
+            always=always,
+            view=view,
+            ends=ends,
+            isolated=isolated,
+            store=store,
+            fresh=fresh,
+        )
+
+    @staticmethod
+    def random(orders: int) -> Sample:
+        """Return the schedules of so many random orders, for `explore`."""
+        return Sample(orders)
+
+    @staticmethod
+    def pct(orders: int, depth: int = 3) -> Sample:
+        """Return the schedules of so many orders by random priorities, for `explore`.
+
+        A bug that shows if `depth` events come in one order is found far more often than by
+        `random`.
+        """
+        return Sample(orders, depth)
+
+    def explore(
+        self,
+        build: Callable[[], Flow],
+        entry: str,
+        params: Mapping[str, object] | None = None,
+        *,
+        schedules: Schedules = "some",
+        crashes: Crashes = "every",
+        slot: str = "trigger",
+        faults: Sequence[Fault] = (),
+        invariant: Callable[[Outcome], object] | None = None,
+        always: Callable[[JobState], object] | None = None,
+        view: Callable[[Outcome], object] | None = None,
+        ends: JobStatus | str | None = None,
+        isolated: bool = True,
+        store: OpenStore | None = None,
+        fresh: Callable[[], object] | None = None,
+    ) -> Coverage:
+        """Check that neither an order of concurrent work nor a crash changes a job's result.
+
+        `schedules` are the orders: "fifo" (first in, first out), "some" (a fixed set of others),
+        "all" that can differ, `flow_sim.random(n)` or `flow_sim.pct(n)`. The results must be those
+        of runs one task at a time. `crashes` are "none", "every" crash point in FIFO order and
+        in one other order, or "pairs" of crashes.
         The undisturbed job must end with the status `ends`, by default "completed" unless the test
         checks the end by `invariant`, `always` or `view`. `invariant` must hold for every outcome,
         and `always` for the job after every commit: each raises an AssertionError or returns a
@@ -161,12 +237,13 @@ class FlowSim:
         case = self._case(build, entry, params, slot, faults, always, store, fresh)
         if ends is None and (invariant, always, view) == (None, None, None):
             ends = JobStatus.COMPLETED
-        checks = Checks(invariant, view, isolated, _status(ends))
+        scope = Scope(checked_schedules(schedules), checked_crashes(crashes))
+        checks = Checks(invariant, view, isolated, _status(ends), scope)
         repeated = None
         if self._repro is not None:
             try:
                 repeated = self._repeat(case, checks, self._repro)
-            except StaleError as error:
+            except (StaleError, StaleTapeError) as error:
                 self._stale.append(str(error))  # it may fit another simulation of the test
         case, result = repeated or (case, explore(case, self._start_ns, checks))
         self._repeated = self._repeated or repeated is not None
@@ -216,6 +293,30 @@ class FlowSim:
         _refuse_idle(case.faults)
         self._report("  🔁 all runs wrote the same records", coverage.notes)
 
+    def replay(self, source: str | Path | JobStore, build: Callable[[], Flow]) -> Replay:
+        """Check that saved jobs would go the same way with today's code.
+
+        `source` is the path of a saved job, of a folder of saved jobs or of a SQLite store, the URL
+        of a PostgreSQL database, or a store. Each recorded attempt of a job of this flow runs again
+        with its recorded input: payload, attempt, state, results of `once`, random numbers and
+        start time. No function of a `once` runs, and a call that leaves the process is refused;
+        an attempt that makes such a call outside of `once` is not compared.
+        Returns what was compared; fails the test with the first attempt that would do something
+        else: emit, write, raise or wait. Fails if nothing was compared. Raises `SavedStateError`
+        for a job that can't be read.
+        """
+        __tracebackhide__ = True
+        _built(build)
+        replay, differences = replay_jobs(source, build)
+        if differences:
+            columns = report_look(self._node.config)[0]
+            first, others = differences[0], len(differences) - 1
+            pytest.fail(explain_difference(first, replay, others, columns), pytrace=False)
+        if not replay.steps:
+            pytest.fail(f"replay() has compared nothing: {replay}", pytrace=False)
+        self._report(f"  📼 {replay}", [])
+        return replay
+
     def close(self) -> None:
         """Fail a test in which no simulation fits `--routilux-repro`."""
         if self._repro is not None and not self._repeated:
@@ -239,22 +340,13 @@ class FlowSim:
     ) -> Case:
         __tracebackhide__ = True
         _refuse_uncallable(fresh=fresh)
-        if not callable(build):
-            raise FlowDefinitionError(
-                f"build={build!r} can't be called; give the function that makes the flow, not the"
-                " flow"
-            )
         if isinstance(faults, Fault) or not all(isinstance(fault, Fault) for fault in faults):
             raise FlowDefinitionError(
                 f"faults={faults!r} is not a list of faults; give a list of faults from flow_faults"
             )
         if fresh is not None:
             fresh()  # the flow may look at what it resets
-        flow = build()
-        if not isinstance(flow, Flow):
-            raise FlowDefinitionError(
-                f"build() returned {flow!r}, which is not a Flow; return a Flow"
-            )
+        flow = _built(build)
         for fault in faults:
             fault.used = True
             fault.struck = 0  # by another simulation, which proves nothing here
@@ -273,9 +365,10 @@ class FlowSim:
         )
 
     def _repeat(self, case: Case, checks: Checks, repro: Repro) -> tuple[Case, Exploration]:
-        if repro.seed is not None:
-            raise StaleError("crash_everywhere uses FIFO order, but the reproducer has a seed")
         applied = repro.applied(case, case.build())
+        if repro.tape is not None:
+            crashes: Crashes = "none" if repro.place is None else "every"
+            checks = replace(checks, scope=replace(checks.scope, tape=repro.tape, crashes=crashes))
 
         def choose(points: list[CrashPoint]) -> list[CrashPoint]:
             return [] if repro.place is None else [repro.point(points)]
@@ -303,9 +396,10 @@ class FlowSim:
         errors = [] if error is None else [f"the undisturbed job failed: {error}"]
         if not result.reference.run.world.calls:
             errors.append("no effect was seen: calls of other services are not checked")
+        orders = f"{coverage.orders} orders, " if coverage.orders > 1 else ""
         self._report(
             f"  💥 {coverage.executed.total()} of {coverage.planned.total()} crash points,"
-            f" {coverage.word}, {coverage.seconds:.2f} s ({rate:,.0f} runs/s)",
+            f" {orders}{coverage.word}, {coverage.seconds:.2f} s ({rate:,.0f} runs/s)",
             [" · ".join(counts), *coverage.notes, *errors, *not_compared(result.reference)],
         )
 
@@ -319,7 +413,7 @@ class FlowSim:
         __tracebackhide__ = True
         cause = shrink(result, case, self._start_ns, checks)
         flow = result.reference.run.host.flow
-        repro = Repro.of(case, flow, cause.point, faults=cause.faults)
+        repro = Repro.of(case, flow, cause.point, order=cause.order, faults=cause.faults)
         columns = report_look(self._node.config)[0]
         repeat = repeat_command(self._node, repro)
         text = explain_cause(cause, case, columns, repro=repeat)
@@ -334,6 +428,18 @@ class FlowSim:
         cause = Cause(None, finding, numbers, Exploration(reference, [], coverage))
         columns = report_look(self._node.config)[0]
         pytest.fail(explain_cause(cause, case, columns, repro=None), pytrace=False)
+
+
+def _built(build: object) -> Flow:
+    __tracebackhide__ = True
+    if not callable(build):
+        raise FlowDefinitionError(
+            f"build={build!r} can't be called; give the function that makes the flow, not the flow"
+        )
+    flow = build()
+    if not isinstance(flow, Flow):
+        raise FlowDefinitionError(f"build() returned {flow!r}, which is not a Flow; return a Flow")
+    return flow
 
 
 def _refuse_uncallable(**functions: object) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import marshal
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from pytest_routilux.sim.simulator.model import Finding
@@ -319,6 +320,11 @@ def compare_effects(before: World, after: World, trie: Trie) -> Finding | None:
         if _distinct(calls) <= _distinct(known):
             continue
         text = str(calls[-1])
+        if _keys(calls) <= _keys(known) and None not in _keys(calls):
+            many, usual = _distinct(calls), _distinct(known)
+            what = f"{text} ran {many}x in one attempt, undisturbed run {usual}x"
+            row = text, f"x{usual} in one attempt", f"x{many} in one attempt"
+            return _finding("effect-repeated", what, calls[-1], row)
         keys = ", ".join(
             "none" if call.key is None else shorten(str(call.key), _LONGEST_KEY, "both")
             for call in calls
@@ -343,7 +349,7 @@ def unstable_key(world: World) -> Finding | None:
     """Return a finding if a task's attempts call an effect with different keys."""
     made: dict[tuple[str, str, str], dict[int, list[Call]]] = {}
     for call in world.calls:
-        if call.key is None:
+        if call.key is None or call.reads:
             continue
         identity = (call.task_id, call.effect, canonical(call.arguments))
         attempts = made.setdefault(identity, {})
@@ -361,6 +367,39 @@ def unstable_key(world: World) -> Finding | None:
     return None
 
 
+def reused_key(world: World, trie: Trie) -> Finding | None:
+    """Return a finding if one key belongs to two effects, or to two inputs of one effect."""
+    inputs = trie.get("effects", {})
+    first: dict[str, tuple[Call, str]] = {}
+    for call in world.calls:
+        if call.key is None or call.reads:
+            continue
+        key, arguments = canonical(call.key), _inputs(call, inputs)
+        known, of_known = first.setdefault(key, (call, arguments))
+        if (known.effect, of_known) != (call.effect, arguments):
+            what = f"{call} has the key of {known}: {call.key}"
+            row = "key", f"{known}: {known.key}", f"{call}: {call.key}"
+            return _finding("key-reused", what, call, row)
+    return None
+
+
+def repeated_in_attempt(world: World) -> str | None:
+    """Return a text about a call that one attempt makes twice under one key; None if none does."""
+    made: Counter[tuple[str, ...]] = Counter()
+    for call in world.calls:
+        if call.key is None or call.reads or call.error is not None:
+            continue
+        inputs = canonical(call.arguments), canonical(call.key)
+        which = call.effect, *inputs, call.task_id, str(call.attempt)
+        made[which] += 1
+        if made[which] == 2:
+            return (
+                f"{call.routine_id} makes the call {call} twice in one attempt under one key: the"
+                " service does it once"
+            )
+    return None
+
+
 def _finding(kind: str, what: str, call: Call, row: tuple[str, str, str]) -> Finding:
     path = f"effects.{call.effect}"
     return Finding(kind, what, path, call.routine_id, [row], call.where, call)
@@ -369,12 +408,38 @@ def _finding(kind: str, what: str, call: Call, row: tuple[str, str, str]) -> Fin
 def _deliveries(calls: Sequence[Call], trie: Trie) -> Mapping[tuple[str, str], list[Call]]:
     found: dict[tuple[str, str], list[Call]] = {}
     for call in calls:
-        inputs = canonical(masked(dict(call.arguments), trie.get(call.effect, {}).get("*", {})))
-        found.setdefault((call.effect, inputs), []).append(call)
+        if not call.reads:
+            found.setdefault((call.effect, _inputs(call, trie)), []).append(call)
     return found
 
 
+def _inputs(call: Call, trie: Trie) -> str:
+    return canonical(masked(dict(call.arguments), trie.get(call.effect, {}).get("*", {})))
+
+
+def _keys(calls: Sequence[Call]) -> set[str | None]:
+    return {None if call.key is None else canonical(call.key) for call in calls}
+
+
 def _distinct(calls: Sequence[Call]) -> int:
-    # The service counts calls under one key as one call.
-    keyed = {canonical(call.key) for call in calls if call.key is not None}
-    return len(keyed) + sum(call.key is None for call in calls)
+    """Return how many of these calls count.
+
+    A service counts calls under one key as one call, whatever the number of attempts. But an
+    attempt that makes the same call twice counts as two, so that it is seen if only one host does.
+    """
+    count = 0
+    in_attempt: dict[tuple[str, str, int], tuple[int, Counter[str]]] = {}
+    most: Counter[str] = Counter()
+    for call in calls:
+        if call.key is None:
+            count += 1
+            continue
+        key, attempt = canonical(call.key), (call.task_id, call.effect, call.attempt)
+        last, made = in_attempt.get(attempt, (call.number, Counter()))
+        if call.number <= last:  # another host runs the attempt
+            made = Counter()
+        # A call that raised an error is followed by the handler's own retry.
+        made[key] += call.error is None
+        in_attempt[attempt] = call.number, made
+        most[key] = max(most[key], made[key], 1)
+    return count + most.total()

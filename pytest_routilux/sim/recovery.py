@@ -11,13 +11,15 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.faults.faults import Fault
-from pytest_routilux.sim.simulator.execution import run_host
+from pytest_routilux.sim.simulator.execution import Variation, run_host
 from pytest_routilux.sim.simulator.model import (
     ENDED,
+    NORMAL_PACE,
     Case,
     Disturbed,
     Finding,
@@ -27,6 +29,7 @@ from pytest_routilux.sim.simulator.model import (
     Undisturbed,
     World,
 )
+from pytest_routilux.sim.simulator.scheduler import FIFO, FIFO_ORDER, OrderScheduler
 from pytest_routilux.sim.simulator.store_files import RealStoreFiles
 from pytest_routilux.text import error_text
 from routilux import (
@@ -39,10 +42,14 @@ from routilux import (
     UnserializableError,
     codec,
 )
+from routilux.codec.equality import first_difference
 from routilux.core.replay import follow
 
 if TYPE_CHECKING:
-    from pytest_routilux.sim.simulator.model import CrashPoint
+    from collections.abc import Callable
+
+    from pytest_routilux.sim.simulator.model import CrashPoint, Pace
+    from pytest_routilux.sim.simulator.scheduler import Order, Scheduler
     from routilux import Flow
 
 _MOST_HOSTS: Final = 12
@@ -50,14 +57,17 @@ _IN_FLIGHT: Final = ("before a write", "around an effect", "at an await")
 _REFUSALS: Final = ("store refuses", "store does not answer")
 
 
-def run_undisturbed(case: Case, start_ns: int) -> Undisturbed:
-    """Run a job without a simulated crash.
+def run_undisturbed(case: Case, start_ns: int, order: Order = FIFO_ORDER) -> Undisturbed:
+    """Run a job in an order, without a simulated crash.
 
     A new host resumes the job if a handler kills the host. Raises the error of an entry or params
     that the flow does not accept.
     """
     world = _new_world(case, start_ns)
-    hosts = _run_hosts(case, world, None, checked=True)
+    scheduler = order.scheduler()
+    hosts = _run_hosts(case, world, None, checked=True, scheduler=scheduler)
+    if isinstance(scheduler, OrderScheduler):
+        order = scheduler.tape
     if not world.commits and isinstance(hosts[-1].error, FlowDefinitionError | UnserializableError):
         raise hosts[-1].error
     durable: list[Commit] = []
@@ -82,7 +92,7 @@ def run_undisturbed(case: Case, start_ns: int) -> Undisturbed:
         merged.steps[:0] = host.steps
         merged.errors = {**host.errors, **merged.errors}
         merged.retry_after = {**host.retry_after, **merged.retry_after}
-    run = Undisturbed(case, world, merged, durable, states)
+    run = Undisturbed(case, world, merged, durable, states, order=order)
     if world.files is not None:
         for number in range(len(states)):
             stored = world.files.cut(number).stored_job(case.job_id, world)
@@ -91,6 +101,41 @@ def run_undisturbed(case: Case, start_ns: int) -> Undisturbed:
             elif stored is not None:
                 states[number] = stored
     return run
+
+
+def run_variation(case: Case, start_ns: int, variation: Variation) -> tuple[World, list[Host]]:
+    """Run a job with `variation`, without a real store; return the run's world and hosts."""
+    case.reset()
+    case = replace(case, store=None)
+    world = World(start_ns + variation.shift_ns)
+    return world, _run_hosts(case, world, None, pace=variation.pace)
+
+
+def run_in_order(
+    case: Case, start_ns: int, scheduler: Scheduler, *, serial: bool = False
+) -> tuple[World, list[Host]]:
+    """Run a job in the order of `scheduler`, without a real store; return its world and hosts.
+
+    `serial`: at most one step is in flight.
+    """
+    case.reset()
+    case = replace(case, store=None)
+    if serial:
+        case = replace(case, build=_Sequential(case.build))
+    world = World(start_ns)
+    return world, _run_hosts(case, world, None, scheduler=scheduler)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sequential:
+    """Builds a flow that runs one task at a time."""
+
+    build: Callable[[], Flow]
+
+    def __call__(self) -> Flow:
+        flow = self.build()
+        flow.execution_strategy = "sequential"
+        return flow
 
 
 def _new_world(case: Case, start_ns: int) -> World:
@@ -109,8 +154,8 @@ def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
         fault = _FailsAt(seq, OSError(f"the store {how} commit {seq}"), durable=durable)
         world = _new_world(case, run.world.log[0][0])
         failing = replace(case, faults=(fault, *case.faults))
-        hosts = _run_hosts(failing, world, None)
-        return Disturbed(point, world, hosts, executed=fault.struck == 1)
+        hosts = _run_hosts(failing, world, None, scheduler=run.order.scheduler())
+        return Disturbed(point, world, hosts, fault.struck == 1, run.order)
     if case.fresh is not None:
         _run_until(run, point)
     world = run.world.cut(point.commits, point.calls, point.at_ns)
@@ -119,18 +164,40 @@ def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
     world.now_ns = point.resume_ns
     if point.commits in run.store_findings:
         host = Host(run.host.flow, store_finding=run.store_findings[point.commits])
-        return Disturbed(point, world, [host], executed=True)
+        return Disturbed(point, world, [host], True, run.order)
     job = run.states[point.commits] if point.commits else None
     executed = True
+    dead: list[Host] = []
     if point.kind == "in a recovery" and job is not None:
-        job, executed = _crash_on_resume(case, world, job)
+        job, executed, dead = _crash_on_resume(case, world, job)
     flow = None
     if point.kind == "by document" and job is not None:
-        saved = SavedState.capture(run.host.flow, job)
-        document = SavedState.from_bytes(saved.to_bytes())
-        flow, job = document.flow, document.job
+        read = read_back(run.host.flow, job)
+        if isinstance(read, Finding):
+            host = Host(run.host.flow, store_finding=read)
+            return Disturbed(point, world, [host], True, run.order)
+        flow, job = read.flow, read.job
     hosts = _run_hosts(case, world, job, flow=flow)
-    return Disturbed(point, world, hosts, executed=executed)
+    return Disturbed(point, world, [*dead, *hosts], executed, run.order)
+
+
+def read_back(flow: Flow, job: JobState) -> SavedState | Finding:
+    """Save a job as a document and load it again; return a finding if it can't be read.
+
+    Raises `UnserializableError` if a value of the user can't be saved.
+    """
+    data = SavedState.capture(flow, job).to_bytes()
+    try:
+        document = SavedState.from_bytes(data)
+    except SavedStateError as error:
+        what = f"the document that the engine made of the job can't be read back: {error}"
+        return Finding("document-unreadable", what, "engine.document")
+    found, loaded = job.serialize(), document.job.serialize()
+    difference = None if found == loaded else first_difference(found, loaded)
+    if difference is not None:
+        what = f"the job differs after it was saved as a document and loaded: {difference}"
+        return Finding("document-differs", what, "engine.document")
+    return document
 
 
 def _run_until(run: Undisturbed, point: CrashPoint) -> None:
@@ -153,7 +220,8 @@ def _run_until(run: Undisturbed, point: CrashPoint) -> None:
         case = replace(run.case, faults=(dies, *run.case.faults), store=None)
         for fault in case.faults:
             fault.begin(0)
-        run_host(case, World(run.durable[0].at_ns), dies_at=dies_at)
+        world = World(run.durable[0].at_ns)
+        run_host(case, world, scheduler=run.order.scheduler(), dies_at=dies_at)
 
 
 class _FailsAt(Fault):
@@ -181,18 +249,23 @@ class _FailsAt(Fault):
             raise self._error
 
 
-def _crash_on_resume(case: Case, world: World, job: JobState) -> tuple[JobState, bool]:
-    """Crash a host right after a resume, and return the stored job."""
+def _crash_on_resume(case: Case, world: World, job: JobState) -> tuple[JobState, bool, list[Host]]:
+    """Crash a host right after a resume.
+
+    Returns the stored job, whether the crash happened, and the hosts.
+    """
+    hosts = []
     dies = _FailsAt(len(world.commits) + 1, HostCrash(), durable=True)  # no user code runs then
     for fault in case.faults:
         fault.begin(len(world.commits))
     for _ in range(_MOST_HOSTS):  # a store that the test lets fail may end others before
         host = run_host(replace(case, faults=(dies, *case.faults)), world, job)
+        hosts.append(host)
         job = _stored(case, world, job, host) or job
         if dies.struck:
             break
     world.add_note(world.now_ns, Note("crash after the resume"))
-    return job, dies.struck == 1  # whether the crash happened
+    return job, dies.struck == 1, hosts
 
 
 def _stored(case: Case, world: World, job: JobState | None, host: Host) -> JobState | None:
@@ -217,8 +290,13 @@ def _run_hosts(
     *,
     checked: bool = False,
     flow: Flow | None = None,
+    scheduler: Scheduler = FIFO,
+    pace: Pace = NORMAL_PACE,
 ) -> list[Host]:
-    """Run up to `_MOST_HOSTS` hosts, one after another, until the job ends."""
+    """Run up to `_MOST_HOSTS` hosts, one after another, until the job ends.
+
+    The first one works in the order of `scheduler`, the others in FIFO order.
+    """
     for fault in case.faults:
         fault.begin(len(world.commits))
     hosts: list[Host] = []
@@ -226,7 +304,12 @@ def _run_hosts(
         if job is not None and job.status in ENDED:
             hosts.append(Host(case.build(), job))
             break
-        host = run_host(case, world, job, checked=checked, flow=flow)
+        other = case.other_host if world.host_number else None
+        with nullcontext() if other is None else other.running():
+            host = run_host(
+                case, world, job, scheduler=scheduler, pace=pace, checked=checked, flow=flow
+            )
+        scheduler = FIFO
         hosts.append(host)
         over = host.error is None or isinstance(host.error, RoutiluxError)
         if over and world.files is None:

@@ -22,6 +22,7 @@ from urllib.parse import quote_from_bytes
 
 import pytest
 
+from pytest_routilux.sim.simulator.scheduler import FIFO_ORDER, Tape
 from pytest_routilux.sim.simulator.store_files import store_name
 from pytest_routilux.text import shown, without_addresses
 
@@ -29,13 +30,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_routilux.sim.simulator.model import Case, CrashPoint
+    from pytest_routilux.sim.simulator.scheduler import Order
     from routilux import Flow
 
-_FORM: Final = "R1.<4 hex digits>.<crash point, fifo or s<seed>>[+f1[+f2]]"
+_FORM: Final = "R1.<4 hex digits>.<crash point, fifo or order>[+<order>][+f1[+f2]]"
+_DEVIATION: Final = "(?:0|[1-9][0-9]{0,5})-[1-9][0-9]{0,5}"
+_TAPE: Final = f"[oq](?:{_DEVIATION}(?:_{_DEVIATION})*)?"
 _LONGEST_NAME: Final = 80
 _WRITTEN: Final = re.compile(
     r"R1\.([0-9a-f]{4})\."
-    r"(?:fifo|s(0|[1-9][0-9]{0,19})|((?!s[0-9]+(?:\+|$))(?:[A-Za-z0-9_.~@-]|%[0-9A-F]{2})+))"
+    rf"(?:fifo|({_TAPE})(?=\+|$)|((?:[A-Za-z0-9_.~@-]|%[0-9A-F]{{2}})+)(?:\+({_TAPE}))?)"
     r"((?:\+f[1-9][0-9]{0,19})*)"
 )
 _IN_QUOTES: Final = re.compile(r"[^\"$`\\!\x00-\x1f\x7f]*")
@@ -49,19 +53,19 @@ class StaleError(Exception):
 class Repro:
     """A reproducer, which identifies one failure of a test.
 
-    `place` is the name of a crash point as it is written here; without it nothing crashes, and
-    `seed` orders the work, None for FIFO. `faults` are the numbers, from 1, of the case's faults
+    `place` is the name of a crash point as it is written here; without it nothing crashes. `tape`
+    is the order of the work, None for FIFO. `faults` are the numbers, from 1, of the case's faults
     that it needs.
 
     >>> str(Repro("9f3c", "0.0@a1.effect1", faults=(1,)))
     'R1.9f3c.0.0@a1.effect1+f1'
-    >>> Repro.parse("R1.9f3c.s7")
-    Repro(digest='9f3c', place=None, seed=7, faults=())
+    >>> str(Repro.parse("R1.9f3c.o3-1_9-2").tape)
+    'o3-1_9-2'
     """
 
     digest: str
     place: str | None = None
-    seed: int | None = None
+    tape: Tape | None = None
     faults: tuple[int, ...] = ()
 
     @classmethod
@@ -71,31 +75,33 @@ class Repro:
         flow: Flow,
         point: CrashPoint | None = None,
         *,
-        seed: int | None = None,
+        order: Order = FIFO_ORDER,
         faults: Sequence[int] | None = None,
     ) -> Repro:
         """Make a reproducer for `case`; `faults=None` means all faults."""
         numbers = range(1, len(case.faults) + 1) if faults is None else faults
         place = None if point is None else _written(point.name)
-        return cls(digest_of(case, flow), place, seed, tuple(numbers))
+        tape = order if isinstance(order, Tape) else None
+        return cls(digest_of(case, flow), place, tape, tuple(numbers))
 
     @classmethod
     def parse(cls, text: str) -> Repro:
         """Parse the text of a reproducer; raises `pytest.UsageError` if invalid."""
         match = _WRITTEN.fullmatch(text)
-        faults = tuple(map(int, match[4].split("+f")[1:])) if match else ()
-        if match is None or list(faults) != sorted(set(faults)):
+        faults = tuple(map(int, match[5].split("+f")[1:])) if match else ()
+        order = None if match is None else match[2] or match[4]
+        tape = None if order is None else Tape.parse(order)
+        if match is None or not _ascend(faults) or (tape and not _is_written(tape, order)):
             raise pytest.UsageError(
                 f"--routilux-repro={shown(text, 120)} is not a valid reproducer; write"
                 f" {_FORM}, with the numbers of the faults in ascending order"
             )
-        digest, seed, place, _ = match.groups()
-        return cls(digest, place, None if seed is None else int(seed), faults)
+        return cls(match[1], match[3], tape, faults)
 
     def __str__(self) -> str:
-        order = "fifo" if self.seed is None else f"s{self.seed}"
-        faults = "".join(f"+f{number}" for number in self.faults)
-        return f"R1.{self.digest}.{self.place or order}{faults}"
+        parts = [part for part in (self.place, self.tape) if part is not None]
+        faults = [f"f{number}" for number in self.faults]
+        return f"R1.{self.digest}.{'+'.join(map(str, [*(parts or ['fifo']), *faults]))}"
 
     def applied(self, case: Case, flow: Flow) -> Case:
         """Return `case` with this reproducer's faults; raises `StaleError` if `case` changed."""
@@ -151,8 +157,18 @@ def command(nodeid: str, repro: Repro, program: str = "pytest") -> str:
     return f"{program} {quoted} --routilux-repro={repro}"
 
 
+def _is_written(tape: Tape, order: str | None) -> bool:
+    return str(tape) == order and _ascend([*tape.deviations])
+
+
+def _ascend(numbers: Sequence[int]) -> bool:
+    return list(numbers) == sorted(set(numbers))
+
+
 def _written(name: str) -> str:
     text = quote_from_bytes(name.encode("utf-8", "surrogatepass"), safe="@")
+    if re.fullmatch(f"fifo|{_TAPE}", text):
+        return f"%{ord(text[0]):02X}{text[1:]}"
     if len(text) <= _LONGEST_NAME:
         return text
     tail = hashlib.sha256(text.encode()).hexdigest()[:8]

@@ -1,12 +1,13 @@
-"""Data classes for the checks and results of simulations with crashes."""
+"""Data classes for the scope, the checks and the results of explorations."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
 
 from pytest_routilux.sim.oracle import Expected, trie_of
+from routilux import FlowDefinitionError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
         Signature,
         Undisturbed,
     )
+    from pytest_routilux.sim.simulator.scheduler import Tape
     from routilux import Commit, JobState, JobStatus
 
 
@@ -39,8 +41,67 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Sample:
+    """So many random orders; with a `depth`, of probabilistic concurrency testing.
+
+    Made by `FlowSim.random` and `FlowSim.pct`.
+    """
+
+    orders: int
+    """The number of orders."""
+    depth: int | None = None
+    """How many events must come in one order for a bug to show."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("orders", self.orders), ("depth", self.depth)):
+            if value is not None and (type(value) is not int or value < 1):
+                raise FlowDefinitionError(f"{name}={value!r} is not a number from 1; give one")
+
+
+Schedules: TypeAlias = Literal["fifo", "some", "all"] | Sample
+"""Which orders of concurrent work an exploration tries; see `FlowSim.explore`."""
+
+
+def checked_schedules(schedules: object) -> Schedules:
+    """Return `schedules`; raise `FlowDefinitionError` if they are none."""
+    if schedules in ("fifo", "some", "all") or isinstance(schedules, Sample):
+        return schedules
+    raise FlowDefinitionError(
+        f"schedules={schedules!r} is not known; give 'fifo', 'some', 'all', flow_sim.random(n) or"
+        " flow_sim.pct(n)"
+    )
+
+
+Crashes: TypeAlias = Literal["none", "every", "pairs"]
+"""Which crashes an exploration tries; see `FlowSim.explore`."""
+
+
+def checked_crashes(crashes: object) -> Crashes:
+    """Return `crashes`; raise `FlowDefinitionError` if they are none."""
+    if crashes in ("none", "every", "pairs"):
+        return crashes
+    raise FlowDefinitionError(f"crashes={crashes!r} is not known; give 'none', 'every' or 'pairs'")
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What an exploration tries.
+
+    At most `runs` jobs run in other orders, and for at most `seconds` of real time; `seed` chooses
+    the random ones. `tape` is the order of a reproducer, which replaces the others.
+    """
+
+    schedules: Schedules = "some"
+    crashes: Crashes = "every"
+    runs: int = 5_000
+    seconds: float = 20.0
+    seed: int = 0
+    tape: Tape | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Checks:
-    """The test's own checks of each simulated run.
+    """The test's own checks of each simulated run, and the scope of the exploration.
 
     `ends` is the status that the undisturbed job must end with. `isolated=False` runs nothing in
     forked processes, for resources that forks must not share.
@@ -50,6 +111,7 @@ class Checks:
     view: Callable[[Outcome], object] | None = None
     isolated: bool = True
     ends: JobStatus | None = None
+    scope: Scope = Scope()
 
 
 @dataclass(slots=True)
@@ -66,12 +128,25 @@ class Coverage:
     """How many jobs were simulated."""
     notes: list[str] = field(default_factory=list)
     """What was not tried, and why."""
+    orders: int = 1
+    """In how many orders of concurrent work the job ran without a crash."""
+    orders_left: int | None = 0
+    """How many orders were not tried, at least; None if the orders are a sample."""
 
     @property
     def word(self) -> str:
-        """The coverage in words: `complete`, or `cut at N of M`."""
+        """The coverage in words: `complete`, `sampled`, or `cut at N of at least M`.
+
+        It is complete only if each crash point and each order that can differ was tried.
+        """
         planned, executed = self.planned.total(), self.executed.total()
-        return "complete" if planned == executed else f"cut at {executed} of {planned}"
+        if planned != executed:
+            return f"cut at {executed} of at least {planned}"
+        if self.orders_left is None:
+            return "sampled"
+        if self.orders_left:
+            return f"cut at {self.orders} of at least {self.orders + self.orders_left}"
+        return "complete"
 
 
 @dataclass(slots=True)
@@ -79,7 +154,10 @@ class Reference:
     """The run without a crash, with which other runs are compared.
 
     `ordered`: one worker, so that the order of the user's lists counts. `custom` is the test's own
-    view. With a `finding`, crashes prove nothing.
+    view. With a `finding`, crashes prove nothing; `disturbed` is the run that shows it, if it needs
+    another order. `other` is the job in another order, with other crash points. `time_mask` are the
+    paths of the mask that vary with time alone, `steady_mask` those that vary also where each step
+    takes the usual time.
     """
 
     run: Undisturbed
@@ -88,12 +166,23 @@ class Reference:
     ordered: bool = True
     custom: object = None
     finding: Finding | None = None
+    disturbed: Disturbed | None = None
+    other: Undisturbed | None = None
+    time_mask: Mask = frozenset()
+    steady_mask: Mask = frozenset()
     trie: Trie = field(init=False)
     expected: Expected = field(init=False)
 
     def __post_init__(self) -> None:
         self.trie = trie_of(self.mask)
         self.expected = Expected(self.view, self.trie, ordered=self.ordered)
+
+
+class Failure(NamedTuple):
+    """A crash point, and the finding that the run with this crash shows."""
+
+    point: CrashPoint
+    finding: Finding
 
 
 @dataclass(slots=True)
@@ -104,6 +193,6 @@ class Exploration:
     """
 
     reference: Reference
-    failures: list[tuple[CrashPoint, Finding]]
+    failures: list[Failure]
     coverage: Coverage
     disturbed: dict[Signature, Disturbed] = field(default_factory=dict)

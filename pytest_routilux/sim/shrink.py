@@ -1,4 +1,4 @@
-"""Finds the fewest faults and the simplest crash that cause a finding.
+"""Finds the fewest faults, the order nearest to FIFO and the simplest crash that cause a finding.
 
 Invariants:
 - The smaller cause shows a finding of the same kind, the same routine and the same first path.
@@ -9,23 +9,31 @@ Invariants:
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from pytest_routilux.sim.checks import check_disturbed
 from pytest_routilux.sim.crash_points import crash_points
-from pytest_routilux.sim.explore import check_disturbed, explore, run_reference
-from pytest_routilux.sim.recovery import recover
+from pytest_routilux.sim.explore import explore, run_reference
+from pytest_routilux.sim.orders.races import OrderChecks
+from pytest_routilux.sim.orders.try_orders import OrderRuns
+from pytest_routilux.sim.other_hosts import OF_HOSTS
+from pytest_routilux.sim.recovery import recover, run_undisturbed
 from pytest_routilux.sim.results import Coverage, Exploration
+from pytest_routilux.sim.simulator.scheduler import FIFO_ORDER, StaleTapeError, Tape
 from pytest_routilux.text import count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from pytest_routilux.sim.results import Checks, Reference
     from pytest_routilux.sim.simulator.model import Case, CrashPoint, Disturbed, Finding, Signature
+    from pytest_routilux.sim.simulator.scheduler import Order
 
 _MOST_RUNS: Final = 2_000
-_FORKED_ONLY: Final = ("module-state",)
-"""Kinds of findings that only a run in another process shows."""
+_MOST_SINGLES: Final = 200
+_WHOLE_SEARCH: Final = ("module-state", *OF_HOSTS)
+"""Kinds of findings that only a run in another process or on another host shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +43,7 @@ class Cause:
     `faults` are the numbers, from 1, of the case's faults that it needs. `exploration` has the
     undisturbed run with those faults alone, and the coverage with all faults. `runs` is the number
     of runs that shrinking took, `text` the size of the cause before, None if it did not shrink.
+    `order` is the order of the work.
     """
 
     point: CrashPoint | None  # None: no crash is needed
@@ -43,6 +52,7 @@ class Cause:
     exploration: Exploration
     runs: int = 0
     text: str | None = None
+    order: Order = FIFO_ORDER
 
 
 def shrink(
@@ -79,13 +89,22 @@ def shrink(
         tried = replace(exploration, reference=reference, disturbed=runs)
         best = Cause(point, finding, faults, tried)
         number = max(faults, default=0)
+    best = search.with_nearest_order(best)
     text = None
-    if best.faults != all_faults or _crashes(first) != _crashes(best.point):
+    before, after = _order_of(exploration, signature), best.order
+    if (best.faults, _crashes(best.point), after) != (all_faults, _crashes(first), before):
         crashes = count(_crashes(first), "crash", "crashes")
-        text = f"{crashes} + {count(len(all_faults), 'fault')}"
+        choices = f" + {count(before.size, 'choice')}" if isinstance(before, Tape) else ""
+        text = f"{crashes}{choices} + {count(len(all_faults), 'fault')}"
     return replace(best, runs=search.coverage.runs, text=text)
 
 
+def _order_of(exploration: Exploration, signature: Signature) -> Order:
+    disturbed = exploration.disturbed.get(signature) or exploration.reference.disturbed
+    return FIFO_ORDER if disturbed is None else disturbed.order
+
+
+_Shown: TypeAlias = "tuple[Finding, Disturbed] | None"
 _Found: TypeAlias = "tuple[Reference, Disturbed | None, Finding] | None"
 
 
@@ -105,7 +124,7 @@ class _Search:
     def run_with(self, faults: Iterable[int]) -> _Found:
         """Return the simplest run that shows the finding with only `faults`."""
         case = replace(self._case, faults=tuple(self._case.faults[n - 1] for n in faults))
-        if self._signature[0] in _FORKED_ONLY:
+        if self._signature[0] in _WHOLE_SEARCH:
             return self._explore_forked(case)
         reference = run_reference(case, self._start_ns, self._checks, self.coverage)
         if reference.finding is not None:
@@ -121,6 +140,89 @@ class _Search:
             if finding is not None and finding.signature == self._signature:
                 return reference, disturbed, finding
         return None
+
+    def with_nearest_order(self, cause: Cause) -> Cause:
+        """Return `cause` in an order with as few deviations from FIFO as can be found."""
+        exploration, signature = cause.exploration, self._signature
+        order = _order_of(exploration, signature)
+        if not isinstance(order, Tape):
+            return replace(cause, order=order)
+        case = replace(self._case, faults=tuple(self._case.faults[n - 1] for n in cause.faults))
+        reference = exploration.reference
+        shows: Callable[[Tape], _Shown]
+        if cause.point is None:
+            shows, singles = self._order_alone(case, reference, serial=order.serial)
+        else:
+            shows, singles = partial(self._crash_in_order, reference, cause.point), []
+        best = self._nearest(order, shows, singles)
+        if best is None:
+            return replace(cause, order=order)
+        finding, disturbed = best
+        if cause.point is None:
+            reference = replace(reference, finding=finding, disturbed=disturbed)
+        runs = {**exploration.disturbed, signature: disturbed}
+        exploration = replace(exploration, reference=reference, disturbed=runs)
+        return Cause(disturbed.point, finding, cause.faults, exploration, order=disturbed.order)
+
+    def _order_alone(
+        self, case: Case, reference: Reference, *, serial: bool
+    ) -> tuple[Callable[[Tape], _Shown], list[Tape]]:
+        """Return how to run an order without a crash, and the orders with one deviation."""
+        scope = replace(self._checks.scope, tape=None)
+        run = replace(reference.run, case=case)
+        checks = OrderChecks(run, replace(self._checks, scope=scope), reference.time_mask)
+        runs = OrderRuns(self._start_ns, checks, self.coverage)
+        runs.run_serially()
+        base = Tape({}, serial)
+        runs.shows(base)
+        singles = [
+            Tape({at: index}, serial)
+            for at, choice in enumerate(runs.choices)
+            for index in range(1, len(choice.tasks))
+        ]
+        return runs.shows, [base, *singles[:_MOST_SINGLES]]
+
+    def _crash_in_order(self, reference: Reference, point: CrashPoint, tape: Tape) -> _Shown:
+        run = run_undisturbed(reference.run.case, self._start_ns, tape)
+        self.coverage.runs += 1
+        for other in crash_points(run, documents=self._documents):
+            if other.name == point.name:
+                disturbed = recover(run, other)
+                self.coverage.runs += len(disturbed.hosts)
+                finding = check_disturbed(reference, disturbed, self._checks)
+                return None if finding is None else (finding, disturbed)
+        return None
+
+    def _nearest(
+        self, order: Tape, shows: Callable[[Tape], _Shown], singles: Sequence[Tape]
+    ) -> _Shown:
+        """Return the finding in the order with the fewest deviations that was found."""
+
+        def tried(tape: Tape) -> _Shown:
+            try:
+                found = shows(tape)
+            except StaleTapeError:
+                return None
+            same = found is not None and found[0].signature == self._signature
+            return found if same else None
+
+        for tape in singles:
+            if tape.size < order.size and (found := tried(tape)) is not None:
+                return found
+        best, left = None, dict(order.deviations)
+        size = len(left)
+        while size:
+            for start in range(0, len(left), size):
+                dropped = set(list(left)[start : start + size])
+                kept = {at: index for at, index in left.items() if at not in dropped}
+                found = tried(Tape(kept, order.serial))
+                if found is not None:
+                    best, left = found, kept
+                    break
+            else:
+                size //= 2
+            size = min(size, len(left))
+        return best or tried(order)
 
     def _explore_forked(self, case: Case) -> _Found:
         tried = explore(case, self._start_ns, self._checks)

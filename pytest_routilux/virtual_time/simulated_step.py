@@ -15,6 +15,7 @@ from routilux import Clock, ClockStalledError, SystemClock
 from routilux.clocks.durations import from_ns, signed_ns
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
     from datetime import datetime
 
     from routilux import Signal, StepInput
@@ -31,7 +32,8 @@ class SimClock(Clock):
     def __init__(self, start_ns: int, mono: int = 0) -> None:
         self.wall = start_ns - mono  # what the wall clock showed at monotonic 0
         self.mono = mono
-        self._thread = threading.get_ident()
+        self.thread = threading.get_ident()
+        """The thread that runs now: that of the simulation, or of a handler."""
 
     def now_ns(self) -> int:
         return self.wall + self.mono
@@ -63,28 +65,49 @@ class SimClock(Clock):
         return False
 
     def runs_here(self) -> bool:
-        """Return whether the current thread is the simulation's thread."""
-        return threading.get_ident() == self._thread
+        """Return whether the current thread runs the simulation or a handler of it."""
+        return threading.get_ident() == self.thread
 
 
 class Flight:
     """A step whose handler has run, and the events still to deliver.
 
     `loop` is the event loop on which it runs a coroutine; `awaits` counts the awaits that suspended
-    one.
+    one. `doubles`: it has called a double whose result may depend on other calls. `handler` is the
+    thread of a handler that runs in parts, paused at the instant `at`.
     """
 
-    __slots__ = ("awaits", "driven", "effects", "events", "loop", "step", "threads")
+    __slots__ = (
+        "at",
+        "awaits",
+        "doubles",
+        "driven",
+        "effects",
+        "events",
+        "handler",
+        "loop",
+        "step",
+        "threads",
+    )
 
     def __init__(self, driven: Driven, step: StepInput, loop: Any = None) -> None:
         self.driven = driven
         self.step = step
         self.effects = 0
         self.awaits = 0
+        self.doubles = False
+        self.handler: Any = None
+        self.at = 0
         self.loop = loop
         self.events: deque[tuple[int, Any]] = deque()
-        self.threads: list[threading.Thread] = []
-        """The threads that its handler has started."""
+        self.threads: list[tuple[threading.Thread | Future[Any], str]] = []
+        """The threads and the pools' work that its handler has started, with the user's line."""
+
+    def call_double(self) -> None:
+        """Note a call of a double whose result may depend on other calls; let other steps run."""
+        self.doubles = True
+        if self.handler is not None:
+            self.handler.pause()
 
     def add_call(self, at: int, call: object) -> None:
         """Add a call of an effect at a monotonic instant."""

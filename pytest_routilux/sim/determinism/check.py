@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.frames import users_modules
+from pytest_routilux.sim.checks import check_undisturbed
 from pytest_routilux.sim.determinism.sources import Source, recorded_sources
-from pytest_routilux.sim.explore import check_undisturbed
 from pytest_routilux.sim.isolation.forked import hidden_changes, pickled_value, restore_value
 from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
 from pytest_routilux.sim.isolation.hidden_state import Variable, globals_of
 from pytest_routilux.sim.isolation.host_task import importable, rows_by_seed
 from pytest_routilux.sim.recovery import run_undisturbed
+from pytest_routilux.sim.repeats import REPEAT
 from pytest_routilux.sim.results import Coverage
 from pytest_routilux.sim.simulator.execution import OTHER_START
 from pytest_routilux.sim.simulator.model import Finding
@@ -33,7 +34,7 @@ from routilux.codec.equality import first_difference
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from pytest_routilux.sim.simulator.model import Case
+    from pytest_routilux.sim.simulator.model import Case, Undisturbed
 
     Row = dict[str, Any]
 
@@ -60,6 +61,7 @@ def check_determinism(
             runs.repeated()
             or runs.started_later()
             or runs.in_one_process()
+            or runs.compared_with(here)
             or check_undisturbed(here)
         )
     if finding is not None:
@@ -112,7 +114,7 @@ class _Runs:
             return None
         sources = [source for source in self._sources() or () if source.of_time]
         source = _source_of(sources, self.first.rows, at)
-        if source is None or any(source.call == "ctx.now()" for source in sources):
+        if any(source.call == "ctx.now()" for source in sources):
             return None
         what = "a run that starts at another instant differs"
         return _finding("nondeterminism", what, self.first.rows, other.rows, at, source, _shape)
@@ -137,7 +139,22 @@ class _Runs:
                 finding.routine, finding.hint = change.routine_id, change.where
             finding.path = f"{scope}.{name}"
             return finding
-        return None
+        what = (
+            "a second run in the same process, of a flow that build() makes anew, differs; no"
+            " module global or class attribute that a run changes makes the difference"
+        )
+        return _finding(REPEAT, what, rows, second.rows, at, None)
+
+    def compared_with(self, here: Undisturbed) -> Finding | None:
+        """Return a finding if a run in this process differs from the first one in a fork."""
+        rows = [_loaded(commit.dumps()) for commit in here.world.commits]
+        at = _first_difference(self.first.rows, rows)
+        if at is None:
+            return None
+        what = (
+            "a run in the process of the test and a run in a fork of it, which begin alike, differ"
+        )
+        return _finding(REPEAT, what, self.first.rows, rows, at, None)
 
     def _result(self, function: Callable[..., object], *args: object) -> Any:
         reply = self._hosts.ask(function, *args)

@@ -139,6 +139,12 @@ def _engine(failure: Failure) -> Reason:
 
 def _effect_repeated(failure: Failure) -> Reason:
     call, passed = failure.finding.call, failure.passed_key
+    if call is not None and call.key is not None:
+        why = (
+            f"one attempt makes the call{failure.at(failure.finding.hint)} more often than in the"
+            " undisturbed run; by one key the service does it once, and the handler counts more"
+        )
+        return Reason(why, "decide by the payload and by self.ctx.state how often to call")
     service = failure.effect.rpartition(".")[0] or "service"
     if call is not None and passed is not None:
         has = "no key parameter" if call.parameter is None else f"the parameter {call.parameter!r}"
@@ -151,8 +157,21 @@ def _effect_repeated(failure: Failure) -> Reason:
     why = f"the call carried no key, so the {service} could not tell the repeat from a new call"
     fix = (
         f"{failure.effect}(..., {failure.key_text}): the same on every attempt and host\n"
-        f"(its double: {failure.double_text}; a call that only reads needs none)\n"
+        f"(its double: {failure.double_text}; for a query: reads=True)\n"
         "(ctx.once alone is not enough: a crash can come between the call and its record)"
+    )
+    return Reason(why, fix)
+
+
+def _key_reused(failure: Failure) -> Reason:
+    why = (
+        f"two calls carry one key{failure.at(failure.finding.hint)}. The service takes the second"
+        " for a repeat of the first: it refuses the call, or does nothing and sends the first"
+        " answer"
+    )
+    fix = (
+        f"{failure.key_text}: it names the effect;\n"
+        "where one task makes several calls, add the id of the item"
     )
     return Reason(why, fix)
 
@@ -271,6 +290,7 @@ def _key_of(hidden: HiddenChange) -> str:
 _REASONS: Final[dict[str, Callable[[Failure], Reason]]] = {
     "effect-repeated": _effect_repeated,
     "key-unstable": _key_unstable,
+    "key-reused": _key_reused,
     "effect-lost": _effect_lost,
     "attempts-differ": _budget,
     "budget-reset": _budget,
@@ -316,9 +336,9 @@ CAUSES: Final[dict[str, Reason]] = {
         "the code that raises must succeed, or raise an Exception that an ErrorHandler handles",
     ),
     "leaked-thread": Reason(
-        "{routine}{handler} returned while a thread that it had started was alive: no commit"
-        " has the work of that thread, and it dies with its host",
-        "join() it before the handler returns, or make it a routine of its own:\n"
+        "{what}{hint}: no commit has the work of that thread, and it dies with its host",
+        "join() it, or wait for the result, before the handler returns; or make the work a routine"
+        " of its own:\n"
         'self.emit(...) in {routine}, then flow.connect("{routine}", ...)',
     ),
     "module-state": Reason(
@@ -327,9 +347,42 @@ CAUSES: Final[dict[str, Reason]] = {
         "use self.ctx.state for state of the routine, self.ctx.shared for state that several"
         " routines need, a constructor argument for configuration",
     ),
+    "repeat-differs": Reason(
+        "both runs begin alike, and no crash is needed: the second one finds what the first one"
+        " left outside of the job, such as a file, a row or a global, or reads a clock or a random"
+        " number{hint}. What is compared with such a run proves nothing",
+        "reset what lies outside by fresh=..., keep progress in self.ctx.state, and take time and"
+        " randomness from self.ctx; flow_sim.check_determinism names a call that differs",
+    ),
     "hash-order": Reason(
         "the order of a set differs between processes, and the job depends on it",
         "use sorted(...) where the set is iterated, or a dict or list, which keep their order",
+    ),
+    "zone": Reason(
+        "{routine}{hint} uses local time without a zone. The next host has another local time zone,"
+        " so the same text or number means another instant there",
+        "self.ctx.now(), or datetime.now(UTC) and fromtimestamp(..., UTC): the zone is part of the"
+        " value, and isoformat() saves it",
+    ),
+    "host-name": Reason(
+        "{routine}{hint} asks its host for the name, and the job or a call depends on it. After a"
+        " crash another host does the rest, under another name",
+        "self.ctx.job_id, .task_id or .key(...) are the same on every host; write the host name to"
+        " the log, not into the job",
+    ),
+    "process-id": Reason(
+        "{routine}{hint} asks for its process id, and the job or a call depends on it. After a"
+        " crash another process does the rest",
+        "self.ctx.job_id, .task_id, .key(...) and .uuid() are the same on every host",
+    ),
+    "environment": Reason(
+        "{routine}{hint} reads an environment variable, and its value reaches the job or a call."
+        " The next host may have another value",
+        "give the value to the job in params=, or to the constructor of the routine: it is saved",
+    ),
+    "other-host": Reason(
+        "{routine}{hint} depends on more than one of: the time zone, the name and the process id",
+        "take times, ids and keys from self.ctx; they are the same on every host",
     ),
     "nondeterminism": Reason(
         "{routine}{hint}: a second run from the same instant gives another result",

@@ -13,10 +13,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_routilux.sim.explain.causes import Failure, reason_of
+from pytest_routilux.sim.explain.causes import Failure, Reason, reason_of
+from pytest_routilux.sim.explain.order_causes import order_reason, order_text
 from pytest_routilux.sim.explain.timeline import rows_of, timeline_table
 from pytest_routilux.sim.oracle import masked, unordered, view_of
+from pytest_routilux.sim.orders.races import ORDER_KINDS
+from pytest_routilux.sim.other_hosts import OF_HOSTS
+from pytest_routilux.sim.simulator.scheduler import Tape
 from pytest_routilux.text import count, listed, padded, shorten, width, wrapped
+from routilux import Commit
 from routilux.codec.equality import same_value
 from routilux.timeline import plain
 
@@ -25,7 +30,7 @@ if TYPE_CHECKING:
 
     from pytest_routilux.sim.results import Exploration, Reference
     from pytest_routilux.sim.shrink import Cause
-    from pytest_routilux.sim.simulator.model import Case, CrashPoint, Disturbed, Finding
+    from pytest_routilux.sim.simulator.model import Case, Disturbed, Finding
 
 _COLUMNS: Final = (80, 100)
 
@@ -41,16 +46,28 @@ _TITLES: Final = {
     "hidden-state": "STATE THAT NO SNAPSHOT KEEPS",
     "module-state": "STATE IN A MODULE",
     "hash-order": "ORDER OF A SET",
+    "zone": "DEPENDS ON THE TIME ZONE",
+    "host-name": "DEPENDS ON THE HOST NAME",
+    "process-id": "DEPENDS ON THE PROCESS ID",
+    "environment": "DEPENDS ON THE ENVIRONMENT",
+    "other-host": "DEPENDS ON THE HOST",
+    "repeat-differs": "A SECOND RUN DIFFERS",
     "kills-process": "PROCESS KILLED",
     "stuck": "JOB STUCK",
 }
 _ELSEWHERE: Final = ("module-state",)
 """Kinds that show only in another process, which is compared with the run in this one."""
 _HEADS: Final = {
+    **dict.fromkeys(OF_HOSTS, ("on the first host", "on another host")),
     "nondeterminism": ("once", "and once again"),
     "hash-order": ("in one process", "in another"),
+    "repeat-differs": ("first run", "second run"),
     "module-state": ("undisturbed", "in a new process"),
+    "key-reused": ("one call", "another call"),
     "hidden-state": ("before", "after"),
+    "lost-update": ("one at a time", "in this order"),
+    "race": ("one at a time", "in this order"),
+    "depends-on-order": ("in FIFO order", "in this order"),
 }
 
 
@@ -66,11 +83,16 @@ def explain_cause(
     root = Path.cwd() if root is None else root
     exploration, finding = cause.exploration, cause.finding
     reference, disturbed = exploration.reference, exploration.disturbed.get(finding.signature)
+    disturbed = disturbed or reference.disturbed
     point = None if disturbed is None else disturbed.point
-    reason = reason_of(Failure(finding, reference, disturbed, root))
+    failure = Failure(finding, reference, disturbed, root)
+    if finding.kind in ORDER_KINDS:
+        reason = Reason(*order_reason(finding, reference, disturbed, failure.at))
+    else:
+        reason = reason_of(failure)
     above = [
         "",
-        *_cause(cause, case, point, columns),
+        *_cause(cause, case, disturbed, columns),
         *_compared(reference, finding, disturbed, columns),
         "",
     ]
@@ -112,6 +134,8 @@ def _headline(finding: Finding, disturbed: Disturbed | None, widest: int, column
 
 def _problem(finding: Finding, disturbed: Disturbed | None) -> str:
     # The finding in one line, with the crash and undisturbed.
+    if finding.kind in OF_HOSTS:
+        return finding.what.partition(": ")[0]
     if disturbed is not None and disturbed.host.job is not None:
         if finding.kind == "module-state" and finding.routine is not None:
             return f"{finding.routine} keeps progress in {finding.path.partition('.')[2]}"
@@ -121,8 +145,9 @@ def _problem(finding: Finding, disturbed: Disturbed | None) -> str:
     return " ".join(finding.what.split())
 
 
-def _cause(cause: Cause, case: Case, point: CrashPoint | None, columns: int) -> list[str]:
+def _cause(cause: Cause, case: Case, disturbed: Disturbed | None, columns: int) -> list[str]:
     room = columns - 16
+    point = None if disturbed is None else disturbed.point
     if point is None:
         happens = "0 crashes"
     elif point.kind.startswith("store"):
@@ -130,7 +155,7 @@ def _cause(cause: Cause, case: Case, point: CrashPoint | None, columns: int) -> 
     else:
         happens = "2 crashes" if point.kind == "in a recovery" else "1 crash"
     counted = "".join(f" + {case.faults[n - 1]!r}" for n in cause.faults) or ", 0 faults"
-    text = shorten(f"{happens}{counted}, FIFO order", room)
+    text = shorten(f"{happens}{counted}, {_order(cause, disturbed)}", room)
     lines = [text]
     if cause.text is not None:
         tail = shorten(f"(shrunk from {cause.text}, {count(cause.runs, 'run')})", room)
@@ -141,6 +166,16 @@ def _cause(cause: Cause, case: Case, point: CrashPoint | None, columns: int) -> 
         lines = wrapped(plain(point.text), room, 2)
         found += [f"{'crash point' if i == 0 else '':<16}{line}" for i, line in enumerate(lines)]
     return [*found, ""]
+
+
+def _order(cause: Cause, disturbed: Disturbed | None) -> str:
+    order = cause.order
+    if not isinstance(order, Tape) or disturbed is None:
+        return "FIFO order"
+    entries = [what for _, _, what in disturbed.world.log if isinstance(what, Commit)]
+    routines = {one.task_id: one.routine_id or "" for one in entries if one.task_id is not None}
+    text = order_text(order.changes, routines) or "FIFO order"
+    return f"one task at a time: {text}" if order.serial else text
 
 
 # --- what differs ---------------------------------------------------------------------------------
@@ -157,7 +192,8 @@ def _compared(
         if finding.path.startswith("effects."):
             more = reference.expected.compare(other)
             rows += [] if more is None else more.rows
-        equal = [] if finding.kind in _ELSEWHERE else _equal(reference, other)
+        apart = (*_ELSEWHERE, *ORDER_KINDS)
+        equal = [] if finding.kind in apart else _equal(reference, other)
     if not rows and not equal:
         return []
     usual = ("undisturbed", "with this crash") if disturbed is not None else ("first", "then")
@@ -216,6 +252,12 @@ def _labelled(label: str, texts: Sequence[str], most: int, columns: int) -> list
 def _tried(exploration: Exploration, finding: Finding) -> list[str]:
     coverage = exploration.coverage
     planned, done = coverage.planned.total(), coverage.executed.total()
+    if not planned and finding.kind in ORDER_KINDS:
+        text = (
+            f"{count(coverage.orders, 'order')}, {count(coverage.runs, 'run')},"
+            f" {coverage.seconds:.2f} s; no crash is needed"
+        )
+        return [text, "not seen: what handlers do to globals and files, between their effects"]
     if not planned:
         text = (
             f"{count(coverage.runs, 'run')}, {coverage.seconds:.2f} s, no crash: the undisturbed"
@@ -227,10 +269,16 @@ def _tried(exploration: Exploration, finding: Finding) -> list[str]:
     many = "all" if same == len(failing) else str(same)
     fail = f"{count(len(failing), 'failure')}, {many} of this kind"
     text = (
-        f"{done} of {planned} crash points x 1 schedule, {coverage.word}, {coverage.seconds:.2f} s;"
-        f" {fail}"
+        f"{done} of {planned} crash points x {_schedules(exploration)}, {coverage.word},"
+        f" {coverage.seconds:.2f} s; {fail}"
     )
     return [text, *not_compared(exploration.reference), *coverage.notes]
+
+
+def _schedules(exploration: Exploration) -> str:
+    orders = exploration.coverage.orders
+    crashed = count(1 if exploration.reference.other is None else 2, "schedule")
+    return crashed if orders == 1 else f"{crashed}, {orders} without a crash"
 
 
 def not_compared(reference: Reference) -> list[str]:

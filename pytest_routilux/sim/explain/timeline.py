@@ -63,6 +63,8 @@ def rows_of(
     different = None
     if crash is not None:
         different = _first_difference(entries, reference, finding, crash)
+    elif reference.disturbed is not None:
+        different = _first_in_other_order(entries, reference.run.world.log)
     rows = []
     for index, (at_ns, host, what) in enumerate(entries):
         if isinstance(what, Commit):
@@ -81,6 +83,15 @@ def rows_of(
         row.marked = row.marked or index == different
         rows.append(row)
     return rows
+
+
+def _first_in_other_order(entries: Sequence[LogEntry], fifo: Iterable[LogEntry]) -> int | None:
+    """Return the first entry that comes at another place than in FIFO order."""
+    tasks = (what.task_id for _, _, what in _shown(fifo, None) if isinstance(what, Commit))
+    for index, (_, _, what) in enumerate(entries):
+        if isinstance(what, Commit) and what.task_id != next(tasks, None):
+            return index
+    return None
 
 
 def _shown(log: Iterable[LogEntry], point: CrashPoint | None) -> list[LogEntry]:
@@ -232,7 +243,11 @@ def _body(row: TimelineRow, ids: int, names: int, cells: int, owner: str | None)
         head = "  " if same else f"{padded(shorten(row.task[0], _LONGEST_ID, 'end'), ids)}  "
         call = str(row.call)
         room = cells - width(head) - width(row.where) - 17
-        tail = shown(row.call.result, max(8, room - width(plain(call))))
+        wide = max(8, room - width(plain(call)))
+        if row.call.error is None:
+            tail = shown(row.call.result, wide)
+        else:
+            tail = shorten(f"raises {row.call.error}", wide)
         call = shorten(call, max(8, room - width(tail)))
         text = f"{head}effect #{row.call.number}  {call} -> {tail}"
     else:

@@ -24,8 +24,10 @@ from pytest_routilux.sim.isolation.hidden_state import (
     globals_of,
     hidden_state,
 )
-from pytest_routilux.sim.recovery import recover, run_undisturbed
-from pytest_routilux.sim.simulator.execution import Variation, run_variation
+from pytest_routilux.sim.oracle import view_of
+from pytest_routilux.sim.recovery import recover, run_undisturbed, run_variation
+from pytest_routilux.sim.repeats import Shape, shape_of
+from pytest_routilux.sim.simulator.execution import Variation
 from pytest_routilux.sim.simulator.model import Call, Host, Note, Start, Undisturbed, World
 from routilux import Commit, JobState, codec
 
@@ -46,12 +48,13 @@ class HostLog:
     """The log that a host in another process returns.
 
     `ended` is the SystemExit that ended the process at every attempt of a task. `changed` are the
-    module globals and class attributes that the run changed.
+    module globals and class attributes that the run changed, `shape` is that of the run.
     """
 
     entries: list[Entry]
     ended: str | None = None
     changed: list[Variable] = field(default_factory=list)
+    shape: Shape = field(default_factory=dict)
 
 
 def replay(world: World, job_id: str, entries: Sequence[Entry]) -> None:
@@ -107,6 +110,8 @@ def undisturbed_log(case: Case, send: Send, start_ns: int) -> HostLog:
     before = globals_of(users_modules())
     run = run_undisturbed(replace(case, faults=(*case.faults, _SendLog(send))), start_ns)
     log = _log_of(run.world)
+    if run.host.job is not None:
+        log.shape = shape_of(view_of(run.job, run.world))
     after = globals_of(users_modules())
     log.changed = [name for name, value in before.items() if value != after.get(name)]
     exits = [

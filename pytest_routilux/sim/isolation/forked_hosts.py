@@ -32,6 +32,7 @@ from pytest_routilux.sim.isolation.forked import (
 )
 from pytest_routilux.sim.isolation.hidden_state import HiddenChange, Variable
 from pytest_routilux.sim.oracle import Expected, compare_effects, trie_of, varying, view_of
+from pytest_routilux.sim.repeats import Shape
 from pytest_routilux.sim.simulator.execution import Variation, variations
 from pytest_routilux.sim.simulator.model import (
     CrashPoint,
@@ -78,7 +79,10 @@ class ForkedHosts:
         # Starts now, so create this object before the case runs in the test's process.
         self._server = ForkServer(case) if isolated and can_fork() else None
         self._threads = threading.active_count() > 1
-        self._changed: list[Variable] = []
+        self.changed: list[Variable] = []
+        """The module globals and class attributes that the run in a fork changed."""
+        self.first: Shape | None = None
+        """The shape of the run in a fork, which was the first one; None if there was none."""
         if self._server is None:
             why = "this system can't fork" if isolated else "the test sets isolated=False"
             self._note(f"hosts in other processes: not tried, {why}")
@@ -109,7 +113,8 @@ class ForkedHosts:
             return None
         if reply.ended is None:
             log: HostLog = reply.result
-            self._changed = log.changed
+            self.changed = log.changed
+            self.first = log.shape or None
             return None if log.ended is None else self._killed(log.ended, log.entries)
         if reply.hung and self._threads:
             self._note(
@@ -153,7 +158,7 @@ class ForkedHosts:
         failures: Sequence[tuple[CrashPoint, Finding]],
     ) -> tuple[Finding, Disturbed] | None:
         """Resume the job in forked processes, and return the first new finding."""
-        if self._server is None or not self._changed:
+        if self._server is None or not self.changed:
             return None
         known_at = {point: finding.signature for point, finding in failures}
         trie: Trie | None = None
@@ -170,7 +175,7 @@ class ForkedHosts:
             repeated = None if again is None else _difference(known, again, trie)
             if again is None or repeated is None or repeated.signature != finding.signature:
                 continue
-            for variable in self._changed:
+            for variable in self.changed:
                 other = self._recovered(known.run, point, variable)
                 if other is not None and _difference(known, other, trie) is None:
                     job = fold_commits(self._case.job_id, again.commits)

@@ -8,8 +8,10 @@ Invariants:
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from concurrent.futures import wait as wait_for
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from pytest_routilux.faults.faults import slot_with_faults
 from pytest_routilux.sim.simulator.awaits import WatchedCoroutine
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from routilux.engine.environment import RunAsyncStep
     from routilux.graph.context import StepHost
     from routilux.graph.messages import RecordedEffect
+
+_GRACE: Final = 0.05  # seconds of real time for a thread that has done its work, to end
 
 
 class SimAsyncSteps(AsyncSteps):
@@ -158,8 +162,14 @@ def async_steps(
 
 
 def note_leaked_threads(host: Host, flight: Flight) -> None:
-    """Note the threads that outlive a step; those of an event loop's own pool may."""
-    for thread in flight.threads:
-        if thread.is_alive() and not (flight.loop is not None and flight.loop.owns(thread)):
-            host.leaked_threads.append((flight.step.task.routine_id, thread.name))
+    """Note the threads, and the work of thread pools, that outlive a step."""
+    for work, where in flight.threads:
+        if isinstance(work, Future):
+            wait_for([work], _GRACE)
+            what, alive = "hands work to a thread pool that", not work.done()
+        else:
+            work.join(_GRACE)
+            what, alive = f"starts the thread {work.name!r}, which", work.is_alive()
+        if alive:
+            host.leaked_threads.append((flight.step.task.routine_id, what, where))
     flight.threads.clear()

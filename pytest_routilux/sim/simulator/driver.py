@@ -1,7 +1,8 @@
 """`SimDriver`: runs the steps of a simulated host in virtual time.
 
 Invariants:
-- A handler runs to its end as soon as its step starts, against its snapshot. Its events (effects,
+- A handler runs to its end as soon as its step starts, against its snapshot; with another scheduler
+  than FIFO it pauses before each call of a double that other calls may change. Its events (effects,
   results of `once`, its end) are held back, each until its instant. So steps overlap as they would
   on threads, and an event that is still held back when the host dies has never happened.
 - Steps that are due at the same instant continue in the order of the thread driver: a step that
@@ -17,8 +18,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 import threading
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from heapq import heapify, heappop, heappush
@@ -29,10 +32,12 @@ from weakref import WeakKeyDictionary
 import pytest
 
 from pytest_routilux.faults.faults import slot_with_faults
+from pytest_routilux.frames import outwards, users_frame
 from pytest_routilux.sim.simulator.async_steps import SimAsyncSteps, note_leaked_threads
+from pytest_routilux.sim.simulator.handler_thread import HandlerThread
 from pytest_routilux.sim.simulator.host_loop import HostLoop, LoopTurn
 from pytest_routilux.sim.simulator.model import Call, World
-from pytest_routilux.sim.simulator.scheduler import FIFO
+from pytest_routilux.sim.simulator.scheduler import FIFO, TIME
 from pytest_routilux.virtual_time.simulated_step import Flight, Pause, SimClock, running
 from routilux import ClockStalledError, NoActiveStepError, StepInput, StepOutcome
 from routilux.clocks.durations import SECOND
@@ -43,6 +48,7 @@ if TYPE_CHECKING:
 
     from pytest_routilux.sim.simulator.model import Case, Host, Pace
     from pytest_routilux.sim.simulator.scheduler import Scheduler
+    from pytest_routilux.sim.simulator.transitions import Trace
     from routilux import Context
     from routilux.clocks.clock import Key
     from routilux.engine.driver import Driven, Ended
@@ -53,8 +59,8 @@ TEST_OUTCOMES: Final = (KeyboardInterrupt, pytest.fail.Exception, pytest.skip.Ex
 """Exceptions that end the test and not only the simulated host."""
 
 
-_flights: Final[WeakKeyDictionary[threading.Thread, Flight]] = WeakKeyDictionary()
-"""The steps whose handlers have started a thread, or a thread that did so."""
+_flights: Final[WeakKeyDictionary[threading.Thread, tuple[Flight, str]]] = WeakKeyDictionary()
+"""The step whose handler has started a thread, or a thread that did so, and the user's line."""
 
 
 @contextmanager
@@ -62,19 +68,42 @@ def simulation(clock: SimClock) -> Iterator[None]:
     """In the `with` block, let the handlers of this thread run as on a host with `clock`.
 
     Threads that a handler starts are kept in its `Flight`, also those that these threads start.
-    Other threads are not: a test may have a server that starts a thread for each call. New event
-    loops of asyncio pass the time of `clock`. The event loop of an async test, if it runs here, is
-    set aside.
+    Other threads are not: a test may have a server that starts a thread for each call. Of a thread
+    pool only the work is kept, since its idle threads do no harm. New event loops of asyncio pass
+    the time of `clock`. The event loop of an async test, if it runs here, is set aside.
     """
     real_start, real_loop = threading.Thread.start, asyncio.new_event_loop
+    real_submit = ThreadPoolExecutor.submit
+
+    def starter() -> tuple[Flight, str] | None:
+        here = running.clock is not None and running.clock.runs_here()
+        if here and running.flight is None:
+            return None
+        outer = _flights.get(threading.current_thread())
+        if not here and outer is None:
+            return None
+        frame = users_frame(outwards(sys._getframe(2)))
+        where = "" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        if here:
+            assert running.flight is not None
+            return running.flight, where
+        assert outer is not None
+        return outer[0], where or outer[1]
 
     def start(thread: threading.Thread) -> None:
-        here = running.clock is not None and running.clock.runs_here()
-        flight = running.flight if here else _flights.get(threading.current_thread())
-        if flight is not None:
-            _flights[thread] = flight
-            flight.threads.append(thread)
+        found = starter()
+        if found is not None:
+            _flights[thread] = found
         real_start(thread)
+        if found is not None and not _of_pool(thread):
+            found[0].threads.append((thread, found[1]))
+
+    def submit(pool: ThreadPoolExecutor, /, *args: Any, **kwargs: Any) -> Any:
+        future = real_submit(pool, *args, **kwargs)
+        found = starter()
+        if found is not None and not _of_loop(found[0], pool):
+            found[0].threads.append((future, found[1]))
+        return future
 
     def new_event_loop() -> asyncio.AbstractEventLoop:
         return HostLoop.of_user(clock) if clock.runs_here() else real_loop()
@@ -82,21 +111,42 @@ def simulation(clock: SimClock) -> Iterator[None]:
     outer = asyncio._get_running_loop()
     asyncio._set_running_loop(None)
     threading.Thread.start = start  # type: ignore[method-assign, assignment]  # undone below
+    ThreadPoolExecutor.submit = submit  # type: ignore[method-assign, assignment]  # undone below
     asyncio.new_event_loop = asyncio.events.new_event_loop = new_event_loop
     try:
         yield
     finally:
         threading.Thread.start = real_start  # type: ignore[method-assign]  # as it was
+        ThreadPoolExecutor.submit = real_submit  # type: ignore[method-assign]  # as it was
         asyncio.new_event_loop = asyncio.events.new_event_loop = real_loop
         asyncio._set_running_loop(outer)
+
+
+def _of_pool(thread: threading.Thread) -> bool:
+    """Return whether an executor of `concurrent.futures` has started a thread."""
+    target = getattr(thread, "_target", None)  # gone when the thread has ended
+    owner = type(thread) if target is None else target
+    return str(getattr(owner, "__module__", "")).startswith("concurrent.futures.")
+
+
+def _of_loop(flight: Flight, pool: ThreadPoolExecutor) -> bool:
+    return flight.loop is not None and flight.loop.owns(pool)
 
 
 class _StepHost:
     """Implements `ctx` for one step in virtual time."""
 
-    __slots__ = ("_clock", "_driven", "_loop", "_pace", "flight")
+    __slots__ = ("_clock", "_driven", "_loop", "_pace", "_trace", "flight")
 
-    def __init__(self, clock: SimClock, flight: Flight, pace: Pace, loop: HostLoop) -> None:
+    def __init__(
+        self,
+        clock: SimClock,
+        flight: Flight,
+        pace: Pace,
+        loop: HostLoop,
+        trace: Trace | None = None,
+    ) -> None:
+        self._trace = trace
         self._clock = clock
         self._loop = loop
         self.flight = flight
@@ -106,6 +156,8 @@ class _StepHost:
     cancelled = False  # no simulated job is
 
     def now_ns(self) -> int:
+        if self._trace is not None:
+            self._trace.blind = True
         return self._clock.mono + int(self._driven.offset)
 
     def sleep(self, step: StepInput, length: int) -> None:
@@ -138,6 +190,16 @@ class _StepHost:
         """Do nothing: no step runs longer than its timeout."""
 
 
+def _task_of(option: Ended | Flight | LoopTurn | None) -> str:
+    """Return the id of the task that an option continues."""
+    if option is None:
+        return TIME
+    if isinstance(option, tuple):
+        return option[1].task.task_id
+    flight = option.group if isinstance(option, LoopTurn) else option
+    return flight.step.task.task_id if isinstance(flight, Flight) else "callbacks"
+
+
 class SimDriver:
     """Runs the handlers of one simulated host."""
 
@@ -160,6 +222,7 @@ class SimDriver:
         pace: Pace,
         loop: HostLoop,
         environment: Environment,
+        handlers: list[HandlerThread],
     ) -> None:
         self._clock = clock
         self._environment = environment
@@ -169,6 +232,7 @@ class SimDriver:
         self._case = case
         self._pace = pace
         self._loop = loop
+        self._handlers = handlers
         self._fresh: list[Flight] = []
         self._ended: deque[Ended] = deque()
         self._asleep: list[tuple[int, Key, int, Flight]] = []
@@ -215,14 +279,13 @@ class SimDriver:
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
         """Return the next step that ends; None if `until` comes first."""
         clock = self._clock
-        if not self._ended:
-            if until is not None and until <= clock.mono:
-                return None
+        if not self._ended and until is not None and until <= clock.mono:
+            return None
+        if self._fresh and (not self._ended or self._scheduler is not FIFO):
             # Threads run while the loop waits, and the loop does not wait while steps have ended.
             fresh, self._fresh = self._fresh, []
             for flight in fresh:
-                self._run_handler(flight)
-                self._continue(flight)
+                self._begin(flight)
         while True:
             if self._ended and self._scheduler is FIFO:
                 return self._ended.popleft()
@@ -230,12 +293,11 @@ class SimDriver:
             if type(chosen) is tuple:
                 return chosen
             if isinstance(chosen, Flight):
-                if not chosen.events:
-                    self._run_handler(chosen)
-                at = chosen.events[0][0]
-                if at > clock.mono:
-                    clock.mono = at
-                self._continue(chosen)
+                if chosen.events:
+                    clock.mono = max(clock.mono, chosen.events[0][0])
+                    self._continue(chosen)
+                else:
+                    self._advance(chosen)
             elif isinstance(chosen, LoopTurn):
                 self._loop.run(chosen, self._horizon(until))
                 if self._test_outcome is not None:
@@ -271,8 +333,7 @@ class SimDriver:
 
     def _choose(self, until: int | None, key: Key) -> Ended | Flight | LoopTurn | None:
         """Return the next step that ends or continues; None if `until` comes first."""
-        ended, fresh, asleep = self._ended, self._fresh, self._asleep
-        loop = self._loop
+        ended, asleep, loop = self._ended, self._asleep, self._loop
         if self._scheduler is FIFO:
             if loop.open:
                 due = loop.due()
@@ -297,30 +358,56 @@ class SimDriver:
             turns.append(((until, key, math.inf), None))
         turns.sort(key=itemgetter(0))
         options: list[Ended | Flight | LoopTurn | None]
-        options = [*ended, *fresh, *(option for _, option in turns)]
-        if loop.open and not ended and not fresh:
+        options = [*ended, *(option for _, option in turns)]
+        if loop.open and not ended:
             target = turns[0][0][0] if turns else None
             if (target is None or target > self._clock.mono) and loop.has_real_work(target):
                 return LoopTurn(self._clock.mono)
         if not options:
             return None
-        chosen = options[self._scheduler.choose(len(options)) if len(options) > 1 else 0]
+        index, trace = 0, self._scheduler.trace
+        if len(options) > 1 or trace is not None:
+            index = self._scheduler.choose([_task_of(option) for option in options])
+        chosen = options[index]
+        if trace is not None:
+            trace.next(_task_of(chosen), alone=isinstance(chosen, LoopTurn))
         if isinstance(chosen, tuple):
             ended.remove(chosen)
-        elif isinstance(chosen, LoopTurn):
-            pass
-        elif chosen in fresh:
-            fresh.remove(chosen)
-        elif chosen is not None:
+        elif isinstance(chosen, Flight):
             self._asleep = [entry for entry in asleep if entry[3] is not chosen]
             heapify(self._asleep)
         return chosen
+
+    def _begin(self, flight: Flight) -> None:
+        """Run a handler to its end, or to its first pause."""
+        if self._scheduler is FIFO or flight.step.task.routine_id not in self._case.pausing:
+            self._run_handler(flight)
+            self._continue(flight)
+            return
+        trace = self._scheduler.trace
+        if trace is not None:
+            trace.read_all()  # what it will have read is not known yet
+        flight.at = self._clock.mono
+        run = partial(self._run_handler, flight)
+        flight.handler = HandlerThread(run, flight, self._clock)
+        self._handlers.append(flight.handler)
+        self._advance(flight, calls=False)
+
+    def _advance(self, flight: Flight, *, calls: bool = True) -> None:
+        """Run a paused handler to its next pause, or to its end; `calls`: with a double first."""
+        clock, trace = self._clock, self._scheduler.trace
+        if trace is not None and calls:
+            trace.call_double()
+        begun = clock.mono = max(clock.mono, flight.at)
+        flight.handler.advance()
+        flight.at, clock.mono = clock.mono, begun
+        self._continue(flight)
 
     def _continue(self, flight: Flight) -> None:
         """Deliver the events of a step until the step sleeps or ends."""
         events = flight.events
         clock = self._clock
-        while events[0][0] <= clock.mono:
+        while events and events[0][0] <= clock.mono:
             _, what = events.popleft()
             kind = type(what)
             if kind is Call:
@@ -346,7 +433,8 @@ class SimDriver:
                 self._ended.append((flight.driven, flight.step, what))
                 return
         self._sleeps += 1
-        heappush(self._asleep, (events[0][0], flight.key, self._sleeps, flight))
+        at = events[0][0] if events else flight.at
+        heappush(self._asleep, (at, flight.key, self._sleeps, flight))
 
     def _run_handler(self, flight: Flight) -> None:
         driven, step, clock = flight.driven, flight.step, self._clock
@@ -356,7 +444,7 @@ class SimDriver:
         slot = routine._slots[task.slot]
         if self._case.faults:
             slot = slot_with_faults(self._case.faults, step, slot, clock)
-        host = _StepHost(clock, flight, self._pace, self._loop)
+        host = _StepHost(clock, flight, self._pace, self._loop, self._scheduler.trace)
         outer_flight, outer_clock = running.flight, running.clock
         running.flight, running.clock = flight, clock
         outcome: StepOutcome | BaseException
@@ -370,7 +458,12 @@ class SimDriver:
             running.flight, running.clock = outer_flight, outer_clock
             if flight.threads:
                 note_leaked_threads(self._host, flight)
+        if flight.doubles:
+            self._case.pausing.add(task.routine_id)
+        if self._scheduler.trace is not None:
+            self._scheduler.trace.handled(step, outcome)
         if step.timeout_ns is None:
             clock.mono += self._pace.more_ns
         flight.events.append((clock.mono, outcome))
-        clock.mono = begun
+        if flight.handler is None:
+            clock.mono = begun

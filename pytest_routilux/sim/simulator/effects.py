@@ -2,7 +2,8 @@
 
 Invariants:
 - A double records each call and does nothing else. Its result depends on its inputs alone, so a
-  repeated call shows in the record.
+  repeated call shows in the record. A call whose `returns` raises an error is recorded, too: the
+  service may have done its work before the answer was lost.
 - It works inside a handler only; anywhere else it raises an error. A call of a simulated handler is
   in the record of its run, any other in the record of the double.
 """
@@ -16,7 +17,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.sim.simulator.model import Call
-from pytest_routilux.text import without_addresses
+from pytest_routilux.text import error_text, without_addresses
 from pytest_routilux.virtual_time.simulated_step import running
 from routilux import RoutiluxError
 from routilux.graph.context import active
@@ -25,6 +26,8 @@ from routilux.graph.messages import copied_payload
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from routilux import Context, StepInput
+
 _OURS: Final = ("pytest_routilux.", "routilux.")
 
 
@@ -32,8 +35,9 @@ class Effect:
     """A test double for one external call, made by `FlowSim.effect`.
 
     `key` is the name of the parameter that carries an idempotency key. `returns` makes the result
-    from the same arguments; without it the result is a text that depends on the inputs. A call
-    outside a handler raises `RoutiluxError`.
+    from the same arguments, or raises an error; without it the result is a text that depends on the
+    inputs. `reads` marks a call that may be repeated or left out, such as a query. A call outside a
+    handler raises `RoutiluxError`.
 
     A test with it::
 
@@ -55,11 +59,15 @@ class Effect:
         key: str | None = None,
         returns: Callable[..., object] | None = None,
         numbers: Counter[int] | None = None,
+        *,
+        reads: bool = False,
     ) -> None:
         self.name: str = name
         """The name in failures and records."""
         self.key: str | None = key
         """The name of the parameter that carries the idempotency key; None without one."""
+        self.reads: bool = reads
+        """Whether a call changes nothing, so that it may be repeated."""
         self._returns = returns
         self._numbers: Counter[int] = Counter() if numbers is None else numbers
         self._calls: list[Call] = []
@@ -84,11 +92,34 @@ class Effect:
         inputs = {**{str(i): value for i, value in enumerate(args)}, **kwargs}
         key = inputs.pop(self.key, None) if self.key is not None else None
         inputs = copied_payload(inputs, self.name)
-        result = (
-            self._returns(*args, **kwargs)
-            if self._returns is not None
-            else f"{self.name.rpartition('.')[2]}-{_digest(inputs)}"
-        )
+        result: object = None
+        error: Exception | None = None
+        if self._returns is None:
+            result = f"{self.name.rpartition('.')[2]}-{_digest(inputs)}"
+        else:
+            if running.flight is not None:
+                running.flight.call_double()
+            try:
+                result = self._returns(*args, **kwargs)
+            except Exception as raised:
+                error = raised
+        self._record(context, step, inputs, key, result, error)
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # so that no frame keeps the exception
+        return result
+
+    def _record(
+        self,
+        context: Context,
+        step: StepInput,
+        inputs: dict[str, object],
+        key: object,
+        result: object,
+        error: Exception | None,
+    ) -> None:
         flight, clock = running.flight, running.clock
         if flight is None and clock is not None:  # a callback of an event loop
             flight = getattr(context._host, "flight", None)
@@ -111,16 +142,17 @@ class Effect:
             step.attempt,
             now,
             self.key,
+            None if error is None else error_text(error),
+            self.reads,
         )
         if flight is None or clock is None:
             self._calls.append(call)
         else:
             flight.add_call(clock.mono, call)
-        return result
 
     def __repr__(self) -> str:
         key = "" if self.key is None else f", key={self.key!r}"
-        return f"flow_sim.effect({self.name!r}{key})"
+        return f"flow_sim.effect({self.name!r}{key}{', reads=True' * self.reads})"
 
 
 def _digest(inputs: dict[str, object]) -> str:

@@ -11,11 +11,13 @@ Invariants:
 from __future__ import annotations
 
 import marshal
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.faults.faults import failing_write
+from pytest_routilux.frames import is_engine_bug, raised_at
 from pytest_routilux.sim.simulator.async_steps import SimAsyncDriver, async_steps
 from pytest_routilux.sim.simulator.driver import (
     TEST_OUTCOMES,
@@ -24,7 +26,8 @@ from pytest_routilux.sim.simulator.driver import (
 )
 from pytest_routilux.sim.simulator.host_loop import HostLoop
 from pytest_routilux.sim.simulator.model import NORMAL_PACE, Finding, Host, Pace, World
-from pytest_routilux.sim.simulator.scheduler import FIFO, SeededScheduler
+from pytest_routilux.sim.simulator.scheduler import FIFO
+from pytest_routilux.text import error_text
 from pytest_routilux.virtual_time.simulated_step import SimClock
 from routilux import (
     Commit,
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextvars import Context
 
+    from pytest_routilux.sim.simulator.handler_thread import HandlerThread
     from pytest_routilux.sim.simulator.model import Case
     from pytest_routilux.sim.simulator.scheduler import Scheduler
     from routilux import Flow, StepInput
@@ -57,7 +61,6 @@ if TYPE_CHECKING:
     from routilux.graph.plan import Plan
 
 OTHER_START: Final = 8_654_321 * SECOND + 123_456_789  # another day, hour, minute and fraction
-_ORDERS: Final = 6
 _MOST_STEPS: Final = 100_000
 _UPTIME: Final = 7_919 * SECOND
 _MOST_ENCODED: Final = 1_000
@@ -191,17 +194,44 @@ def _encode(data: dict[str, object], path: str) -> None:
 
 
 class _ChoosingMachine(Machine):
-    """A job's state machine with a `scheduler` that picks the next task."""
+    """A job's state machine with a `scheduler` that picks the next task.
 
-    __slots__ = ("scheduler",)
+    It picks one only where it matters: if tasks compete for a worker or for their routine, or, with
+    `outside`, if what handlers do outside of the job is to have any order.
+    """
 
+    __slots__ = ("outside", "scheduler")
+
+    outside: bool
     scheduler: Scheduler
 
     def begin(self, pending: PendingTask, now: int) -> StepInput:
-        options = self.startable(now)
-        if len(options) > 1:
-            pending = options[self.scheduler.choose(len(options))]
-        return super().begin(pending, now)
+        options, scheduler = self.startable(now), self.scheduler
+        trace = scheduler.trace
+        if len(options) > 1 and (self.outside or self._compete(options)):
+            if trace is not None:
+                trace.starting = True
+            pending = options[scheduler.choose([option.task_id for option in options])]
+        step = super().begin(pending, now)
+        if trace is not None:
+            trace.begin(step, options, alone=self._alone)
+        return step
+
+    def _compete(self, options: Sequence[PendingTask]) -> bool:
+        if len(options) > self._width - self.in_flight:
+            return True
+        wanted = Counter(option.task.routine_id for option in options)
+        busy = Counter(step.task.routine_id for step in self.flights)
+        routines = self.plan.routines
+        return any(
+            most + busy[name] > routines[name].max_concurrency for name, most in wanted.items()
+        )
+
+    def accept(self, commit: Commit) -> None:
+        step = self._flights.get(commit.task_id or "")
+        super().accept(commit)
+        if self.scheduler.trace is not None:
+            self.scheduler.trace.commit(commit, step)
 
 
 class _SimRuntime(Runtime):
@@ -228,6 +258,7 @@ class _SimRuntime(Runtime):
         self.host = host
         self.scheduler = scheduler
         self.pace = pace
+        self.handlers: list[HandlerThread] = []
         self.host_loop = HostLoop(clock, pace, scheduler, dies_at)
         environment = self.environment
         environment.owner = f"simulated host {world.host_number}"
@@ -254,12 +285,16 @@ class _SimRuntime(Runtime):
             self.report("always", what, commit)
 
     def drive_of(self, plan: Plan, job: JobState, context: Context | None = None) -> Drive:
+        trace = self.scheduler.trace
         if job.job_id == self.case.job_id:
             self.host.job = job
+        elif trace is not None:
+            trace.blind = True
         drive = super().drive_of(plan, job, context)
         if self.scheduler is not FIFO:
             drive.machine = machine = _ChoosingMachine(plan, job)
             machine.scheduler = self.scheduler
+            machine.outside = self.case.fresh is not None
         return drive
 
 
@@ -283,6 +318,7 @@ class _SimThreads(Threads):
             runtime.pace,
             runtime.host_loop,
             runtime.environment,
+            runtime.handlers,
         )
 
     def drive_in_background(self, drive: Drive) -> None:
@@ -331,7 +367,12 @@ def run_host(
         raise
     except BaseException as error:
         host.error = error
+        if is_engine_bug(error):
+            what = f"the host dies of an error in the engine: {error_text(error)}"
+            host.findings.append(Finding("engine-error", what, "engine.job", hint=raised_at(error)))
     finally:
+        for handler in runtime.handlers:
+            handler.close()
         runtime.host_loop.close()
     for failure in runtime.observer_failures:
         raise failure.error  # of the test's `always`, which has checked nothing then
@@ -350,8 +391,19 @@ class Variation:
 
     shift_ns: int = 0
     pace: Pace = NORMAL_PACE
-    sequential: bool = False
-    seed: int | None = None
+
+    @property
+    def text(self) -> str:
+        """What is different, for people; "" for a plain repeat."""
+        if self.shift_ns:
+            return "at another start instant"
+        if self.pace.more_ns:
+            return "with steps that take an hour longer"
+        return "" if self.pace is NORMAL_PACE else "with longer sleeps"
+
+
+UNVARIED: Final = Variation()
+"""A plain repeat."""
 
 
 def variations(plan: Plan) -> list[Variation]:
@@ -360,20 +412,4 @@ def variations(plan: Plan) -> list[Variation]:
     if all(handler.deadline is None for handler in plan.handlers.values()):
         # So slow that a retry is due before the steps in flight end, as after a long downtime.
         found.append(Variation(pace=Pace(more_ns=3600 * SECOND)))
-    if plan.width > 1:
-        found.append(Variation(sequential=True))
-        found += [Variation(seed=seed) for seed in range(_ORDERS)]
     return found
-
-
-def run_variation(case: Case, start_ns: int, variation: Variation) -> tuple[World, Host]:
-    """Run a job with `variation`, and return the run's world and host."""
-    for fault in case.faults:
-        fault.begin(0)
-    case.reset()
-    world = World(start_ns + variation.shift_ns)
-    flow = case.build()
-    if variation.sequential:
-        flow.execution_strategy = "sequential"
-    scheduler = FIFO if variation.seed is None else SeededScheduler(variation.seed)
-    return world, run_host(case, world, flow=flow, scheduler=scheduler, pace=variation.pace)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import threading
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from heapq import heapify
@@ -163,11 +162,10 @@ class HostLoop:
         """Whether the host has an event loop, and lives."""
         return self._event_loop is not None and not self.dead
 
-    def owns(self, thread: threading.Thread) -> bool:
-        """Return whether a thread is one of the event loop's own pool."""
+    def owns(self, pool: object) -> bool:
+        """Return whether a thread pool is the event loop's own."""
         loop = self._event_loop
-        pool = None if loop is None else loop._default_executor
-        return pool is not None and thread in pool._threads
+        return loop is not None and pool is loop._default_executor
 
     # --- the clock of the loop ------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, get_args
 
+from pytest_routilux.sim.simulator.scheduler import FIFO_ORDER
 from pytest_routilux.text import shown
 from routilux import Commit, JobStatus, JobStore
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from pytest_routilux.faults.faults import Fault
+    from pytest_routilux.sim.simulator.other_host import OtherHost
+    from pytest_routilux.sim.simulator.scheduler import Order
     from pytest_routilux.virtual_time.simulated_step import Pause
     from routilux import Flow, JobState, StepInput
 
@@ -60,7 +63,8 @@ class Case:
     """A job to simulate: the flow, the start, the faults and the store.
 
     With `store`, only what that store keeps in its files is durable. `assertions` says whether a
-    failed assertion of a handler is a finding. `fresh` resets what lies outside of the job.
+    failed assertion of a handler is a finding. `fresh` resets what lies outside of the job. Each
+    host but the first is `other_host`.
     """
 
     build: Callable[[], Flow]
@@ -73,6 +77,9 @@ class Case:
     store: OpenStore | None = None
     assertions: bool = True
     fresh: Callable[[], object] | None = None
+    other_host: OtherHost | None = None
+    pausing: set[str] = field(default_factory=set, compare=False)
+    """The routines whose handlers call doubles that other calls may change; found by its runs."""
 
     def reset(self) -> None:
         """Bring what lies outside of the job, such as a database, to its first state."""
@@ -98,9 +105,9 @@ NORMAL_PACE: Final = Pace()
 class CrashPoint:
     """A point of a run at which a host dies.
 
-    `commits`, `calls` and `awaits` are how many of the undisturbed run's are in the world then;
-    `at_ns` is when the host dies, `resume_ns` when the next one resumes (UTC). `name` is for
-    reproducers, `text` for people.
+    The run works in `order`. `commits`, `calls` and `awaits` are how many of the undisturbed run's
+    are in the world then; `at_ns` is when the host dies, `resume_ns` when the next one resumes
+    (UTC). `name` is for reproducers, `text` for people.
     """
 
     kind: Kind
@@ -114,11 +121,12 @@ class CrashPoint:
     routine_id: str | None = None
     attempt: int = 0
     awaits: int = 0
+    order: Order = FIFO_ORDER
 
     @property
-    def simplicity(self) -> tuple[int, int]:
+    def simplicity(self) -> tuple[bool, int, int]:
         """The sort key that puts the simplest point first."""
-        return _KINDS.index(self.kind), self.at_ns
+        return self.order != FIFO_ORDER, _KINDS.index(self.kind), self.at_ns
 
 
 # --- what outlives a host -------------------------------------------------------------------------
@@ -137,7 +145,7 @@ class Call:
     key: object
     """The idempotency key; None without one."""
     result: object
-    """What the double returned."""
+    """What the double returned; None if it raised an error."""
     where: str
     """The line of the handler's code that made the call."""
     routine_id: str
@@ -150,6 +158,10 @@ class Call:
     """The virtual time of the call, in UTC nanoseconds."""
     parameter: str | None = None
     """The name of the parameter that carries the key; None if the double has none."""
+    error: str | None = None
+    """The error that `returns` raised, as a text; None without one."""
+    reads: bool = False
+    """Whether the double only reads: a repeated call does no harm."""
 
     def __str__(self) -> str:
         return f"{self.effect}({', '.join(shown(value, 24) for value in self.arguments.values())})"
@@ -295,12 +307,13 @@ class Host:
     """The flow, the job and the recorded events of one simulated host.
 
     `error` ended it from outside: an error of the store, an exit of the process, a stall.
-    `findings` are rules that the engine broke, `store_finding` one that a real store broke.
+    `findings` are rules that the engine broke, `store_finding` says that what
+    the host before has saved can't be used.
     `steps` are the steps that began, each with the number of commits that were durable then.
     By (task id, attempt), `errors` are the classes of what steps raised, with the classes of a
     group's leaves, and `retry_after` the delays (ns) that they asked for. `leaked_threads` are
-    threads that outlived a step, with its routine. `exact`: durations and delays are exact, not
-    lower bounds.
+    the routine of a step, the thread that outlived it in words, and the line that started the
+    thread. `exact`: durations and delays are exact, not lower bounds.
     """
 
     flow: Flow
@@ -310,7 +323,7 @@ class Host:
     steps: list[tuple[int, StepInput]] = field(default_factory=list)
     errors: dict[tuple[str, int], tuple[type[BaseException], ...]] = field(default_factory=dict)
     retry_after: dict[tuple[str, int], int] = field(default_factory=dict)
-    leaked_threads: list[tuple[str, str]] = field(default_factory=list)
+    leaked_threads: list[tuple[str, str, str]] = field(default_factory=list)
     exact: bool = True
     store_finding: Finding | None = None
 
@@ -329,6 +342,7 @@ class Undisturbed:
     durable: list[Commit]
     states: list[JobState]
     store_findings: dict[int, Finding] = field(default_factory=dict)
+    order: Order = FIFO_ORDER
 
     @property
     def job(self) -> JobState:
@@ -339,12 +353,13 @@ class Undisturbed:
 
 @dataclass(slots=True)
 class Disturbed:
-    """A run with a crash planned at `point`."""
+    """A run with a crash planned at `point`, or in another `order` without a crash."""
 
-    point: CrashPoint
+    point: CrashPoint | None
     world: World
     hosts: list[Host]
     executed: bool  # whether the crash happened
+    order: Order = FIFO_ORDER
 
     @property
     def host(self) -> Host:

@@ -10,10 +10,12 @@ import pytest
 from pytest_routilux.faults.faults import Fault
 from pytest_routilux.faults.flow_faults import FlowFaults
 from pytest_routilux.sim.recovery import run_undisturbed
+from pytest_routilux.sim.simulator.effects import Effect
 from pytest_routilux.sim.simulator.execution import run_host
 from pytest_routilux.sim.simulator.model import Case, Host, World
 from routilux import Commit, FakeClock, FlowDefinitionError, JobState
 from showcase.flows import data_pipeline
+from tests.routines import chain, retrying
 
 START = FakeClock().now_ns()
 SECOND = 1_000_000_000
@@ -42,6 +44,34 @@ def test_an_error_is_raised_as_it_was_made_whatever_its_class_asks_for():
     assert ["json.decoder.JSONDecodeError"] * 2 == [error.type for error in errors][:2]
     frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
     assert 1 == frames.count("_raise")
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_answer_is_lost_after_the_handler_has_done_its_work(is_async):
+    pay = Effect("pay", key="key")
+
+    def plain(self, n=0):
+        pay(n, key=self.ctx.key("pay"))
+        self.emit("out", n=n)
+
+    async def awaited(self, n=0):
+        await self.ctx.asleep(1)
+        plain(self, n)
+
+    fault = FlowFaults().raises("a", ConnectionError("lost"), attempts=[1], after=True)
+    assert "raises('a', ConnectionError('lost'), attempts=[1], after=True)" == repr(fault)
+
+    def build():
+        flow = chain(a=awaited if is_async else plain)
+        flow.set_error_handler(retrying())
+        return flow
+
+    world = World(START)
+    fault.begin(0)
+    host = run_host(Case(build, "a", faults=(fault,)), world)
+    assert [1, 2] == [call.attempt for call in world.calls]
+    assert 1 == fault.struck
+    assert 1 == len(host.job.outputs)
 
 
 @pytest.mark.parametrize("seconds", [3600, -3600])

@@ -57,13 +57,13 @@ CALLS = {
         'flow_sim.effect("gw.charge")',
         "order",
         'gw.charge(..., key=self.ctx.key("charge")):',
-        '(its double: flow_sim.effect("gw.charge", key="key"); a call',
+        '(its double: flow_sim.effect("gw.charge", key="key"); for a query:',
     ),
     "another name": (
         'flow_sim.effect("gw.charge", key="idem")',
         "order",
         'gw.charge(..., idem=self.ctx.key("charge")):',
-        '(its double: flow_sim.effect("gw.charge", key="idem"); a call',
+        '(its double: flow_sim.effect("gw.charge", key="idem"); for a query:',
     ),
     "a key under another name": (
         'flow_sim.effect("gw.charge", key="idem")',

@@ -13,6 +13,8 @@ from pytest_routilux.sim.oracle import (
     canonical,
     compare_effects,
     masked,
+    repeated_in_attempt,
+    reused_key,
     trie_of,
     unordered,
     unstable_key,
@@ -128,10 +130,17 @@ def test_without_order_lists_are_bags(items, random):
     assert unordered(items) == unordered(shuffled)
 
 
-def call(inputs: str = "A7", key: object = None, attempt: int = 1, task: str = "0.0") -> Call:
-    return Call(
-        "pay", 1, {"order": inputs}, key, "ok", "shop.py:7", "charge", task, attempt, 5
-    )  # fmt: skip
+def call(
+    inputs: str = "A7",
+    key: object = None,
+    attempt: int = 1,
+    task: str = "0.0",
+    number: int = 1,
+    effect: str = "pay",
+    **more: Any,
+) -> Call:
+    at = "shop.py:7", "charge", task, attempt, 5
+    return Call(effect, number, {"order": inputs}, key, "ok", *at, **more)
 
 
 def world(*calls: Call) -> World:
@@ -150,6 +159,16 @@ def world(*calls: Call) -> World:
         ([call("A7")], [call("B2")], "effect-repeated"),
         ([call(), call()], [call(), call()], None),
         ([call(key="k")], [call(key="k"), call()], "key-unstable"),
+        ([call(key="k")], [call(key="k"), call(key="k", number=2)], "effect-repeated"),
+        ([call(key="k"), call(key="k", number=2)], [call(key="k")], "effect-lost"),
+        (
+            [call(key="k"), call(key="k", number=2)],
+            [call(key="k"), call(key="k"), call(key="k", number=2)],
+            None,
+        ),
+        ([call(key="k")], [call(key="k", error="OSError"), call(key="k", number=2)], None),
+        ([call(reads=True)], [call(reads=True), call(reads=True)], None),
+        ([call(reads=True)], [], None),
     ],
 )
 def test_an_effect_may_be_repeated_under_its_key_alone(before, after, kind):
@@ -181,6 +200,35 @@ def test_an_attempt_may_call_the_same_twice_under_a_key_for_each():
     assert unstable_key(world(first, *again)) is None  # only one call was made
     finding = unstable_key(world(first, second, again[0], call(key="m", attempt=2)))
     assert [("key", "attempt 1: l", "attempt 2: m")] == finding.rows
+
+
+@pytest.mark.parametrize(
+    ("calls", "found"),
+    [
+        ([call(key="k"), call("B2", key="k")], True),
+        ([call(key="k"), call(key="k", effect="refund")], True),
+        ([call(key="k"), call(key="k", attempt=2)], False),
+        ([call(key="k"), call("B2", key="l")], False),
+        ([call(), call("B2")], False),
+        ([call(key="k", reads=True), call("B2", key="k", reads=True)], False),
+    ],
+)
+def test_one_key_belongs_to_one_effect_with_one_input(calls, found):
+    finding = reused_key(world(*calls), {})
+    assert found == (finding is not None)
+    if finding is not None:
+        assert ("key-reused", "charge") == (finding.kind, finding.routine)
+        assert finding.what.endswith(" has the key of pay('A7'): k")
+    varies = trie_of([("effects", "pay", "*", "order")])
+    assert reused_key(world(call(key="k"), call("B2", key="k")), varies) is None
+
+
+def test_a_call_that_comes_twice_in_one_attempt_is_counted():
+    twice = world(call(key="k"), call(key="k", number=2))
+    assert "pay('A7') twice in one attempt under one key" in repeated_in_attempt(twice)
+    assert repeated_in_attempt(world(call(key="k"), call(key="l", number=2))) is None
+    failed = call(key="k", error="OSError: no answer")
+    assert repeated_in_attempt(world(failed, call(key="k", number=2))) is None
 
 
 class Parcel:

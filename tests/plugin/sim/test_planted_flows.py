@@ -26,6 +26,19 @@ class GatewayDown(Exception):
     """The gateway does not answer."""
 
 
+def answers_once(order: str, amount: float, key: str | None = None) -> str:
+    raise GatewayDown("no answer")
+
+
+def query(order: str) -> str:
+    return f"{order} is open"
+
+
+refused = Effect("gateway.refuse", key="key", returns=answers_once)
+look = Effect("gateway.look", returns=query, reads=True)
+ledger = Effect("ledger.put")
+
+
 def paid(self: Any, receipt: object, note: object = "") -> None:
     self.emit("out", receipt=receipt, note=note)
 
@@ -93,6 +106,59 @@ def charges_and_undoes(self: Any, order: str, amount: float) -> None:
     finally:
         charge(f"undo {order}", amount, key="undo")
     paid(self, receipt)
+
+
+def charges_and_books_under_one_key(self: Any, order: str, amount: float) -> None:
+    receipt = charge(order, amount, key=self.ctx.idempotency_key)
+    charge(f"fee of {order}", 1, key=self.ctx.idempotency_key)
+    paid(self, receipt)
+
+
+def charges_and_books_under_two_keys(self: Any, order: str, amount: float) -> None:
+    receipt = charge(order, amount, key=self.ctx.key("charge"))
+    charge(f"fee of {order}", 1, key=self.ctx.key("fee"))
+    paid(self, receipt)
+
+
+def ignores_a_lost_answer(self: Any, order: str, amount: float) -> None:
+    try:
+        refused(order, amount)
+    except GatewayDown:
+        paid(self, "unknown")
+
+
+def ignores_a_lost_answer_with_a_key(self: Any, order: str, amount: float) -> None:
+    try:
+        refused(order, amount, key=self.ctx.key("charge"))
+    except GatewayDown:
+        paid(self, "unknown")
+
+
+def looks_with_an_effect_that_writes(self: Any, order: str, amount: float) -> None:
+    ledger(order)
+    paid(self, order)
+
+
+def looks(self: Any, order: str, amount: float) -> None:
+    paid(self, look(order))
+
+
+def charges_twice_after_a_crash(self: Any, order: str, amount: float) -> None:
+    """The second attempt of a new host makes the call twice, under one key."""
+    self.tries = getattr(self, "tries", 0) + 1
+    key = self.ctx.key("charge")
+    if self.ctx.attempt == 1:
+        raise GatewayDown
+    charge(order, amount, key=key)
+    if self.tries == 1:
+        charge(order, amount, key=key)
+    paid(self, order)
+
+
+def charges_once_after_a_crash(self: Any, order: str, amount: float) -> None:
+    if self.ctx.attempt == 1:
+        raise GatewayDown
+    paid(self, charge(order, amount, key=self.ctx.key("charge")))
 
 
 def orders(self: Any, order: str) -> None:
@@ -198,6 +264,34 @@ PLANTED = {
         "emissions-differ",
         "out",
         "ship",
+    ),
+    "one key for two calls": planted(
+        charges_and_books_under_one_key,
+        charges_and_books_under_two_keys,
+        "key-reused",
+        "gateway.charge('fee of A7', 1) has the key of gateway.charge('A7', 19.9): job/0.0",
+    ),
+    "a call whose answer is lost": planted(
+        ignores_a_lost_answer,
+        ignores_a_lost_answer_with_a_key,
+        "effect-repeated",
+        "gateway.refuse('A7', 19.9) ran 2x",
+    ),
+    "a write without a key, and a read": planted(
+        looks_with_an_effect_that_writes, looks, "effect-repeated", "ledger.put('A7') ran 2x"
+    ),
+    "two calls in one attempt of a new host": planted(
+        charges_twice_after_a_crash,
+        charges_once_after_a_crash,
+        "effect-repeated",
+        "gateway.charge('A7', 19.9) ran 2x in one attempt, undisturbed run 1x",
+    ),
+    "an answer that is lost by a fault": planted(
+        charges_without_key,
+        charges_with_key,
+        "effect-repeated",
+        "gateway.charge('A7', 19.9) ran",
+        faults=[Raises("charge", GatewayDown("no answer"), attempts=[1], after=True)],
     ),
     "an outage that only comes by a fault": planted(
         charges_without_key,

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from pytest_routilux.faults.faults import ClockJump, Fault, Raises, Slow, StoreFails
+from pytest_routilux.sim.checks import check_disturbed
 from pytest_routilux.sim.crash_points import crash_points
-from pytest_routilux.sim.explore import check_disturbed, explore, run_reference
+from pytest_routilux.sim.explore import explore, run_reference
 from pytest_routilux.sim.recovery import recover, run_undisturbed
 from pytest_routilux.sim.results import Checks, Coverage, Reference
 from pytest_routilux.sim.simulator import execution

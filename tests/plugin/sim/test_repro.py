@@ -49,8 +49,10 @@ def points_of(case: Case) -> list[CrashPoint]:
         "R1.9f3c.~0123456789abcdef.4@a1.done",
         "R1.9f3c.0.0@a1.once-send%20the%20mail%21+f1+f12",
         "R1.41d0.fifo",
-        "R1.41d0.s0+f2",
-        "R1.41d0.s184467",
+        "R1.41d0.o",
+        "R1.41d0.o3-1_12-4+f2",
+        "R1.41d0.q0-1",
+        "R1.9f3c.0.0@a1.effect1+o3-1+f1",
     ],
 )
 def test_a_reproducer_is_written_as_it_was_read(text):
@@ -68,9 +70,10 @@ def test_a_reproducer_is_written_as_it_was_read(text):
         "R1.9F3C.fifo",
         "R1.9f3c",
         "R1.9f3c.+f1",
-        "R1.9f3c.s007",
-        f"R1.9f3c.s{'9' * 30}",
-        "R1.9f3c.s٣",
+        "R1.9f3c.o3-1+",
+        "R1.9f3c.0+o3-1+o4-1",
+        "R1.9f3c.0+o4-1_3-1",
+        "R1.9f3c.o3-1_3-2",
         "R1.9f3c.a b",
         "R1.9f3c.a%2",
         "R1.9f3c.fifo+",
@@ -86,7 +89,7 @@ def test_a_text_that_is_no_reproducer_is_refused_with_the_form(text):
     with pytest.raises(pytest.UsageError) as caught:
         Repro.parse(text)
     message = str(caught.value)
-    assert "R1.<4 hex digits>.<crash point, fifo or s<seed>>[+f1[+f2]]" in message
+    assert "R1.<4 hex digits>.<crash point, fifo or order>[+<order>][+f1[+f2]]" in message
     assert 1 == len(message.splitlines())
 
 
@@ -112,6 +115,12 @@ def test_any_name_makes_one_short_word_that_finds_its_point(name, faults):
     assert point(name) == read.point(
         [point("x"), point(f"{name}."), point(name), point(name + "x")]
     )
+
+
+@pytest.mark.parametrize("name", ["fifo", "o", "q3-1", "o3-1_4-2"])
+def test_a_point_that_is_called_as_an_order_is_still_a_point(name):
+    read = Repro.parse(str(Repro.of(CASE, FLOW, point(name))))
+    assert (None, point(name)) == (read.tape, read.point([point("x"), point(name)]))
 
 
 @given(st.lists(NAMES, min_size=2, max_size=2, unique=True))

@@ -148,13 +148,13 @@ def test_a_reproducer_finds_its_simulation_in_the_teardown_of_a_fixture(workers,
     again.stdout.fnmatch_lines([f"test_shop.py::test_survive: {glob(repro)}: fails"])
 
 
-def test_a_reproducer_with_another_order_of_work_is_stale_where_all_is_fifo(pytester):
+def test_a_reproducer_with_an_order_is_stale_for_a_flow_that_has_one(pytester):
     digest = reproducer(pytester).split(".")[1]
     shop(pytester, keyed=True)
-    again = run_inside(pytester, f"--routilux-repro=R1.{digest}.s7")
+    again = run_inside(pytester, f"--routilux-repro=R1.{digest}.o5-1")
     again.assert_outcomes(passed=1, errors=1)
     again.stdout.fnmatch_lines(
-        ["*STALE: *s7 fits no simulation of the test: crash_everywhere uses FIFO*"]
+        ["*STALE: *o5-1 fits no simulation of the test: the flow has one order of work alone*"]
     )
 
 

@@ -8,8 +8,9 @@ from time import process_time
 import pytest
 
 from pytest_routilux.faults.faults import ClockJump, Fault, Raises, Slow
+from pytest_routilux.sim.checks import check_disturbed
 from pytest_routilux.sim.crash_points import crash_points
-from pytest_routilux.sim.explore import check_disturbed, explore
+from pytest_routilux.sim.explore import explore
 from pytest_routilux.sim.recovery import recover
 from pytest_routilux.sim.results import Checks, Exploration
 from pytest_routilux.sim.shrink import Cause, shrink

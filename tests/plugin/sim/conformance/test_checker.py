@@ -18,7 +18,7 @@ from pytest_routilux.sim.results import Checks
 from pytest_routilux.sim.simulator import execution
 from pytest_routilux.sim.simulator.execution import run_host
 from pytest_routilux.sim.simulator.model import Case, Undisturbed, World
-from pytest_routilux.sim.simulator.scheduler import SeededScheduler
+from pytest_routilux.sim.simulator.scheduler import Seeded
 from routilux import (
     Commit,
     CommitKind,
@@ -157,7 +157,7 @@ def test_a_sound_engine_breaks_no_rule(tenth: int, monkeypatch: pytest.MonkeyPat
             assert finding is None, (seed, point.name, finding)
         for number in range(2):
             world = World(START)
-            host = run_host(case, world, scheduler=SeededScheduler(number))
+            host = run_host(case, world, scheduler=Seeded(number).scheduler())
             finding = broken_rule(world, [host], case)
             assert finding is None, (seed, number, finding)
 

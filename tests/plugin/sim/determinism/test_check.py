@@ -142,14 +142,31 @@ def test_a_global_that_one_run_leaves_to_the_next_is_found_and_a_cache_is_not() 
     assert is_clean(same, lambda r, n: _cache.setdefault(n, 7))
 
 
-def test_a_fake_service_in_the_test_is_clean() -> None:
+def test_a_fake_service_that_counts_in_the_test_is_found_unless_it_is_reset() -> None:
     ledger: list[object] = []
 
     def charge(routine: Any, number: Any) -> object:
         ledger.append(number)
         return len(ledger)
 
-    assert is_clean(same, charge, same)
+    case = chain(same, charge, same)
+    finding = check_determinism(case, START)
+    assert finding is not None
+    assert ("repeat-differs", "r1") == (finding.kind, finding.routine)
+    assert "emissions[0].payload.number 1, then 2" in finding.what
+    assert check_determinism(replace(case, fresh=ledger.clear), START) is None
+
+
+def test_a_run_that_differs_in_the_process_of_the_test_is_found() -> None:
+    here = os.getpid()
+
+    def differs(routine: Any, number: Any) -> object:
+        return os.getpid() == here
+
+    finding = check_determinism(chain(same, differs, same), START)
+    assert finding is not None
+    assert ("repeat-differs", "r1") == (finding.kind, finding.routine)
+    assert "a run in the process of the test and a run in a fork of it" in finding.what
 
 
 def test_a_handler_that_kills_its_process_is_found() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pytest_routilux.sim.simulator.effects import Effect
 from pytest_routilux.sim.simulator.execution import run_host
 from pytest_routilux.sim.simulator.model import Call, Case, World
-from pytest_routilux.sim.simulator.scheduler import FIFO, Scheduler, SeededScheduler
+from pytest_routilux.sim.simulator.scheduler import FIFO, Scheduler, Seeded, Tape
 from pytest_routilux.virtual_time.freeze import frozen_simulation
 from routilux import (
     Commit,
@@ -109,7 +109,7 @@ def fan_out(scheduler: Scheduler = FIFO) -> JobState:
 @pytest.mark.parametrize("seeds", also(4, 12))
 def test_a_seed_gives_the_same_history_each_time_and_others_give_others(seeds):
     def history(seed: int) -> str:
-        job = fan_out(SeededScheduler(seed))
+        job = fan_out(Seeded(seed).scheduler())
         assert "completed" == job.status
         return codec.dumps(job.serialize())
 
@@ -119,23 +119,13 @@ def test_a_seed_gives_the_same_history_each_time_and_others_give_others(seeds):
 
 
 def test_a_decision_is_a_choice_among_two_options_or_more():
-    asked = []
-
-    class Recording(SeededScheduler):
-        def choose(self, options: int) -> int:
-            asked.append(options)
-            return super().choose(options)
-
-    simulated(lambda: fan_out_and_in(2), "split", pictures(ALBUM[:3]), Recording(1))
-    assert 2 <= min(asked)
+    scheduler = Seeded(1).scheduler()
+    simulated(lambda: fan_out_and_in(2), "split", pictures(ALBUM[:3]), scheduler)
+    assert 2 <= min(len(choice.tasks) for choice in scheduler.choices)
 
 
-def test_a_scheduler_that_always_takes_the_first_option_is_fifo():
-    class First:
-        def choose(self, options: int) -> int:
-            return 0
-
-    assert fan_out() == fan_out(First())
+def test_a_tape_without_deviations_is_fifo():
+    assert fan_out() == fan_out(Tape({}).scheduler())
 
 
 def shop() -> Flow:

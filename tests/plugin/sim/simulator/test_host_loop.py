@@ -18,7 +18,7 @@ from pytest_routilux.sim.results import Checks, Exploration
 from pytest_routilux.sim.simulator.effects import Effect
 from pytest_routilux.sim.simulator.execution import run_host
 from pytest_routilux.sim.simulator.model import Case, Host, World
-from pytest_routilux.sim.simulator.scheduler import FIFO, Scheduler, SeededScheduler
+from pytest_routilux.sim.simulator.scheduler import FIFO, Scheduler, Seeded
 from pytest_routilux.virtual_time.freeze import frozen_simulation
 from routilux import ClockStalledError, ErrorHandler, FakeClock, Flow, JobStatus, Runtime
 from tests.routines import SECOND, Body, Works, chain, ended_at, error_of, retrying
@@ -471,10 +471,10 @@ def test_another_order_interleaves_the_handlers_at_their_awaits() -> None:
 
             return at_once(works(1), works(2))
 
-        first = simulated(build, SeededScheduler(seed))[1].job
+        first = simulated(build, Seeded(seed).scheduler())[1].job
         once = tuple(order)
         order.clear()
-        assert first == simulated(build, SeededScheduler(seed))[1].job
+        assert first == simulated(build, Seeded(seed).scheduler())[1].job
         assert once == tuple(order)
         orders.add(once)
     assert {1, 2} == {each[0] for each in orders}
@@ -490,7 +490,7 @@ def test_a_timeout_inside_a_handler_does_not_depend_on_the_order(seed: int) -> N
     async def slow(self: Any, n: int = 0) -> None:
         await asyncio.sleep(60)
 
-    _, host = simulated(lambda: at_once(works, slow), SeededScheduler(seed))
+    _, host = simulated(lambda: at_once(works, slow), Seeded(seed).scheduler())
     assert host.error is None
     assert host.job is not None
     assert JobStatus.COMPLETED is host.job.status
@@ -540,7 +540,8 @@ def test_a_thread_that_a_handler_leaves_is_found_and_a_pool_of_the_loop_is_not()
 
     host = run_host(Case(lambda: chain(a=leaves), "a"), World(START))
     release.set()
-    assert [("a", "left")] == host.leaked_threads
+    line = f"{__file__}:{leaves.__code__.co_firstlineno + 2}"
+    assert [("a", "starts the thread 'left', which", line)] == host.leaked_threads
 
 
 def test_the_loop_of_a_host_is_closed_when_its_job_has_ended() -> None:

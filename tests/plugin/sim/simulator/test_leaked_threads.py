@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -21,22 +22,72 @@ def stop():
     yield stop
     stop.set()
     assert threading.Thread.start.__module__ == "threading"
+    assert ThreadPoolExecutor.submit.__module__ == "concurrent.futures.thread"
 
 
-@pytest.mark.parametrize("by_another_thread", [False, True])
-def test_a_thread_that_outlives_its_step_is_found(stop, by_another_thread):
+def starts(stop):
+    threading.Thread(target=stop.wait, daemon=True).start()
+
+
+def starts_in_another_thread(stop):
+    thread = threading.Thread(target=stop.wait, daemon=True)
+    first = threading.Thread(target=thread.start)
+    first.start()
+    first.join()
+
+
+def starts_a_timer(stop):
+    threading.Timer(0, stop.wait).start()
+
+
+def gives_a_pool_work(stop):
+    ThreadPoolExecutor().submit(stop.wait)
+
+
+def gives_a_pool_that_is_running_work(stop):
+    POOL.submit(int).result()
+    POOL.submit(stop.wait)
+
+
+POOL = ThreadPoolExecutor(2)
+
+
+@pytest.mark.parametrize(
+    ("leak", "line", "what"),
+    [
+        (starts, 1, "starts the thread 'Thread-"),
+        (starts_in_another_thread, 3, "starts the thread 'Thread-"),
+        (starts_a_timer, 1, "starts the thread 'Thread-"),
+        (gives_a_pool_work, 1, "hands work to a thread pool that"),
+        (gives_a_pool_that_is_running_work, 2, "hands work to a thread pool that"),
+    ],
+)
+def test_a_thread_that_outlives_its_step_is_found_with_the_line_that_starts_it(
+    stop, leak, line, what
+):
     def leaks(routine, number):
-        thread = threading.Thread(target=stop.wait, daemon=True)
-        if by_another_thread:
-            first = threading.Thread(target=thread.start)
-            first.start()
-            first.join()
-        else:
-            thread.start()
+        leak(stop)
         return number
 
     finding = explore(chain(same, leaks), START, ALONE).reference.finding
     assert ("leaked-thread", "r1") == (finding.kind, finding.routine)
+    assert f"{__file__}:{leak.__code__.co_firstlineno + line}" == finding.hint
+    assert f"r1 {what}" in finding.what
+    assert finding.what.endswith("outlives the step")
+
+
+def test_a_pool_whose_work_is_done_is_no_leak():
+    def works(routine, number):
+        return POOL.submit(int, number).result() + sum(POOL.map(int, [1, 2]))
+
+    def ends_by_itself(routine, number):
+        done = threading.Event()
+        threading.Thread(target=done.set).start()
+        done.wait()
+        return number
+
+    found = explore(chain(works, ends_by_itself), START, ALONE)
+    assert (None, []) == (found.reference.finding, found.failures)
 
 
 def test_a_thread_that_is_joined_and_one_of_the_tests_server_are_no_leaks(stop):

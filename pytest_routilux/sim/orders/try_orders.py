@@ -1,0 +1,171 @@
+"""Runs a concurrent flow in several orders, without a crash.
+
+Invariants:
+- First the flow runs one task at a time; these runs are the standard, see `races`.
+- `all` tries all orders that can differ until half of the budget is used, then random ones. It says
+  how many are left, and never calls a search complete that was cut.
+- The search for a bug ends at the first finding.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+from time import perf_counter
+from typing import TYPE_CHECKING, Final
+
+from pytest_routilux.sim.oracle import view_of
+from pytest_routilux.sim.orders.choose import (
+    mixed_orders,
+    sampled_orders,
+    serial_orders,
+    some_orders,
+)
+from pytest_routilux.sim.orders.races import OrderChecks
+from pytest_routilux.sim.orders.search import Search
+from pytest_routilux.sim.recovery import run_in_order
+from pytest_routilux.sim.results import Sample
+from pytest_routilux.sim.simulator.model import Disturbed
+from pytest_routilux.sim.simulator.scheduler import (
+    FIFO_ORDER,
+    OneAtATime,
+    OrderScheduler,
+    Reversed,
+    Seeded,
+    StaleTapeError,
+    Tape,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pytest_routilux.sim.oracle import View
+    from pytest_routilux.sim.results import Coverage, Scope
+    from pytest_routilux.sim.simulator.model import Finding, Host, World
+    from pytest_routilux.sim.simulator.scheduler import Choice, Order
+
+_UNCHECKED: Final = 6  # orders of which "fifo" only learns what varies
+
+
+class OrderRuns:
+    """The runs of one case in several orders.
+
+    `views` are what they have shown.
+    """
+
+    def __init__(self, start_ns: int, checks: OrderChecks, coverage: Coverage) -> None:
+        self.views: list[View] = []
+        self.shown: tuple[Finding, Disturbed] | None = None
+        """The finding, and the run that shows it."""
+        self.choices: list[Choice] = []
+        """The decisions of the run in FIFO order that had several options."""
+        self._fifo = checks.fifo
+        self._case = checks.fifo.case
+        self._start_ns = start_ns
+        self._checks = checks
+        self._scope: Scope = checks.checks.scope
+        self._coverage = coverage
+        self._begun = perf_counter()
+        self._left = self._scope.runs
+
+    def run(self) -> None:
+        """Run the case in the orders of the scope, until one shows a finding."""
+        scope, coverage = self._scope, self._coverage
+        schedules = scope.schedules
+        orders: Iterable[Order]
+        if schedules == "fifo":
+            for number in range(_UNCHECKED):
+                self._try(Seeded(scope.seed + number), checked=False)
+            coverage.notes.append("concurrent work ran in FIFO order: schedules='fifo'")
+            coverage.orders_left = None
+            return
+        if self.run_serially():
+            return
+        coverage.orders = 0
+        if self._check(FIFO_ORDER, self._fifo.world, [self._fifo.host]) or self._try(Tape({})):
+            return
+        if not self.choices:
+            if scope.tape is not None:
+                raise StaleTapeError("the flow has one order of work alone")
+            return
+        if scope.tape is not None and (scope.tape.serial or self._try(scope.tape)):
+            return
+        if schedules == "all" and scope.tape is None:
+            self._search()
+            return
+        coverage.orders_left = None
+        if scope.tape is not None and scope.crashes == "none":
+            orders = []
+        elif isinstance(schedules, Sample):
+            orders = sampled_orders(schedules, self.choices, scope.seed)
+        else:
+            orders = some_orders(self.choices, scope.seed)
+        for order in orders:
+            if self._over(1) or self._try(order):
+                return
+
+    def _search(self) -> None:
+        coverage = self._coverage
+        search = Search(self._case, self._start_ns, self._fifo.host.flow.plan())
+        coverage.orders = 0
+        for world, hosts, tape in search.runs():
+            if self._check(tape, world, hosts):
+                return
+            if self._over(0.5):
+                break
+        coverage.orders_left = search.left
+        if not search.left:
+            return
+        for order in chain([Reversed()], mixed_orders(self.choices, self._scope.seed)):
+            if self._over(1) or self._try(order):
+                return
+
+    def _over(self, part: float) -> bool:
+        """Return whether `part` of the budget is used."""
+        used = self._scope.runs - self._left
+        seconds = perf_counter() - self._begun
+        return used >= self._scope.runs * part or seconds >= self._scope.seconds * part
+
+    def shows(self, order: Order) -> tuple[Finding, Disturbed] | None:
+        """Run the case in an order; return a finding and its run, or None."""
+        return self.shown if self._try(order) else None
+
+    def run_serially(self) -> bool:
+        """Run the case one task at a time; return whether that shows a finding."""
+        tape = self._scope.tape
+        orders: Iterable[Order] = serial_orders(self._scope.seed)
+        if tape is not None and tape.serial:
+            orders = (OneAtATime(FIFO_ORDER), tape)
+        return any(self._try(order) for order in orders)
+
+    def _try(self, order: Order, *, checked: bool = True) -> bool:
+        """Run the case in an order; return whether that shows a finding."""
+        scheduler = order.scheduler()
+        assert isinstance(scheduler, OrderScheduler), "FIFO is another run"
+        world, hosts = run_in_order(self._case, self._start_ns, scheduler, serial=order.serial)
+        if isinstance(hosts[-1].error, StaleTapeError):
+            raise hosts[-1].error
+        if isinstance(order, Tape):
+            order.check(scheduler.choices)
+        if not self.choices and not order.serial:
+            self.choices = scheduler.choices
+        if checked:
+            return self._check(scheduler.tape, world, hosts)
+        self._add(world, hosts)
+        return False
+
+    def _add(self, world: World, hosts: list[Host]) -> None:
+        host = hosts[-1]
+        self._left -= 1
+        self._coverage.runs += len(hosts)
+        if host.job is not None and host.error is None:
+            self.views.append(view_of(host.job, world))
+
+    def _check(self, order: Order, world: World, hosts: list[Host]) -> bool:
+        self._add(world, hosts)
+        self._coverage.orders += 1
+        check = self._checks.add_serial if order.serial else self._checks.check
+        finding = check(order, world, hosts)
+        if finding is None:
+            return False
+        self.shown = finding, Disturbed(None, world, hosts, executed=True, order=order)
+        return True

@@ -1,0 +1,1 @@
+"""Saved jobs, run again by the flow of today."""

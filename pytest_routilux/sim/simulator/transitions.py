@@ -1,0 +1,190 @@
+"""Records what each transition of a run touches, and says which transitions commute.
+
+A transition begins with a decision of the driver: a step ends or continues, or time passes. It ends
+before the next decision. Steps that it starts belong to it, since they take their snapshot in it.
+
+Invariants:
+- Two transitions that `commute` lead to the same state in both orders, as far as a flow can see:
+  the same values, the same tasks in flight. Where it is not known, they do not commute.
+- What a step reads counts when it starts (its snapshot) and when it ends (the check for conflicts).
+- In a run that is `blind`, no two transitions commute: something depends on the clock, or on what
+  no transition shows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import TYPE_CHECKING, Final
+
+from routilux import CommitKind, JobStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from routilux import Commit, StepInput
+    from routilux.core.parts import PendingTask
+    from routilux.graph.messages import Writes
+    from routilux.graph.patches import Patch
+
+_ALL_SHARED: Final = "every shared key"
+_DOUBLES: Final = "the doubles of effects"
+_EXACT: Final = (int, Decimal)
+_OVER: Final = frozenset({JobStatus.RUNNING, JobStatus.COMPLETED})
+
+
+@dataclass(slots=True)
+class Transition:
+    """What one transition touches.
+
+    `task` is the task that continues. `adds` are the keys that it changes only by an accumulator
+    whose operands commute, with the accumulator. `lanes` counts the tasks that it creates, by
+    routine; `freed` are the routines of which it ends a step. `flights` are the steps in flight
+    before it, `waiting` the routines that tasks wait for then; `created` are the tasks that it
+    creates. `alone`: it commutes with no other transition.
+    """
+
+    task: str
+    flights: int
+    waiting: frozenset[str] = frozenset()
+    reads: set[str] = field(default_factory=set)
+    writes: set[str] = field(default_factory=set)
+    adds: dict[str, str] = field(default_factory=dict)
+    lanes: Counter[str] = field(default_factory=Counter)
+    freed: set[str] = field(default_factory=set)
+    created: int = 0
+    alone: bool = False
+
+    @property
+    def ends(self) -> int:
+        """The number of steps that it ends."""
+        return len(self.freed)
+
+
+class Trace:
+    """Records the transitions of one run.
+
+    `width` is the most steps in flight, `limits` the most of each routine.
+    """
+
+    def __init__(self, width: int, limits: Mapping[str, int], *, blind: bool = False) -> None:
+        self.width = width
+        self.limits = limits
+        self.blind = blind
+        """Whether a step reads the clock, waits for a retry, or executes another job."""
+        self.starting = False
+        """Whether the decision to make is which task starts."""
+        self._flights = 0
+        self._waiting: Counter[str] = Counter()  # by routine, tasks that have not started
+        self._reads: dict[int, frozenset[str]] = {}  # by the number of the step
+        self.current = Transition("", 0)
+        """The transition that runs now; the first one starts the job."""
+
+    def next(self, task: str, *, alone: bool) -> None:
+        """Begin the transition that continues `task`."""
+        waiting = frozenset(name for name, count in self._waiting.items() if count)
+        self.current = Transition(task, self._flights, waiting, alone=alone)
+
+    def begin(self, step: StepInput, options: Sequence[PendingTask], *, alone: bool) -> None:
+        """Record that a step starts, one of `options`."""
+        self.starting = False
+        current = self.current
+        if alone or self._flights + len(options) > self.width:
+            current.alone = True  # which task starts first depends on which step ends first
+        self._flights += 1
+        self._waiting[step.task.routine_id] -= 1
+        current.reads.add(f"state of {step.task.routine_id}")
+
+    def read_all(self) -> None:
+        """Record that a step starts that may read any shared key."""
+        self.current.reads.add(_ALL_SHARED)
+
+    def call_double(self) -> None:
+        """Record a call of a double whose result may depend on other calls."""
+        self.current.writes.add(_DOUBLES)
+
+    def handled(self, step: StepInput, outcome: object) -> None:
+        """Record what the handler of a step has read."""
+        reads = getattr(outcome, "shared_reads", None)
+        keys = frozenset([_ALL_SHARED] if reads is None else map(_shared, reads))
+        self._reads[step.number] = keys
+        self.current.reads |= keys
+
+    def commit(self, commit: Commit, step: StepInput | None) -> None:
+        """Record a commit, and the step in flight that it ends."""
+        current = self.current
+        if commit.status not in _OVER or commit.kind is CommitKind.FAILED:
+            current.alone = True
+        if commit.delay_ns:
+            self.blind = True
+        if step is not None and commit.kind is not CommitKind.EFFECT:
+            self._flights -= 1
+            current.freed.add(step.task.routine_id)
+            if commit.kind is CommitKind.CONFLICT:
+                self._waiting[step.task.routine_id] += 1  # it runs again
+            current.reads |= self._reads.pop(step.number, frozenset([_ALL_SHARED]))
+        if commit.state is not None:
+            name = f"state of {commit.routine_id}"
+            self._write(dict.fromkeys(commit.state.keys, name), commit.state)
+        if commit.shared is not None:
+            self._write({key: _shared(key) for key in commit.shared.keys}, commit.shared)
+        for task in commit.tasks:
+            if task.into is None:
+                current.lanes[task.routine_id] += 1
+                self._waiting[task.routine_id] += 1
+                current.created += 1
+
+    def _write(self, names: Mapping[str, str], writes: Writes) -> None:
+        current = self.current
+        for key, name in names.items():
+            patches = writes.patches.get(key, ())
+            kinds = {current.adds.get(name), *(patch.kind for patch in patches)} - {None}
+            if len(kinds) == 1 and all(_is_unordered(patch) for patch in patches):
+                current.adds[name] = kinds.pop() or ""
+            else:
+                current.writes.add(name)
+
+
+def _shared(key: str) -> str:
+    return f"shared {key!r}"
+
+
+def _is_unordered(patch: Patch) -> bool:
+    """Return whether patches of this kind give the same value in any order."""
+    if patch.kind == "union":
+        return True
+    return patch.kind in ("add", "maximum", "minimum") and type(patch.operand) in _EXACT
+
+
+def commute(a: Transition, b: Transition, trace: Trace) -> bool:
+    """Return whether two transitions, both possible in one state, lead to one state in any order.
+
+    `a` has run in that state, so its `flights` are those of the state.
+    """
+    if a.alone or b.alone or trace.blind:
+        return False
+    flights = a.flights
+    after_a = flights - a.ends + a.created
+    after_b = flights - b.ends + b.created
+    both = after_a - b.ends + b.created
+    if max(after_a, after_b, both) > trace.width:
+        return False
+    more_a, more_b = a.lanes.keys(), b.lanes.keys()
+    most = flights + a.created + b.created
+    for routine in (more_a & more_b) | (a.waiting & ((a.freed & more_b) | (b.freed & more_a))):
+        if trace.limits[routine] < most:
+            return False
+    return not (_touches(a, b) or _touches(b, a) or _clash(a, b))
+
+
+def _touches(a: Transition, b: Transition) -> bool:
+    """Return whether `a` changes what `b` reads or changes."""
+    changed = a.writes | a.adds.keys()
+    if a.writes & (b.reads | b.writes | b.adds.keys()) or a.adds.keys() & (b.reads | b.writes):
+        return True
+    return _ALL_SHARED in b.reads and any(key.startswith("shared ") for key in changed)
+
+
+def _clash(a: Transition, b: Transition) -> bool:
+    return any(b.adds.get(key, kind) != kind for key, kind in a.adds.items())

@@ -314,19 +314,28 @@ class Flow:
             )
             self._gathers_of = graph
         default = self._error_handler or _STOP
-        plan = Plan(
-            self.flow_id,
-            shape,
-            dict(self._routines),
-            routes,
-            self.max_workers if strategy == "concurrent" else 1,
-            {name: routine._error_handler or default for name, routine in self._routines.items()},
-            self._gathers,
-            self._has_async,
-        )
-        if self._plan is None or not self._plan.is_like(plan):
-            self._plan = plan
-        return self._plan  # that of the last job if nothing has changed: jobs share it
+        handlers = {name: r._error_handler or default for name, r in self._routines.items()}
+        width = self.max_workers if strategy == "concurrent" else 1
+        plan = self._plan
+        if (
+            plan is None
+            or plan.routes is not routes
+            or plan.flow_id != self.flow_id
+            or plan.width != width
+            or plan.handlers != handlers
+            or plan.routines != self._routines
+        ):
+            plan = self._plan = Plan(
+                self.flow_id,
+                shape,
+                dict(self._routines),
+                routes,
+                width,
+                handlers,
+                self._gathers,
+                self._has_async,
+            )
+        return plan  # that of the last job if nothing has changed: jobs share it
 
     def _shape_and_routes(self) -> Graph:
         # A routine may have been given slots and events after it was added.

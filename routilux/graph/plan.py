@@ -151,17 +151,6 @@ class Plan:
         """Return a slot of a routine; the slot must exist."""
         return self.routines[routine_id]._slots[slot]
 
-    def is_like(self, other: Plan) -> bool:
-        """Return whether `other` is a copy of the same flow in the same state."""
-        return (
-            self.routes is other.routes
-            and self.gathers is other.gathers
-            and self.flow_id == other.flow_id
-            and self.width == other.width
-            and self.routines == other.routines
-            and self.handlers == other.handlers
-        )
-
     def is_async(self, task: Task) -> bool:
         """Return whether the handler of `task` is an `async def` function."""
         return self.routines[task.routine_id]._slots[task.slot].is_async

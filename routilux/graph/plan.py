@@ -184,17 +184,16 @@ def graph_of(
             lines.append(f"event {routine_id}.{event.name}({', '.join(event.fields)})")
     routes: dict[tuple[str, str], list[Route]] = {}
     for c in connections:
-        renamed = ", ".join(f"{field} as {name}" for field, name in sorted(c.param_mapping.items()))
-        lines.append(f"connection {c} ({renamed})" if renamed else f"connection {c}")
-        back = {parameter: field for field, parameter in c.param_mapping.items()}
+        line = f"connection {c}"
         slot = routines[c.target].slots[c.slot]
         required = frozenset[str]() if slot.gather else slot.binding.required
-        route = Route(
-            c.target,
-            c.slot,
-            dict(c.param_mapping) or None,
-            len(routines[c.source].events[c.event].fields),
-            frozenset(back.get(name, name) for name in required),
-        )
+        if c.param_mapping:
+            moved = sorted(c.param_mapping.items())
+            line += f" ({', '.join(f'{field} as {name}' for field, name in moved)})"
+            back = {parameter: field for field, parameter in moved}
+            required = frozenset(back.get(name, name) for name in required)
+        lines.append(line)
+        fields = len(routines[c.source].events[c.event].fields)
+        route = Route(c.target, c.slot, dict(c.param_mapping) or None, fields, required)
         routes.setdefault((c.source, c.event), []).append(route)
     return tuple(sorted(lines)), {start: tuple(found) for start, found in routes.items()}

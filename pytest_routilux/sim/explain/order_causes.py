@@ -109,14 +109,19 @@ def _race(finding: Finding, meeting: _Meeting | None, at: At) -> tuple[str, str]
 
 
 def _between(calls: Sequence[Call]) -> tuple[Call, Call, Call] | None:
-    """Return two calls of one task with a call of another task between them: the second one."""
+    """Return two calls of one task, and a call of another task between them: the second one."""
     latest: dict[str, int] = {}
+    found = None
     for number, call in enumerate(calls):
         first = latest.get(call.task_id)
         if first is not None and first + 1 < number:
-            return calls[first], calls[first + 1], call
+            between = calls[first + 1 : number]
+            changes = [other for other in between if not other.reads]
+            found = calls[first], (changes or between)[-1], call
+            if changes:
+                return found
         latest[call.task_id] = number
-    return None
+    return found
 
 
 def _check_then_act(check: Call, other: Call, act: Call, at: At) -> tuple[str, str]:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pytest_routilux.sim.oracle import View
-    from pytest_routilux.sim.results import Coverage, Scope
+    from pytest_routilux.sim.results import Coverage, Reference, Scope
     from pytest_routilux.sim.simulator.model import Finding, Host, World
     from pytest_routilux.sim.simulator.scheduler import Choice, Order
 
@@ -64,11 +64,15 @@ class OrderRuns:
         self._checks = checks
         self._scope: Scope = checks.checks.scope
         self._coverage = coverage
+        self._seen: set[tuple[object, ...]] = set()  # the orders of the commits
         self._begun = perf_counter()
         self._left = self._scope.runs
 
-    def run(self) -> None:
-        """Run the case in the orders of the scope, until one shows a finding."""
+    def run(self, reference: Reference) -> None:
+        """Run the case in the orders of the scope, until one shows a finding.
+
+        `reference` has what its run in FIFO order has shown.
+        """
         scope, coverage = self._scope, self._coverage
         schedules = scope.schedules
         orders: Iterable[Order]
@@ -80,8 +84,10 @@ class OrderRuns:
             return
         if self.run_serially():
             return
-        coverage.orders = 0
-        if self._check(FIFO_ORDER, self._fifo.world, [self._fifo.host]) or self._try(Tape({})):
+        found = self._checks.check_fifo(reference.view, reference.custom)
+        if self._found(found, FIFO_ORDER, self._fifo.world, [self._fifo.host]):
+            return
+        if self._try(Tape({})):
             return
         if not self.choices:
             if scope.tape is not None:
@@ -106,7 +112,6 @@ class OrderRuns:
     def _search(self) -> None:
         coverage = self._coverage
         search = Search(self._case, self._start_ns, self._fifo.host.flow.plan())
-        coverage.orders = 0
         for world, hosts, tape in search.runs():
             if self._check(tape, world, hosts):
                 return
@@ -162,9 +167,15 @@ class OrderRuns:
 
     def _check(self, order: Order, world: World, hosts: list[Host]) -> bool:
         self._add(world, hosts)
-        self._coverage.orders += 1
         check = self._checks.add_serial if order.serial else self._checks.check
-        finding = check(order, world, hosts)
+        return self._found(check(order, world, hosts), order, world, hosts)
+
+    def _found(
+        self, finding: Finding | None, order: Order, world: World, hosts: list[Host]
+    ) -> bool:
+        if not order.serial:
+            self._seen.add(tuple((commit.task_id, commit.kind) for commit in world.commits))
+            self._coverage.orders = len(self._seen)
         if finding is None:
             return False
         self.shown = finding, Disturbed(None, world, hosts, executed=True, order=order)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from routilux import Context, StepInput
-    from routilux.clocks.fake_clock import Turn
+    from routilux.clocks.turns import Turn
     from routilux.graph.context import StepHost
 
 _DEBUGGERS: Final = frozenset({"_pydevd_bundle", "bdb", "debugpy", "pdb", "pydevd"})

@@ -22,7 +22,7 @@ from itertools import count
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, final
 
-from routilux.clocks.clock import Clock, Key, Party, Signal, real_sleep, thread_cpu_ns
+from routilux.clocks.clock import Clock, Key, Party, Signal, real_sleep, thread_busy_ns
 from routilux.clocks.durations import SECOND, from_ns, instant_ns, signed_ns, to_ns
 from routilux.clocks.forks import begin_in_children
 from routilux.clocks.real_holds import RealHolds
@@ -300,7 +300,7 @@ class FakeClock(Clock):
             party = self._current
             if party is None:
                 return None
-            return Turn(party, party.thread, self._now, thread_cpu_ns(party.thread))
+            return Turn(party, party.thread, self._now, thread_busy_ns(party.thread))
 
     def revoke(self, turn: Turn, error: BaseException) -> bool:
         """Take the turn from a blocked thread.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from routilux.clocks.clock import thread_cpu_ns
+from routilux.clocks.clock import thread_busy_ns
 from routilux.clocks.real_waits import (
     BLOCKED_NS,
     COMPUTES,
@@ -65,7 +65,7 @@ class RealHolds:
         if party is None or not party.blocks or not party.entered:
             return False
         last_turn, since, before = self._look
-        now, computed = real_ns(), thread_cpu_ns(party.thread) or 0
+        now, computed = real_ns(), thread_busy_ns(party.thread) or 0
         if turn != last_turn or computed - before > (now - since) * COMPUTES:
             self._look = turn, now, computed
             return False

@@ -91,13 +91,13 @@ class ClockParty(Party):
 class Turn:
     """The right of one party to run on a fake clock.
 
-    `at_ns` is monotonic. `cpu_ns` is the CPU time of that thread so far; None if unknown.
+    `at_ns` is monotonic. `busy_ns` is how long that thread has been busy; None if unknown.
     """
 
     party: ClockParty
     thread: int
     at_ns: int
-    cpu_ns: int | None
+    busy_ns: int | None
 
     @property
     def who(self) -> str:

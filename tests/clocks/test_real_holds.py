@@ -20,7 +20,7 @@ def spent(monkeypatch):
     """Set the real time and the CPU time of a thread by hand, in nanoseconds."""
     times = {"real": 0, "cpu": 0}
     monkeypatch.setattr(real_holds, "real_ns", lambda: times["real"])
-    monkeypatch.setattr(real_holds, "thread_cpu_ns", lambda _: times["cpu"])
+    monkeypatch.setattr(real_holds, "thread_busy_ns", lambda _: times["cpu"])
     return times
 
 

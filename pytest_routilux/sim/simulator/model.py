@@ -37,7 +37,9 @@ Kind: TypeAlias = Literal[
     "before a write",
     "after a write",
     "at an await",
+    "in a sleep",
     "in a wait",
+    "no host",
     "in a recovery",
     "by document",
     "store refuses",
@@ -313,7 +315,8 @@ class Host:
     By (task id, attempt), `errors` are the classes of what steps raised, with the classes of a
     group's leaves, and `retry_after` the delays (ns) that they asked for. `leaked_threads` are
     the routine of a step, the thread that outlived it in words, and the line that started the
-    thread. `exact`: durations and delays are exact, not lower bounds.
+    thread. `sleeps` are the instants in the middle of each `ctx.sleep` of a step. `exact`:
+    durations and delays are exact, not lower bounds.
     """
 
     flow: Flow
@@ -324,6 +327,7 @@ class Host:
     errors: dict[tuple[str, int], tuple[type[BaseException], ...]] = field(default_factory=dict)
     retry_after: dict[tuple[str, int], int] = field(default_factory=dict)
     leaked_threads: list[tuple[str, str, str]] = field(default_factory=list)
+    sleeps: list[tuple[StepInput, Sequence[int]]] = field(default_factory=list)
     exact: bool = True
     store_finding: Finding | None = None
 

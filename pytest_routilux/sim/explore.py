@@ -23,6 +23,7 @@ from pytest_routilux.sim.checks import (
 )
 from pytest_routilux.sim.crash_points import crash_points, new_points
 from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
+from pytest_routilux.sim.isolation.kept_values import check_next_job
 from pytest_routilux.sim.oracle import (
     repeated_in_attempt,
     reused_key,
@@ -115,6 +116,9 @@ def _explore(
         result.disturbed[finding.signature] = disturbed
     elif differs is not None:
         reference.finding = differs
+    elif not failures:
+        coverage.runs += 2
+        reference.finding = check_next_job(reference, start_ns, checks)
     return result
 
 

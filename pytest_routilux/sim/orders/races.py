@@ -60,7 +60,8 @@ class OrderChecks:
     """Compares runs in different orders with the runs one task at a time.
 
     `fifo` is the run in FIFO order. `mask` are the paths of a view that vary with time. If the case
-    has faults, only errors are found: which task a fault strikes depends on the order.
+    has faults, or a task a deadline, only errors are found: which task a fault strikes, and when a
+    task runs, depends on the order.
     """
 
     fifo: Undisturbed
@@ -69,6 +70,12 @@ class OrderChecks:
     serial: list[OrderResult] = field(default_factory=list)
     """The results of runs one task at a time that differ, FIFO first."""
     _queries: set[str] = field(default_factory=set)  # the effects that only read
+
+    @property
+    def _unfit(self) -> bool:
+        """Whether results may differ for another reason: a fault, or a deadline."""
+        handlers = self.fifo.host.flow.plan().handlers.values()
+        return bool(self.fifo.case.faults) or any(one.deadline is not None for one in handlers)
 
     def add_serial(self, order: Order, world: World, hosts: Sequence[Host]) -> Finding | None:
         """Add a run one task at a time; return a finding if it differs from the ones before."""
@@ -79,7 +86,7 @@ class OrderChecks:
         if all(result.digest != known.digest for known in self.serial):
             self.serial.append(result)
         first = self.serial[0]
-        if result.digest == first.digest or self.fifo.case.faults:
+        if result.digest == first.digest or self._unfit:
             return None
         return self._difference(first, result, "depends-on-order")
 
@@ -97,7 +104,7 @@ class OrderChecks:
         return self._race(OrderResult(FIFO_ORDER, view, custom, digest))
 
     def _race(self, result: OrderResult) -> Finding | None:
-        if self.fifo.case.faults or not self.serial:
+        if self._unfit or not self.serial:
             return None
         if any(result.digest == known.digest for known in self.serial):
             return None
@@ -127,7 +134,12 @@ class OrderChecks:
         return canonical(unordered(self._compared(view)))
 
     def _compared(self, view: View) -> View:
-        """Return the parts of a view that no order may change."""
+        """Return the parts of a view that no order may change.
+
+        How far other tasks came before a job failed depends on the order.
+        """
+        if view["status"] == "failed":
+            return {"status": view["status"], "error": view["error"]}
         view = masked(view, trie_of(self.mask))
         routines = {
             name: {part: state[part] for part in _OF_ROUTINES}

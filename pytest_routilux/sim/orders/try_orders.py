@@ -64,6 +64,7 @@ class OrderRuns:
         self._checks = checks
         self._scope: Scope = checks.checks.scope
         self._coverage = coverage
+        self._seen: set[tuple[object, ...]] = set()  # the orders of the commits
         self._begun = perf_counter()
         self._left = self._scope.runs
 
@@ -83,7 +84,6 @@ class OrderRuns:
             return
         if self.run_serially():
             return
-        coverage.orders = 0
         found = self._checks.check_fifo(reference.view, reference.custom)
         if self._found(found, FIFO_ORDER, self._fifo.world, [self._fifo.host]):
             return
@@ -112,7 +112,6 @@ class OrderRuns:
     def _search(self) -> None:
         coverage = self._coverage
         search = Search(self._case, self._start_ns, self._fifo.host.flow.plan())
-        coverage.orders = 0
         for world, hosts, tape in search.runs():
             if self._check(tape, world, hosts):
                 return
@@ -172,7 +171,9 @@ class OrderRuns:
     def _found(
         self, finding: Finding | None, order: Order, world: World, hosts: list[Host]
     ) -> bool:
-        self._coverage.orders += 1
+        if not order.serial:
+            self._seen.add(tuple((commit.task_id, commit.kind) for commit in world.commits))
+            self._coverage.orders = len(self._seen)
         if finding is None:
             return False
         self.shown = finding, Disturbed(None, world, hosts, executed=True, order=order)

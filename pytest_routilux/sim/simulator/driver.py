@@ -26,7 +26,7 @@ from contextlib import contextmanager
 from functools import partial
 from heapq import heapify, heappop, heappush
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
 
 import pytest
@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from routilux.engine.environment import Environment
     from routilux.graph.messages import RecordedEffect, Task
 
+_Turn: TypeAlias = "tuple[tuple[Any, ...], Flight | LoopTurn | None]"
+"""Something that may happen next: when, and what; None lets time pass."""
 TEST_OUTCOMES: Final = (KeyboardInterrupt, pytest.fail.Exception, pytest.skip.Exception)
 """Exceptions that end the test and not only the simulated host."""
 
@@ -348,13 +350,13 @@ class SimDriver:
             if asleep and (until is None or asleep[0][:2] <= (until, key)):
                 return heappop(asleep)[3]
             return None
-        turns: list[tuple[tuple[Any, ...], Flight | LoopTurn | None]]
+        turns: list[_Turn]
         turns = [(entry[:3], entry[3]) for entry in asleep]
         if loop.open:
             turns += [((turn.at, ()), turn) for turn in loop.turns()]
         if until is not None:
             turns.append(((until, key, math.inf), None))
-        turns.sort(key=itemgetter(0))
+        turns = self._within_limits(sorted(turns, key=itemgetter(0)))
         options: list[Ended | Flight | LoopTurn | None]
         options = [*ended, *(option for _, option in turns)]
         if loop.open and not ended:
@@ -375,6 +377,24 @@ class SimDriver:
             self._asleep = [entry for entry in asleep if entry[3] is not chosen]
             heapify(self._asleep)
         return chosen
+
+    def _within_limits(self, turns: list[_Turn]) -> list[_Turn]:
+        """Return the turns after which no step in flight is over its timeout.
+
+        A step that an order holds back is not slow: only its own length may be over its timeout.
+        """
+        flying = [entry[3] for entry in self._asleep]
+        steps = [(one.driven, one.step) for one in flying] + [end[:2] for end in self._ended]
+        limits = [
+            step.started_ns + step.timeout_ns - int(driven.offset)
+            for driven, step in steps
+            if step.timeout_ns is not None
+        ]
+        if not limits:
+            return turns
+        last = min(limits)
+        within = [turn for turn in turns if turn[0][0] < last or (turn[0][0] == last and turn[1])]
+        return within if within or self._ended else turns
 
     def _begin(self, flight: Flight) -> None:
         """Run a handler to its end, or to its first pause."""

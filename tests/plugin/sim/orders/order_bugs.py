@@ -15,7 +15,7 @@ from typing import Any
 from pytest_routilux.sim.simulator.effects import Effect
 from pytest_routilux.sim.simulator.model import Case
 from routilux import ErrorHandler, Flow, Routine
-from tests.routines import Body, Wide, Works, rest, sends
+from tests.routines import Body, Wide, Works, sends
 
 outside: dict[object, object] = {}
 """What an external service keeps; each flow is built with an empty one."""
@@ -28,7 +28,9 @@ def book_if_free(who: object) -> bool:
 is_free = Effect("seats.is_free", returns=lambda: "seat" not in outside, reads=True)
 take = Effect("seats.take", returns=lambda who: outside.update(seat=who))
 take_if_free = Effect("seats.take_if_free", returns=book_if_free)
-next_number = Effect("invoices.next", returns=lambda: outside.setdefault(len(outside), 1 + len(outside)))
+next_number = Effect(
+    "invoices.next", returns=lambda: outside.setdefault(len(outside), 1 + len(outside))
+)
 pay = Effect("gateway.pay", key="key")
 undo = Effect("gateway.undo", key="key")
 
@@ -78,7 +80,9 @@ def branches(first: Body, second: Body, **more: Any) -> Graph:
     return Graph("go>a go>b", {"go": sends(1), "a": first, "b": second}, **more)
 
 
-def fan(work: Body, join: Body, *, sent: Sequence[object] = (0, 1, 2), gather: bool = False) -> Graph:
+def fan(
+    work: Body, join: Body, *, sent: Sequence[object] = (0, 1, 2), gather: bool = False
+) -> Graph:
     """A graph in which tasks of one routine run at the same time, and another joins them."""
     bodies = {"go": sends(*sent), "work": work, "join": join}
     return Graph("go>work work>join", bodies, ["work"], ["join"] if gather else [])
@@ -370,7 +374,10 @@ PAIRS: dict[str, Pair] = {
         ['ctx.shared["best"]', "a", "b"],
     ),
     "lost update through a payload": Pair(
-        chains(loads, stores), chains(sends_amount, increments), "lost-update", ['"balance"', "put_"]
+        chains(loads, stores),
+        chains(sends_amount, increments),
+        "lost-update",
+        ['"balance"', "put_"],
     ),
     "lost update, cured by an accumulator": Pair(
         chains(loads, stores), chains(sends_amount, adds), "lost-update", ['"balance"', "put_"]
@@ -459,7 +466,12 @@ PAIRS: dict[str, Pair] = {
     "compensation before all is booked": Pair(
         Graph(
             "go>a go>b go>undo",
-            {"go": sends(1), "a": records_booking, "b": records_booking, "undo": undoes_what_is_booked},
+            {
+                "go": sends(1),
+                "a": records_booking,
+                "b": records_booking,
+                "undo": undoes_what_is_booked,
+            },
         ),
         Graph(
             "go>a go>b a>undo b>undo",

@@ -199,8 +199,14 @@ def recipes(draw: st.DrawFn, ops: Sequence[Op] = OPS, *, gathers: bool = True) -
     nodes = []
     for number in range(size):
         later = [*range(number + 1, size)]
-        targets = draw(st.sets(st.sampled_from(later), min_size=1 if number else min(2, len(later)))) if later else ()
-        chosen = draw(st.lists(st.sampled_from(ops), min_size=number > 0, max_size=2 * (number > 0)))
+        targets = (
+            draw(st.sets(st.sampled_from(later), min_size=1 if number else min(2, len(later))))
+            if later
+            else ()
+        )
+        chosen = draw(
+            st.lists(st.sampled_from(ops), min_size=number > 0, max_size=2 * (number > 0))
+        )
         nodes.append(
             Node(
                 ops=tuple(chosen),

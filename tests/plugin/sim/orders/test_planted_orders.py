@@ -31,7 +31,8 @@ def test_a_bug_of_the_order_is_found_and_explained(name):
     text = explain_cause(cause, pair.bug.case, 100, repro="pytest test.py", root=HERE)
     assert [] == [part for part in pair.names if part not in text], text
     lines = text.splitlines()
-    assert len(lines) <= 25 and max(map(len, lines)) <= 100, text
+    assert len(lines) <= 25, text
+    assert max(map(len, lines)) <= 100, text
     assert "order_bugs.py:" in text, text
 
 

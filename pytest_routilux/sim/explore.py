@@ -21,6 +21,7 @@ from pytest_routilux.sim.checks import (
     check_undisturbed,
     check_variation,
 )
+from pytest_routilux.sim.conformance.lifecycle import broken_lifecycle
 from pytest_routilux.sim.crash_points import crash_points, new_points
 from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
 from pytest_routilux.sim.isolation.kept_values import check_next_job
@@ -88,11 +89,13 @@ def _explore(
 ) -> Exploration:
     reference = run_reference(case, start_ns, checks, coverage, hosts)
     result = Exploration(reference, [], coverage)
+    if checks.scope.crashes == "none":
+        return result
     differs = None
     if reference.finding is not None and reference.finding.kind == REPEAT and hosts.changed:
         # A crash may show which of the globals that changed makes the difference.
         differs, reference.finding = reference.finding, None
-    if reference.finding is not None or checks.scope.crashes == "none":
+    if reference.finding is not None:
         return result
     run, other = reference.run, reference.other
     saved = _check_saved_form(run, coverage)
@@ -119,6 +122,8 @@ def _explore(
     elif not failures:
         coverage.runs += 2
         reference.finding = check_next_job(reference, start_ns, checks)
+    if not failures and reference.finding is None:
+        reference.finding = broken_lifecycle(run)
     return result
 
 

@@ -92,6 +92,8 @@ def run_undisturbed(case: Case, start_ns: int, order: Order = FIFO_ORDER) -> Und
         merged.steps[:0] = host.steps
         merged.sleeps[:0] = host.sleeps
         merged.errors = {**host.errors, **merged.errors}
+        merged.reads |= host.reads
+        merged.unspent |= host.unspent
         merged.retry_after = {**host.retry_after, **merged.retry_after}
     run = Undisturbed(case, world, merged, durable, states, order=order)
     if world.files is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, TypeVar
 
 from pytest_routilux.sim.oracle import Expected, trie_of
 from routilux import FlowDefinitionError
@@ -58,6 +58,7 @@ class Sample:
                 raise FlowDefinitionError(f"{name}={value!r} is not a number from 1; give one")
 
 
+_T = TypeVar("_T")
 Schedules: TypeAlias = Literal["fifo", "some", "all"] | Sample
 """Which orders of concurrent work an exploration tries; see `FlowSim.explore`."""
 
@@ -76,11 +77,32 @@ Crashes: TypeAlias = Literal["none", "every", "pairs"]
 """Which crashes an exploration tries; see `FlowSim.explore`."""
 
 
+@dataclass(frozen=True, slots=True)
+class CrashAt:
+    """One crash, at the crash point `number` of a run, counted from 0 and round; for `explore`.
+
+    >>> from pytest_routilux import CrashAt
+    >>> CrashAt(7).of(["a", "b", "c"])
+    ['b']
+    """
+
+    number: int
+    """The number of the crash point."""
+
+    def of(self, points: list[_T]) -> list[_T]:
+        """Return the point in a list; an empty list if there are no points."""
+        return [points[self.number % len(points)]] if points else []
+
+
 def checked_crashes(crashes: object) -> Crashes:
     """Return `crashes`; raise `FlowDefinitionError` if they are none."""
+    if isinstance(crashes, CrashAt):
+        return "every"
     if crashes in ("none", "every", "pairs"):
         return crashes
-    raise FlowDefinitionError(f"crashes={crashes!r} is not known; give 'none', 'every' or 'pairs'")
+    raise FlowDefinitionError(
+        f"crashes={crashes!r} is not known; give 'none', 'every', 'pairs' or a CrashAt"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,6 +168,7 @@ class _StepHost:
         if step.timeout_ns is not None:
             until = min(until, step.started_ns + step.timeout_ns - self._driven.offset)
         if until > clock.mono:
+            self.flight.sleeps += (clock.wall + (clock.mono + until) // 2,)
             clock.mono = until
 
     async def asleep(self, step: StepInput, length: int) -> None:
@@ -446,6 +447,8 @@ class SimDriver:
                 step = flight.step
                 if isinstance(what, StepOutcome) and step.job_id == self._case.job_id:
                     attempt = step.task.task_id, step.attempt
+                    if flight.sleeps:
+                        self._host.sleeps.append((step, flight.sleeps))
                     if what.error_type is not None:
                         self._host.errors[attempt] = (what.error_type, *what.leaf_types)
                     if what.retry_after_ns is not None:

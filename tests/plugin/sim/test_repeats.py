@@ -21,9 +21,11 @@ from routilux import (
     CorruptStateError,
     Flow,
     IllegalTransitionError,
+    JobState,
     PendingTask,
     SavedState,
     StepInput,
+    UnserializableError,
 )
 from routilux.core.machine import Machine
 from routilux.core.schedule import Schedule
@@ -191,6 +193,16 @@ def test_an_engine_that_cannot_read_its_document_is_found(monkeypatch: pytest.Mo
         finding = finding_of(explored(case))
     assert finding is not None
     assert "document-unreadable" == finding.kind
+
+
+def test_an_engine_that_cannot_save_its_job_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dumps(self: JobState, **_: object) -> str:
+        raise UnserializableError("$.outputs[0]", "has no saved form")
+
+    monkeypatch.setattr(JobState, "dumps", dumps)
+    finding = finding_of(explored(Case(forked, "source")))
+    assert finding is not None
+    assert "document-unsaved" == finding.kind
 
 
 def test_a_value_that_cannot_be_saved_is_a_note() -> None:

@@ -90,6 +90,7 @@ def run_undisturbed(case: Case, start_ns: int, order: Order = FIFO_ORDER) -> Und
     for host in reversed(hosts[:-1]):
         merged.findings[:0] = host.findings
         merged.steps[:0] = host.steps
+        merged.sleeps[:0] = host.sleeps
         merged.errors = {**host.errors, **merged.errors}
         merged.reads |= host.reads
         merged.unspent |= host.unspent

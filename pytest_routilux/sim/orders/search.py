@@ -11,10 +11,11 @@ Invariants:
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from pytest_routilux.sim.recovery import run_in_order
-from pytest_routilux.sim.simulator.scheduler import Choice, OrderScheduler
+from pytest_routilux.sim.simulator.scheduler import BrokenOffError, Choice, OrderScheduler
 from pytest_routilux.sim.simulator.transitions import Trace, commute
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     Asleep = dict[str, list[Transition]]
 
 
-class _RepeatedError(BaseException):
-    """Raised to break off a run that repeats an earlier one."""
+class _RepeatedError(BrokenOffError):
+    """Raised by a run that repeats an earlier one."""
 
 
 class _Node:
@@ -161,17 +162,19 @@ class Search:
             trace = Trace(self._plan.width, widths, blind=not self.prunes)
             scheduler = _SearchScheduler(self._path, trace, prunes=self.prunes)
             pausing = len(self._case.pausing)
-            world, hosts = run_in_order(self._case, self._start_ns, scheduler)
+            run = None
+            with suppress(_RepeatedError):
+                run = run_in_order(self._case, self._start_ns, scheduler)
             blind = trace.blind and self.prunes
             if blind or pausing < len(self._case.pausing):
                 self.prunes = self.prunes and not blind  # what was left out may differ
                 self._path.clear()
                 continue
-            if isinstance(hosts[-1].error, _RepeatedError):
+            if run is None:
                 self.broken_off += 1
             else:
                 scheduler.finish()
-                yield world, hosts, scheduler.tape
+                yield *run, scheduler.tape
             while self._path and not self._path[-1].advance():
                 self._path.pop()
             if not self._path:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from textwrap import wrap
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +22,8 @@ from pytest_routilux.faults.faults import NEVER_STRUCK, Fault
 from pytest_routilux.handler_assertions import ADVICE, failed_assertion
 from pytest_routilux.report.run_facts import facts_of
 from pytest_routilux.settings import assertions_count, report_look
-from pytest_routilux.sim.determinism.check import check_determinism
+from pytest_routilux.sim.determinism.check import UNTRIED, check_determinism
+from pytest_routilux.sim.determinism.rerun import answer_request, rows_by_seed
 from pytest_routilux.sim.determinism.swallowed_crash import swallowed_crash
 from pytest_routilux.sim.explain.explain import explain_cause, not_compared
 from pytest_routilux.sim.explore import explore, run_reference
@@ -49,7 +51,7 @@ from pytest_routilux.text import error_text, shorten
 from routilux import Flow, FlowDefinitionError, JobStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     from pytest_routilux.sim.replay.judge import Replay
@@ -57,7 +59,7 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.simulator.model import CrashPoint, Finding, OpenStore
     from routilux import JobState, JobStore
 
-_PATCHES: Final = frozenset({"mocker", "monkeypatch"})
+_HASH_SEED: Final = "hash-seed"
 _LONGEST_ERROR: Final = 70
 _NO_BREAK_SPACE: Final = "\u00a0"
 
@@ -93,6 +95,7 @@ class FlowSim:
         self._repro = None if repro is None else Repro.parse(repro)
         self._numbers: Counter[int] = Counter()  # of effects, by step
         self._stale: list[str] = []
+        self._determinism = 0  # calls of `check_determinism`
         self._repeated = False
 
     def effect(
@@ -279,6 +282,7 @@ class FlowSim:
         slot: str = "trigger",
         faults: Sequence[Fault] = (),
         fresh: Callable[[], object] | None = None,
+        excuse: Collection[str] = (),
     ) -> None:
         """Check that several runs of one job write the same records.
 
@@ -286,15 +290,34 @@ class FlowSim:
         differ, not the steps; with another hash seed nothing may. `fresh` is called before each
         run, as by `crash_everywhere`. Fails the test with the first record that differs, and the
         call that made it.
+
+        For another hash seed the test runs again in new Python processes, up to this call. If that
+        is not possible the test fails, unless `excuse` is ["hash-seed"].
         """
         __tracebackhide__ = True
         case = self._case(build, entry, params, slot, faults, fresh=fresh)
-        # A fresh interpreter would call the functions that the test has patched.
-        patched = not _PATCHES.isdisjoint(getattr(self._node, "fixturenames", ()))
+        unknown = [name for name in excuse if name != _HASH_SEED]
+        if unknown or isinstance(excuse, str):
+            raise FlowDefinitionError(
+                f"excuse={excuse!r} names nothing that can be left out; known: [{_HASH_SEED!r}]"
+            )
+        self._determinism += 1
+        number = self._determinism
+        if answer_request(self._node, number, case, self._start_ns):
+            return
+        rows = None if excuse else partial(rows_by_seed, self._node, number)
         coverage = Coverage()
-        finding = check_determinism(case, self._start_ns, fresh=not patched, coverage=coverage)
+        finding = check_determinism(case, self._start_ns, rows_by_seed=rows, coverage=coverage)
+        if finding is not None and finding.kind == UNTRIED:
+            pytest.fail(
+                f"another hash seed was not tried: {finding.what}; mend that, or pass"
+                f" excuse=[{_HASH_SEED!r}] to do without (the order of sets and hash())",
+                pytrace=False,
+            )
         if finding is not None:
             self._fail(case, Checks(), finding)
+        if excuse:
+            coverage.notes.append("runs with another hash seed: not tried, by excuse=")
         _refuse_idle(case.faults)
         self._report("  🔁 all runs wrote the same records", coverage.notes)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_routilux.report.flow_report import FlowReport, Verification
     from pytest_routilux.sim.flow_sim import FlowSim
     from pytest_routilux.sim.replay.judge import Replay
-    from pytest_routilux.sim.results import Coverage, Outcome
+    from pytest_routilux.sim.results import Coverage, Outcome, Shard, shards
     from pytest_routilux.sim.simulator.effects import Effect
 
 __all__ = [
@@ -38,7 +38,9 @@ __all__ = [
     "Outcome",
     "Replay",
     "SerializeRoundtrip",
+    "Shard",
     "Verification",
+    "shards",
 ]
 
 _DEFINED_IN = {
@@ -57,7 +59,9 @@ _DEFINED_IN = {
     "Outcome": "sim.results",
     "Replay": "sim.replay.judge",
     "SerializeRoundtrip": "hosts.roundtrip",
+    "Shard": "sim.results",
     "Verification": "report.flow_report",
+    "shards": "sim.results",
 }
 
 

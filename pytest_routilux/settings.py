@@ -41,8 +41,16 @@ class FlowTime(NamedTuple):
 _FIRST: Final = datetime(1, 1, 3, tzinfo=UTC)
 _LAST: Final = datetime(9999, 12, 30, tzinfo=UTC)
 _LOOK: Final = pytest.StashKey[tuple[int, bool]]()
+_MOST: Final = 1_000_000_000
 _MODES: Final = "it must be auto, always or never"
+_DEFAULTS: Final = {"routilux_runs": "5000", "routilux_seed": "0"}
+_NUMBERS: Final = {
+    "routilux_runs": "the most jobs that flow_sim runs to try all orders or all pairs of crashes of"
+    " a test",
+    "routilux_seed": "the number that chooses the random orders of flow_sim",
+}
 _NUMBER: Final = "float" if pytest.version_tuple >= (8, 4) else "string"  # older ones have no float
+_WHOLE: Final = "int" if pytest.version_tuple >= (8, 4) else "string"
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -60,6 +68,13 @@ def add_options(parser: pytest.Parser) -> None:
         " failure and with -v, the summary unless -q), always, or never, which keeps them out of"
         " --junitxml too; default: routilux_report of the configuration, or auto",
     )
+    for name, meaning in _NUMBERS.items():
+        group.addoption(
+            f"--{name.replace('_', '-')}",
+            metavar="N",
+            help=f"{meaning}; default: {name} of the configuration, or {_DEFAULTS[name]}",
+        )
+        parser.addini(name, meaning, type=_WHOLE, default=None)
     parser.addini(
         "routilux_report",
         "when to show reports of flow_report and the summary of jobs: auto, always or never",
@@ -211,6 +226,40 @@ def patience_ns(config: pytest.Config) -> int:
     Without a limit, it is 30 years.
     """
     return round((blocked_after(config) or 10**9) * 1_000_000_000)
+
+
+class Search(NamedTuple):
+    """How far explorations of `flow_sim` go, and with which random orders.
+
+    `runs` is None if it is not set.
+    """
+
+    runs: int | None
+    seed: int
+
+
+def search(config: pytest.Config) -> Search:
+    """Return the options `--routilux-runs` and `--routilux-seed`, or their settings."""
+    runs = _whole_number(config, "routilux_runs", 1)
+    return Search(runs, _whole_number(config, "routilux_seed", 0) or 0)
+
+
+def _whole_number(config: pytest.Config, name: str, least: int) -> int | None:
+    allowed = f"it must be a whole number from {least} to {_MOST:,}"
+    value: str | int | None = config.getoption(name)
+    source = f"--{name.replace('_', '-')}={value}"
+    if value is None:
+        value = _setting(config, name, allowed)
+        source = f"the setting {name} = {value!r}"
+        if value is None:
+            return None
+    try:
+        number = int(value)
+    except ValueError:
+        number = -1
+    if not least <= number <= _MOST:
+        raise pytest.UsageError(f"{source} is not valid; {allowed}")
+    return number
 
 
 def report_mode(config: pytest.Config) -> str:

@@ -52,7 +52,7 @@ LAYERS: Final = {
         ("results",),
         ("checks",),
         ("orders",),
-        ("other_hosts",),
+        ("other_hosts", "pairs", "progress"),
         ("isolation", "replay"),
         ("explore",),
         ("shrink", "determinism"),

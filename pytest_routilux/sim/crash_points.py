@@ -84,7 +84,12 @@ class _Points:
 
     def all(self) -> Iterator[CrashPoint]:
         commits = calls = 0
+        first = None if self._run.crash is None else self._run.crash[1]
         for at, _, what in self._entries:
+            if first is not None and commits + calls < first.commits + first.calls:
+                commits += isinstance(what, Commit)
+                calls += isinstance(what, Call)
+                continue
             yield from self._at_awaits(commits, calls)
             if isinstance(what, Call):
                 yield from self._around_effect(what, _Instant(commits, calls, at))
@@ -199,6 +204,8 @@ class _Points:
         unique = next(name for name in names if name not in self._names)
         self._names.add(unique)
         resume_ns = instant.at_ns if resume_ns is None else resume_ns
+        order, crash = self._run.order, self._run.crash
+        first = None if crash is None else crash[1]
         return CrashPoint(
-            kind, unique, text, *instant, resume_ns, *step, self._awaits, self._run.order
+            kind, unique, text, *instant, resume_ns, *step, self._awaits, order, first
         )

@@ -34,6 +34,7 @@ from pytest_routilux.sim.oracle import (
 from pytest_routilux.sim.orders.races import OrderChecks
 from pytest_routilux.sim.orders.try_orders import OrderRuns
 from pytest_routilux.sim.other_hosts import OtherHosts
+from pytest_routilux.sim.pairs import crash_pairs, second_points, try_pair
 from pytest_routilux.sim.recovery import read_back, run_undisturbed, run_variation
 from pytest_routilux.sim.repeats import REPEAT, changed_shape, changed_values, shape_of
 from pytest_routilux.sim.results import (
@@ -52,27 +53,27 @@ from pytest_routilux.sim.simulator.store_files import store_name
 from routilux import UnserializableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from pytest_routilux.sim.repro import Repro
     from pytest_routilux.sim.simulator.model import (
         Case,
         CrashPoint,
+        Disturbed,
         Undisturbed,
     )
-
-    Choose = Callable[[list[CrashPoint]], list[CrashPoint]]
 
 _MOST_OBJECTS: Final = 10_000  # that are searched for a double
 
 
-def explore(case: Case, start_ns: int, checks: Checks, choose: Choose | None = None) -> Exploration:
-    """Run a case without a crash, then once for each crash point."""
+def explore(case: Case, start_ns: int, checks: Checks, repro: Repro | None = None) -> Exploration:
+    """Run a case without a crash, then once for each crash point, or only as `repro` says."""
     begun = perf_counter()
-    coverage = Coverage()
+    coverage = Coverage(shard=checks.scope.shard)
     if case.store is not None:
         coverage.notes.append(f"each host opens the files anew: store={store_name(case.store)}")
     with ForkedHosts(case, start_ns, coverage, isolated=checks.isolated) as hosts:
-        result = _explore(case, start_ns, checks, coverage, choose, hosts)
+        result = _explore(case, start_ns, checks, coverage, repro, hosts)
     coverage.seconds = perf_counter() - begun
     return result
 
@@ -82,7 +83,7 @@ def _explore(
     start_ns: int,
     checks: Checks,
     coverage: Coverage,
-    choose: Choose | None,
+    repro: Repro | None,
     hosts: ForkedHosts,
 ) -> Exploration:
     reference = run_reference(case, start_ns, checks, coverage, hosts)
@@ -100,9 +101,13 @@ def _explore(
         return result
     if other is not None and checks.scope.tape is not None:
         run, other = other, None
-    points = crash_points(run, documents=saved)
-    if choose is not None:
-        points, other = choose(points), None
+    points = every = crash_points(run, documents=saved)
+    if repro is not None:
+        points, other = repro.points(points), None
+    if repro is not None and repro.second is not None:
+        again, seconds = second_points(run, points[0])
+        _add(result, *try_pair(again, repro.second_point(seconds), checks, result))
+        return result
     _crash_at(points, run, checks, result)
     if other is not None:
         _crash_at(new_points(run, other, documents=saved), other, checks, result)
@@ -115,6 +120,13 @@ def _explore(
         result.disturbed[finding.signature] = disturbed
     elif differs is not None:
         reference.finding = differs
+    if checks.scope.crashes == "pairs" and repro is None:
+        if failures or reference.finding is not None:
+            coverage.notes.append("pairs of crashes: not tried, a single crash shows a failure")
+            return result
+        for disturbed, found_in_pair in crash_pairs(run, every, checks, result):
+            _add(result, disturbed, found_in_pair)
+            checks.progress(coverage)
     return result
 
 
@@ -122,22 +134,29 @@ def _crash_at(
     points: Sequence[CrashPoint], run: Undisturbed, checks: Checks, result: Exploration
 ) -> None:
     """Crash a run at each of `points`, and add what is found to `result`."""
-    coverage, simplest = result.coverage, result.disturbed
+    coverage, points = result.coverage, checks.scope.part(points)
     coverage.planned.update(point.kind for point in points)
     others = OtherHosts(result.reference, run, checks, coverage)
     for point in points:
         disturbed, finding = others.recover(point)
         if disturbed.executed:
             coverage.executed[point.kind] += 1
-        if finding is not None:
-            result.failures.append(Failure(point, finding))
-            best = simplest.setdefault(finding.signature, disturbed).point
-            if best is not None and point.simplicity < best.simplicity:
-                simplest[finding.signature] = disturbed
+        _add(result, disturbed, finding)
+        checks.progress(coverage)
     if not result.failures and (found := others.environment()):
         finding, disturbed = found
-        assert disturbed.point is not None
-        result.failures.append(Failure(disturbed.point, finding))
+        _add(result, disturbed, finding)
+
+
+def _add(result: Exploration, disturbed: Disturbed, finding: Finding | None) -> None:
+    """Add what a run with a crash has shown to `result`."""
+    point, simplest = disturbed.point, result.disturbed
+    if finding is None:
+        return
+    assert point is not None, "the run has a crash"
+    result.failures.append(Failure(point, finding))
+    best = simplest.setdefault(finding.signature, disturbed).point
+    if best is not None and point.simplicity < best.simplicity:
         simplest[finding.signature] = disturbed
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from dataclasses import replace
+from math import inf
 from textwrap import wrap
 from typing import TYPE_CHECKING, Final
 
@@ -20,11 +21,12 @@ import pytest
 from pytest_routilux.faults.faults import NEVER_STRUCK, Fault
 from pytest_routilux.handler_assertions import ADVICE, failed_assertion
 from pytest_routilux.report.run_facts import facts_of
-from pytest_routilux.settings import assertions_count, report_look
+from pytest_routilux.settings import assertions_count, report_look, search
 from pytest_routilux.sim.determinism.check import check_determinism
 from pytest_routilux.sim.determinism.swallowed_crash import swallowed_crash
 from pytest_routilux.sim.explain.explain import explain_cause, not_compared
 from pytest_routilux.sim.explore import explore, run_reference
+from pytest_routilux.sim.progress import Progress
 from pytest_routilux.sim.replay.jobs import replay_jobs
 from pytest_routilux.sim.replay.report import explain_difference
 from pytest_routilux.sim.repro import Repro, StaleError, repeat_command
@@ -37,6 +39,7 @@ from pytest_routilux.sim.results import (
     Scope,
     checked_crashes,
     checked_schedules,
+    checked_shard,
 )
 from pytest_routilux.sim.shrink import Cause, shrink
 from pytest_routilux.sim.simulator.effects import Effect
@@ -52,8 +55,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_routilux.sim.replay.judge import Replay
-    from pytest_routilux.sim.results import Crashes, Schedules
-    from pytest_routilux.sim.simulator.model import CrashPoint, Finding, OpenStore
+    from pytest_routilux.sim.results import Crashes, Schedules, Shard
+    from pytest_routilux.sim.simulator.model import Finding, OpenStore
     from routilux import JobState, JobStore
 
 _PATCHES: Final = frozenset({"mocker", "monkeypatch"})
@@ -89,6 +92,8 @@ class FlowSim:
         self._node = node
         self._start_ns = start_ns  # of the wall clock when a job starts
         self._assertions = assertions_count(node.config)
+        self._search = search(node.config)
+        self._progress = Progress(node.config)
         self._repro = None if repro is None else Repro.parse(repro)
         self._numbers: Counter[int] = Counter()  # of effects, by step
         self._stale: list[str] = []
@@ -157,6 +162,7 @@ class FlowSim:
         isolated: bool = True,
         store: OpenStore | None = None,
         fresh: Callable[[], object] | None = None,
+        shard: Shard | None = None,
     ) -> Coverage:
         """Check that a crash at any point does not change a job's result.
 
@@ -176,6 +182,7 @@ class FlowSim:
             isolated=isolated,
             store=store,
             fresh=fresh,
+            shard=shard,
         )
 
     @staticmethod
@@ -209,13 +216,16 @@ class FlowSim:
         isolated: bool = True,
         store: OpenStore | None = None,
         fresh: Callable[[], object] | None = None,
+        shard: Shard | None = None,
     ) -> Coverage:
         """Check that neither an order of concurrent work nor a crash changes a job's result.
 
         `schedules` are the orders: "fifo" (first in, first out), "some" (a fixed set of others),
         "all" that can differ, `flow_sim.random(n)` or `flow_sim.pct(n)`. The results must be those
         of runs one task at a time. `crashes` are "none", "every" crash point in FIFO order and
-        in one other order, or "pairs" of crashes.
+        in one other order, or "pairs": the run that follows each crash is crashed again.
+        If "all" or "pairs" are too many for the budget (`--routilux-runs`), the test fails: what
+        was tried is no proof. `shard` tries one part of the orders and points, see `shards`.
         The undisturbed job must end with the status `ends`, by default "completed" unless the test
         checks the end by `invariant`, `always` or `view`. `invariant` must hold for every outcome,
         and `always` for the job after every commit: each raises an AssertionError or returns a
@@ -237,15 +247,16 @@ class FlowSim:
         case = self._case(build, entry, params, slot, faults, always, store, fresh)
         if ends is None and (invariant, always, view) == (None, None, None):
             ends = JobStatus.COMPLETED
-        scope = Scope(checked_schedules(schedules), checked_crashes(crashes))
-        checks = Checks(invariant, view, isolated, _status(ends), scope)
+        scope = self._scope(schedules, crashes, shard)
+        checks = Checks(invariant, view, isolated, _status(ends), scope, self._progress.show)
         repeated = None
-        if self._repro is not None:
-            try:
-                repeated = self._repeat(case, checks, self._repro)
-            except (StaleError, StaleTapeError) as error:
-                self._stale.append(str(error))  # it may fit another simulation of the test
-        case, result = repeated or (case, explore(case, self._start_ns, checks))
+        with self._progress:
+            if self._repro is not None:
+                try:
+                    repeated = self._repeat(case, checks, self._repro)
+                except (StaleError, StaleTapeError) as error:
+                    self._stale.append(str(error))  # it may fit another simulation of the test
+            case, result = repeated or (case, explore(case, self._start_ns, checks))
         self._repeated = self._repeated or repeated is not None
         self._add_facts(result, self._repro if repeated else None)
         if result.reference.finding is not None or result.failures:
@@ -263,7 +274,30 @@ class FlowSim:
                 " of the flow differ, flow_sim.check_determinism shows the first difference",
                 pytrace=False,
             )
+        if repeated is None and (coverage.pairs_left or coverage.orders_left):
+            what = "pairs of crashes" if coverage.pairs_left else "orders"
+            instead = "crashes='every'" if coverage.pairs_left else "schedules='some'"
+            budget = f"{scope.runs:,} runs" + (
+                "" if self._search.runs else f" or {scope.seconds:.0f} s of the processor"
+            )
+            pytest.fail(
+                f"{coverage.word} {what}: no failure was found, but the budget of {budget} was used"
+                " up, so this is no proof. Give more runs by --routilux-runs=N, split the search by"
+                f" pytest_routilux.shards(n), or ask for {instead}",
+                pytrace=False,
+            )
         return coverage
+
+    def _scope(self, schedules: object, crashes: object, shard: object) -> Scope:
+        runs, seed = self._search
+        scope = Scope(
+            checked_schedules(schedules),
+            checked_crashes(crashes),
+            seed=seed,
+            shard=checked_shard(shard),
+        )
+        # Who sets the number of runs waits for them.
+        return scope if runs is None else replace(scope, runs=runs, seconds=inf)
 
     def check_determinism(
         self,
@@ -366,14 +400,12 @@ class FlowSim:
 
     def _repeat(self, case: Case, checks: Checks, repro: Repro) -> tuple[Case, Exploration]:
         applied = repro.applied(case, case.build())
+        scope = replace(checks.scope, shard=None)
         if repro.tape is not None:
             crashes: Crashes = "none" if repro.place is None else "every"
-            checks = replace(checks, scope=replace(checks.scope, tape=repro.tape, crashes=crashes))
-
-        def choose(points: list[CrashPoint]) -> list[CrashPoint]:
-            return [] if repro.place is None else [repro.point(points)]
-
-        return applied, explore(applied, self._start_ns, checks, choose)
+            scope = replace(scope, tape=repro.tape, crashes=crashes)
+        checks = replace(checks, scope=scope)
+        return applied, explore(applied, self._start_ns, checks, repro)
 
     def _add_facts(self, result: Exploration, repro: Repro | None) -> None:
         coverage, error = result.coverage, _job_error(result)

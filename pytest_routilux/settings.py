@@ -2,7 +2,8 @@
 
 Invariants:
 - An invalid value ends the session before it runs, with its name and the valid values.
-- Every pytest of the environment loads this module, so it imports nothing heavy.
+- Every pytest of the environment loads this module, so it imports nothing heavy. A host loads it
+  too, and needs no pytest.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import shutil
 import time
 from datetime import UTC, date, datetime
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from weakref import WeakKeyDictionary
 
-import pytest
+if TYPE_CHECKING:
+    import pytest
 
 # pytest imports this module before a test or a conftest can patch these.
 REAL_CLASSES: Final = (date, datetime)
@@ -40,21 +43,25 @@ class FlowTime(NamedTuple):
 # Local time needs a datetime one day earlier, in a zone that is up to one day away from UTC.
 _FIRST: Final = datetime(1, 1, 3, tzinfo=UTC)
 _LAST: Final = datetime(9999, 12, 30, tzinfo=UTC)
-_LOOK: Final = pytest.StashKey[tuple[int, bool]]()
-_MOST: Final = 1_000_000_000
+_looks: Final[WeakKeyDictionary[pytest.Config, tuple[int, bool]]] = WeakKeyDictionary()
 _MODES: Final = "it must be auto, always or never"
+_MOST: Final = 1_000_000_000
 _DEFAULTS: Final = {"routilux_runs": "5000", "routilux_seed": "0"}
 _NUMBERS: Final = {
     "routilux_runs": "the most jobs that flow_sim runs to try all orders or all pairs of crashes of"
     " a test",
     "routilux_seed": "the number that chooses the random orders of flow_sim",
 }
-_NUMBER: Final = "float" if pytest.version_tuple >= (8, 4) else "string"  # older ones have no float
-_WHOLE: Final = "int" if pytest.version_tuple >= (8, 4) else "string"
 
 
 def add_options(parser: pytest.Parser) -> None:
     """Register the plugin's options and settings with pytest's `parser`."""
+    import pytest
+
+    # Before 8.4 pytest has no numbers.
+    typed = pytest.version_tuple >= (8, 4)
+    number: Literal["float", "string"] = "float" if typed else "string"
+    whole: Literal["int", "string"] = "int" if typed else "string"
     group = parser.getgroup("routilux", "flows of routilux")
     group.addoption(
         "--routilux-repro",
@@ -74,7 +81,7 @@ def add_options(parser: pytest.Parser) -> None:
             metavar="N",
             help=f"{meaning}; default: {name} of the configuration, or {_DEFAULTS[name]}",
         )
-        parser.addini(name, meaning, type=_WHOLE, default=None)
+        parser.addini(name, meaning, type=whole, default=None)
     parser.addini(
         "routilux_report",
         "when to show reports of flow_report and the summary of jobs: auto, always or never",
@@ -98,7 +105,7 @@ def add_options(parser: pytest.Parser) -> None:
     parser.addini(
         "routilux_blocked_after",
         "real seconds after which a handler that waits in real time fails the test; 0: no limit",
-        type=_NUMBER,
+        type=number,
         default=5.0,
     )
     parser.addini(
@@ -129,6 +136,8 @@ def flow_time(node: pytest.Item) -> FlowTime:
             if "zone" in marker.kwargs:
                 found["zone"] = _zone(marker.kwargs["zone"])
         except ValueError as error:
+            import pytest
+
             place = where.nodeid or "the session"
             pytest.fail(f"the marker flow_time of {place}: {error}", pytrace=False)
     return FlowTime(**found)
@@ -141,7 +150,7 @@ def ini_time(config: pytest.Config) -> FlowTime:
         try:
             found.append(read(_setting(config, name, "it must be a text")))
         except ValueError as error:
-            raise pytest.UsageError(f"{name}: {error}") from None
+            raise _usage_error(f"{name}: {error}") from None
     return FlowTime(*found)
 
 
@@ -183,17 +192,25 @@ def _zone(value: object) -> str:
 
 
 def _setting(config: pytest.Config, name: str, allowed: str) -> Any:
+    import pytest
+
     try:
         return config.getini(name)
     except (TypeError, ValueError, pytest.UsageError) as error:  # the last is of pytest 9.2
-        raise pytest.UsageError(f"{error}; {allowed}") from None
+        raise _usage_error(f"{error}; {allowed}") from None
+
+
+def _usage_error(text: str) -> pytest.UsageError:
+    import pytest
+
+    return pytest.UsageError(text)
 
 
 def sleeping(config: pytest.Config) -> Sleeping:
     """Return the setting `routilux_sleep`: virtual, error or real."""
     value: Sleeping = _setting(config, "routilux_sleep", "it must be virtual, error or real")
     if value not in ("virtual", "error", "real"):
-        raise pytest.UsageError(f"routilux_sleep must be virtual, error or real, not {value!r}")
+        raise _usage_error(f"routilux_sleep must be virtual, error or real, not {value!r}")
     return value
 
 
@@ -201,9 +218,7 @@ def assertions_count(config: pytest.Config) -> bool:
     """Return whether the setting `routilux_handler_assertions` is fail; it may be ignore."""
     value = _setting(config, "routilux_handler_assertions", "it must be fail or ignore")
     if value not in ("fail", "ignore"):
-        raise pytest.UsageError(
-            f"routilux_handler_assertions must be fail or ignore, not {value!r}"
-        )
+        raise _usage_error(f"routilux_handler_assertions must be fail or ignore, not {value!r}")
     return bool(value == "fail")
 
 
@@ -216,7 +231,7 @@ def blocked_after(config: pytest.Config) -> float:
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
-        raise pytest.UsageError(f"{allowed}, not {value!r}")
+        raise _usage_error(f"{allowed}, not {value!r}")
     return seconds
 
 
@@ -258,7 +273,7 @@ def _whole_number(config: pytest.Config, name: str, least: int) -> int | None:
     except ValueError:
         number = -1
     if not least <= number <= _MOST:
-        raise pytest.UsageError(f"{source} is not valid; {allowed}")
+        raise _usage_error(f"{source} is not valid; {allowed}")
     return number
 
 
@@ -270,7 +285,7 @@ def report_mode(config: pytest.Config) -> str:
         mode = _setting(config, "routilux_report", _MODES)
         source = f"the setting routilux_report = {mode!r}"
     if mode not in ("auto", "always", "never"):
-        raise pytest.UsageError(f"{source} is not valid; {_MODES}")
+        raise _usage_error(f"{source} is not valid; {_MODES}")
     return mode
 
 
@@ -282,14 +297,14 @@ def find_report_look(config: pytest.Config) -> bool:
     """
     from_controller = getattr(config, "workerinput", {}).get("routilux_look")
     if from_controller is not None:
-        config.stash[_LOOK] = tuple(from_controller)
+        _looks[config] = tuple(from_controller)
         return False
     terminal = config.pluginmanager.get_plugin("terminalreporter")
     colour = terminal is not None and config.get_terminal_writer().hasmarkup
-    config.stash[_LOOK] = max(shutil.get_terminal_size((100, 24)).columns, 40), colour
+    _looks[config] = max(shutil.get_terminal_size((100, 24)).columns, 40), colour
     return True
 
 
 def report_look(config: pytest.Config) -> tuple[int, bool]:
     """Return the width of reports, and whether reports have colours."""
-    return config.stash[_LOOK]
+    return _looks[config]

@@ -1,4 +1,8 @@
-"""Routines, flows, observers and readings of a job, shared by the tests."""
+"""Routines, flows, observers and readings of a job, shared by the tests.
+
+Invariants:
+- Importing it does not import pytest, since many hosts import it that run no test.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pkgutil import resolve_name
-from typing import Any, TypeVar
-
-import pytest
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from routilux import (
     Commit,
@@ -24,12 +26,24 @@ from routilux import (
     SavedStateError,
 )
 
+if TYPE_CHECKING:
+    import pytest
+
 SECOND = 1_000_000_000
 PATIENCE = 20.0  # seconds of real time after which a test that hangs fails
-MODES = pytest.mark.parametrize("workers", [None, 3], ids=["sequential", "concurrent"])
 
 T = TypeVar("T")
 Body = Callable[..., object]
+
+
+def _in_both_modes(test: Body) -> Body:
+    import pytest
+
+    modes = pytest.mark.parametrize("workers", [None, 3], ids=["sequential", "concurrent"])
+    return modes(test)
+
+
+MODES = _in_both_modes
 
 
 # --- routines -------------------------------------------------------------------------------------
@@ -236,6 +250,8 @@ def refused_at(
     path: str, reason: str = "", error: type[SavedStateError] = CorruptStateError
 ) -> Iterator[None]:
     """Assert that the block raises an error with that path and a reason with that text."""
+    import pytest
+
     with pytest.raises(error) as caught:
         yield
     assert path == caught.value.path

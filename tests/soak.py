@@ -12,7 +12,6 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 import pytest
-from hypothesis import settings
 
 __all__ = ["also", "batch_seed", "examples", "sampled"]
 
@@ -34,6 +33,8 @@ def also(first: Any, *others: Any) -> list[Any]:
 
 def examples(times: float) -> int:
     """Return how many examples a property draws that needs `times` as many as others."""
+    from hypothesis import settings  # not at the top: hosts import tests that have no property
+
     return round(settings.default.max_examples * times)
 
 

@@ -23,6 +23,7 @@ from pytest_routilux.sim.checks import (
 )
 from pytest_routilux.sim.crash_points import crash_points, new_points
 from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
+from pytest_routilux.sim.isolation.kept_values import check_next_job
 from pytest_routilux.sim.oracle import (
     repeated_in_attempt,
     reused_key,
@@ -110,7 +111,7 @@ def _explore(
         return result
     _crash_at(points, run, checks, result)
     if other is not None:
-        _crash_at(new_points(run, other, documents=saved), other, checks, result)
+        _crash_at(new_points(run, other), other, checks, result)
     failures = result.failures
     if checks.view is None and (found := hosts.compare(reference, points, failures)):
         # It comes first: the other findings of a flow that keeps progress in a module mislead.
@@ -120,8 +121,11 @@ def _explore(
         result.disturbed[finding.signature] = disturbed
     elif differs is not None:
         reference.finding = differs
+    elif not failures:
+        coverage.runs += 2
+        reference.finding = check_next_job(reference, start_ns, checks)
     if checks.scope.crashes == "pairs" and repro is None:
-        if failures or reference.finding is not None:
+        if result.failures or reference.finding is not None:
             coverage.notes.append("pairs of crashes: not tried, a single crash shows a failure")
             return result
         for disturbed, found_in_pair in crash_pairs(run, every, checks, result):
@@ -256,7 +260,7 @@ def _reference_of_orders(
     """Return the common result of a concurrent flow in several orders."""
     run, scope = known.run, checks.scope
     runs = OrderRuns(start_ns, OrderChecks(run, checks, known.mask), coverage)
-    runs.run()
+    runs.run(known)
     by_order = varying(known.view, runs.views, ordered=False)
     other = None
     if runs.choices and scope.crashes != "none" and scope.schedules != "fifo":

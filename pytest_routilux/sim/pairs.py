@@ -1,4 +1,4 @@
-"""Crashes a job twice: the run that resumes it after a crash is crashed again, at each of its points.
+"""Crashes a job twice: the run that follows a crash is crashed again, at each of its own points.
 
 Invariants:
 - Both hosts that die leave what the store holds. A refusal of the store, a resume from a document

@@ -30,6 +30,7 @@ class Progress:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._begun = self._shown = 0.0
+        self._terminal: bool | None = None  # not known yet
 
     def __enter__(self) -> None:
         self._begun, self._shown = perf_counter(), 0.0
@@ -52,11 +53,14 @@ class Progress:
         self._print(f"  exploring: {', '.join(parts)}")
 
     def _has_terminal(self) -> bool:
-        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
-        if terminal is None or self._config.getoption("capture") == "no":
-            return False
-        file = self._config.get_terminal_writer()._file
-        return bool(file.isatty()) and os.environ.get("TERM") != "dumb"
+        if self._terminal is None:
+            terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+            self._terminal = terminal is not None and self._config.getoption("capture") != "no"
+            if self._terminal:
+                with self._uncaptured():  # a captured one is none
+                    file = self._config.get_terminal_writer()._file
+                    self._terminal = file.isatty() and os.environ.get("TERM") != "dumb"
+        return self._terminal
 
     def _print(self, text: str) -> None:
         from rich.console import Console

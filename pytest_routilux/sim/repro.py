@@ -56,7 +56,8 @@ class Repro:
     """A reproducer, which identifies one failure of a test.
 
     `place` is the name of a crash point as it is written here; without it nothing crashes. `second`
-    is the name of the crash point in the run after that crash, None for a single crash. `tape` is the order of the work, None for FIFO. `faults` are the numbers, from 1, of the case's faults
+    is the name of the crash point in the run after that crash, None for a single crash. `tape` is
+    the order of the work, None for FIFO. `faults` are the numbers, from 1, of the case's faults
     that it needs.
 
     >>> str(Repro("9f3c", "0.0@a1.effect1", faults=(1,)))
@@ -83,10 +84,13 @@ class Repro:
     ) -> Repro:
         """Make a reproducer for `case`; `faults=None` means all faults."""
         numbers = range(1, len(case.faults) + 1) if faults is None else faults
-        places = [] if point is None else [point.first, point]
-        names = [_written(one.name) for one in places if one is not None]
         tape = order if isinstance(order, Tape) else None
-        return cls(digest_of(case, flow), *names[:1] or [None], tape, tuple(numbers), *names[1:])
+        place = second = None
+        if point is not None:
+            place = _written(point.name)
+        if point is not None and point.first is not None:
+            place, second = _written(point.first.name), place
+        return cls(digest_of(case, flow), place, tape, tuple(numbers), second)
 
     @classmethod
     def parse(cls, text: str) -> Repro:

@@ -135,7 +135,7 @@ class Scope:
     """What an exploration tries.
 
     At most `runs` jobs run in other orders, and at most `runs` with pairs of crashes, each for at
-    most `seconds` of time of the processor; `seed` chooses the random orders. `tape` is the order of a
+    most `seconds` of processor time; `seed` chooses the random orders. `tape` is the order of a
     reproducer, which replaces the others. `shard` is the part to try, None for all.
     """
 
@@ -153,7 +153,7 @@ class Scope:
 
 
 class Budget:
-    """The runs and the time of the processor that a search may take."""
+    """The runs and the processor time that a search may take."""
 
     def __init__(self, scope: Scope) -> None:
         self.used = 0

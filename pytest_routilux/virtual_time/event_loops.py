@@ -19,8 +19,6 @@ import threading
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-import pytest
-
 from pytest_routilux.frames import outwards, place_of, users_frame
 from pytest_routilux.settings import flow_time, patience_ns
 from pytest_routilux.virtual_time.late_failures import record_failure
@@ -32,10 +30,12 @@ from routilux.graph.context import active
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import pytest
+
     from routilux import Clock
     from routilux.clocks.real_waits import WatchedThread
 
-_PLANNED: Final = pytest.StashKey[tuple[FakeClock, ExitStack]]()
+_planned: Final[dict[pytest.Item, tuple[FakeClock, ExitStack]]] = {}
 _POLICY: Any = (
     getattr(  # since 3.14 it is private
         asyncio.events, "_BaseDefaultEventLoopPolicy", None
@@ -49,27 +49,28 @@ _outliving = 0  # fixtures of a wider scope than the test that are being set up
 
 def plan_clock(item: pytest.Item) -> None:
     """Make the clock of a test before its fixtures make an event loop."""
+    import pytest
+
     try:
         clock = new_clock(item)
     except pytest.fail.Exception:
         return  # the fixture will raise it
     undo = ExitStack()
     undo.enter_context(virtual_loops(clock))
-    item.stash[_PLANNED] = clock, undo
+    _planned[item] = clock, undo
 
 
 def forget_clock(item: pytest.Item) -> None:
     """End what `plan_clock` has begun."""
-    if _PLANNED in item.stash:
-        item.stash[_PLANNED][1].close()
-        del item.stash[_PLANNED]
+    if item in _planned:
+        _planned.pop(item)[1].close()
 
 
 @contextmanager
 def clock_of(item: pytest.Item) -> Iterator[FakeClock]:
     """Yield the clock of a test, whose loops follow it in the `with` block."""
-    if _PLANNED in item.stash:
-        yield item.stash[_PLANNED][0]
+    if item in _planned:
+        yield _planned[item][0]
         return
     clock = new_clock(item)  # a fixture asks for it by `getfixturevalue`
     with virtual_loops(clock):
@@ -123,6 +124,8 @@ def _watched_threads() -> Iterator[None]:
 
 
 def _report_lost(watched: WatchedThread) -> None:
+    import pytest
+
     record_failure(
         pytest.fail.Exception(
             f"the thread {watched.thread.name!r}, started at {watched.place}, woke the event loop"
@@ -182,6 +185,8 @@ def _uvloop_refused() -> Iterator[None]:
 
 
 def _refuse_uvloop(loop: object, *args: object) -> NoReturn:
+    import pytest
+
     for argument in args:  # else Python warns of a coroutine that was never awaited
         found = argument.get_coro() if isinstance(argument, asyncio.Task) else argument
         if asyncio.iscoroutine(found):

@@ -32,8 +32,6 @@ from functools import wraps
 from operator import index
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-import pytest
-
 from pytest_routilux.settings import REAL_CLASSES, REAL_TIME
 from pytest_routilux.virtual_time.freeze_conflicts import refuse_around, refused_inside
 from pytest_routilux.virtual_time.late_failures import record_failure
@@ -171,6 +169,8 @@ def _is_engine(caller: FrameType) -> bool:
 def _refuse_sleep(
     context: Context, function: str, cure: str, seconds: object, caller: FrameType
 ) -> NoReturn:
+    import pytest
+
     from pytest_routilux.frames import outwards, place_of, users_frame
 
     where, frame = place_of(caller), users_frame(outwards(caller))

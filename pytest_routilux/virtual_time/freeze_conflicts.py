@@ -4,6 +4,8 @@ Invariants:
 - One owner sets the time of a test. A freeze of freezegun or a journey of time-machine around a
   fixture of ours fails the test when the fixture is set up. One inside it fails the test where it
   begins, before it changes anything.
+- On a host, this holds for a time-machine that the modules of the flow import: it imports pytest,
+  which a host can do without.
 - The message names the fixture, and the other library's call with its instant and its place.
 """
 
@@ -14,8 +16,6 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, NoReturn
-
-import pytest
 
 from pytest_routilux.frames import place_of
 
@@ -32,7 +32,8 @@ def _installed(name: str) -> Any:
 
 # Imported before the time is ours. Later, freezegun would take our functions for the real ones.
 _freezegun: Final = _installed("freezegun.api")
-_time_machine: Final = _installed("time_machine")
+if "pytest" in sys.modules:  # else this is a host
+    _installed("time_machine")
 _OTHERS: Final = ("freezegun", "time_machine")
 _owners: Final[list[str]] = []
 
@@ -44,7 +45,8 @@ def refuse_around(fixture: str) -> None:
     if _freezegun is not None and _freezegun.freeze_factories:
         frozen = getattr(_freezegun.freeze_factories[-1], "time_to_freeze", None)
         _refuse(fixture, f"freeze_time({str(frozen)!r}) around it")
-    if _time_machine is not None and _time_machine.escape_hatch.is_travelling():
+    time_machine: Any = sys.modules.get("time_machine")
+    if time_machine is not None and time_machine.escape_hatch.is_travelling():
         now = datetime.now(UTC).replace(tzinfo=None)
         _refuse(fixture, f"time_machine.travel() to {str(now)!r} around it")
 
@@ -55,8 +57,9 @@ def refused_inside(fixture: str) -> Iterator[None]:
     with ExitStack() as undo:
         if _freezegun is not None:
             _refuse_start(undo, fixture, _freezegun._freeze_time, _freeze_text)
-        if _time_machine is not None:
-            _refuse_start(undo, fixture, _time_machine.travel, _travel_text)
+        time_machine: Any = sys.modules.get("time_machine")
+        if time_machine is not None:
+            _refuse_start(undo, fixture, time_machine.travel, _travel_text)
         _owners.append(fixture)
         undo.callback(_owners.pop)
         yield
@@ -92,6 +95,8 @@ def _origin() -> str:
 
 
 def _refuse(fixture: str, freeze: str) -> NoReturn:
+    import pytest
+
     later = ", or call flow_clock.move_to(...)" if fixture == "flow_clock" else ""
     pytest.fail(
         f"{fixture} and {freeze} both set the time of this test; remove one of the two; to set the"

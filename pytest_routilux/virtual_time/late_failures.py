@@ -15,8 +15,6 @@ import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-import pytest
-
 from pytest_routilux.frames import outwards, place_of, users_frame
 from routilux import FakeClock, Flow, Run, Runtime
 from routilux.engine.threads import Threads
@@ -51,6 +49,8 @@ def fail_at_end() -> Iterator[None]:
         if text is None:
             warn(coroutine)
         else:
+            import pytest
+
             record_failure(pytest.fail.Exception(text, pytrace=False))
 
     setattr(warnings, _HOOK, record_or_warn)
@@ -61,6 +61,8 @@ def fail_at_end() -> Iterator[None]:
         setattr(warnings, _HOOK, warn)
         del _recorded[before:]
     if missed:
+        import pytest
+
         pytest.fail(str(missed[0]), pytrace=False)
 
 

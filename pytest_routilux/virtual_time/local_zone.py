@@ -16,8 +16,6 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
-import pytest
-
 from pytest_routilux.settings import REAL_TIME
 
 if TYPE_CHECKING:
@@ -34,6 +32,8 @@ def local_zone(zone: str) -> Iterator[None]:
     try:
         _set(zone)
         if not _is_set(zone):
+            import pytest
+
             pytest.fail(
                 f"this system can't set the local time zone {zone!r}; install the time zone data"
                 " of the system (on Debian the package tzdata)",

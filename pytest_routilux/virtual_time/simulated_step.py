@@ -32,7 +32,8 @@ class SimClock(Clock):
     def __init__(self, start_ns: int, mono: int = 0) -> None:
         self.wall = start_ns - mono  # what the wall clock showed at monotonic 0
         self.mono = mono
-        self._thread = threading.get_ident()
+        self.thread = threading.get_ident()
+        """The thread that runs now: that of the simulation, or of a handler."""
 
     def now_ns(self) -> int:
         return self.wall + self.mono
@@ -64,18 +65,30 @@ class SimClock(Clock):
         return False
 
     def runs_here(self) -> bool:
-        """Return whether the current thread is the simulation's thread."""
-        return threading.get_ident() == self._thread
+        """Return whether the current thread runs the simulation or a handler of it."""
+        return threading.get_ident() == self.thread
 
 
 class Flight:
     """A step whose handler has run, and the events still to deliver.
 
     `loop` is the event loop on which it runs a coroutine; `awaits` counts the awaits that suspended
-    one. `doubles`: it has called a double whose result may depend on other calls.
+    one. `doubles`: it has called a double whose result may depend on other calls. `handler` is the
+    thread of a handler that runs in parts, paused at the instant `at`.
     """
 
-    __slots__ = ("awaits", "doubles", "driven", "effects", "events", "loop", "step", "threads")
+    __slots__ = (
+        "at",
+        "awaits",
+        "doubles",
+        "driven",
+        "effects",
+        "events",
+        "handler",
+        "loop",
+        "step",
+        "threads",
+    )
 
     def __init__(self, driven: Driven, step: StepInput, loop: Any = None) -> None:
         self.driven = driven
@@ -83,10 +96,18 @@ class Flight:
         self.effects = 0
         self.awaits = 0
         self.doubles = False
+        self.handler: Any = None
+        self.at = 0
         self.loop = loop
         self.events: deque[tuple[int, Any]] = deque()
         self.threads: list[tuple[threading.Thread | Future[Any], str]] = []
         """The threads and the pools' work that its handler has started, with the user's line."""
+
+    def call_double(self) -> None:
+        """Note a call of a double whose result may depend on other calls; let other steps run."""
+        self.doubles = True
+        if self.handler is not None:
+            self.handler.pause()
 
     def add_call(self, at: int, call: object) -> None:
         """Add a call of an effect at a monotonic instant."""

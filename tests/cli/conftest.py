@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,18 @@ from tests.cli.payments import NOW, Call, after, payment
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def store(jobs_of_all_kinds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The path of a store with one job of every kind, which is what the commands are about."""
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.chdir(tmp_path)
-    path = Path("jobs.db")
+    return Path(shutil.copyfile(jobs_of_all_kinds, "jobs.db"))
+
+
+@pytest.fixture(scope="session")
+def jobs_of_all_kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file that each test gets as its `store`."""
+    path = tmp_path_factory.mktemp("store") / "jobs.db"
     with SqliteStore(path, clock=NOW) as store:
 
         def host(at: float, **options: bool) -> Runtime:

@@ -32,15 +32,17 @@ def run(command: list[str], folder: Path) -> tuple[int, str]:
         "PYTHONPATH": str(ROOT),
         "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
     }
+    server = "plain"
     match command:
         case ["pytest", *args]:
+            server = "prepared"
             others = [f"-p{name}" for option, name in OTHER_PLUGINS.items() if option in args]
             command = ["pytest", *PLUGIN, *others, f"--basetemp={folder / '.tmp'}", *args]
         case ["python" | "routilux", *_]:
             pass
         case _:
             return run_process(command, folder, variables)
-    code = run_command(command, folder, variables, out=out, err=out)
+    code = run_command(command, folder, variables, out=out, err=out, server=server)
     return code, out.read_text("utf-8")
 
 

@@ -112,7 +112,7 @@ def expected(number: int) -> int:
 @pytest.mark.parametrize(
     ("repetitions", "threads"),
     [
-        *[(20, 0), (10, 2)],
+        *[(5, 0), (5, 2)],
         *[pytest.param(200, threads, marks=pytest.mark.soak) for threads in (0, 2)],
     ],
 )

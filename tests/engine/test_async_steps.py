@@ -50,6 +50,7 @@ from tests.routines import (
     saveable,
     sends,
 )
+from tests.soak import also
 
 HOWS = ("execute", "start", "aexecute", "worker")
 DRIVERS = pytest.mark.parametrize("how", HOWS)
@@ -764,7 +765,7 @@ def test_the_event_loop_ends_with_its_runtime_and_one_that_was_never_closed_leav
         chain(a=body).execute("a", runtime=Runtime(clock=FakeClock()))
 
 
-@pytest.mark.parametrize("options", [{}, {"timeout": 60}, {"retry_delay": 0.25}], ids=str)
+@pytest.mark.parametrize("options", also({"retry_delay": 0.25}, {}, {"timeout": 60}), ids=str)
 @pytest.mark.parametrize("is_async", [True, False], ids=["async", "sync"])
 def test_a_runtime_keeps_no_event_loop_of_a_caller(options, is_async):
     async def tries_async(self: Routine, n: object = 0) -> None:

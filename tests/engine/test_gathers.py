@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import threading
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +27,7 @@ from routilux import (
 from tests.gathers import AsyncWork, Join, Split, Work, gathering
 from tests.persist.conftest import clock, store  # noqa: F401  # fixtures
 from tests.routines import MODES, PATIENCE, retrying, run, run_by
+from tests.soak import sampled
 
 SQUARES = [[0], [1], [4], [9], [16]]
 SOURCES = [("work", "done")] * 5
@@ -38,8 +40,13 @@ def only(job: JobState) -> Any:
     return output.data
 
 
-@pytest.mark.parametrize("work", [Work, AsyncWork])
-@pytest.mark.parametrize("how", ["execute", "background", "aexecute"])
+@pytest.mark.parametrize(
+    ("work", "how"),
+    sampled(
+        itertools.product([Work, AsyncWork], ["execute", "background", "aexecute"]),
+        [(Work, "execute"), (Work, "background"), (AsyncWork, "aexecute")],
+    ),
+)
 @pytest.mark.parametrize("per", [None, "split"])
 @MODES
 def test_a_gather_runs_once_with_all_deliveries(how, per, workers, work, store, clock):  # noqa: F811

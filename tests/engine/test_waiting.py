@@ -14,6 +14,7 @@ import pytest
 from routilux import Clock, FakeClock, MemoryStore, Routine, Runtime, SystemClock, Worker
 from tests.engine.concurrency import no_thread_remains
 from tests.routines import PATIENCE, chain, error_of, outputs, send
+from tests.soak import also
 
 MANY = 80  # more than the threads of a runtime
 POOLS = pytest.mark.parametrize("pool", [None, 1, 4])
@@ -94,7 +95,7 @@ WAYS = {f.__name__: f for f in (waits, executes, awaits, awaits_two)}
 
 @POOLS
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("workers", [None, 2])
+@pytest.mark.parametrize("workers", also(2, None))
 def test_any_number_of_handlers_may_wait_for_jobs_of_their_runtime(way, pool, workers):
     def runs() -> None:
         with no_thread_remains(), ExitStack() as stack:

@@ -30,7 +30,7 @@ def rounds_on(store: str, folder: Path, plant: str | None = None) -> Iterator[Ro
 
 
 @pytest.mark.parametrize("count", also(1, 2))
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", sampled(KINDS, ["operator", "forward"]))
 @pytest.mark.parametrize("store", sampled(["sqlite", "postgres"], ["sqlite"]))
 def test_no_living_host_runs_an_effect_after_it_has_lost_the_job(
     store, kind, count, tmp_path, record_property

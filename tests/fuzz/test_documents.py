@@ -55,7 +55,7 @@ def test_a_tampered_journal_is_refused_with_its_place_or_is_consistent(batch):
     tally = Tally()
 
     @seed(batch_seed(batch))
-    @settings(max_examples=250, suppress_health_check=SLOW)
+    @settings(max_examples=examples(5), suppress_health_check=SLOW)
     @given(tampered_rows(small_journals()))
     def judged(mutant):
         judge(mutant, tally)

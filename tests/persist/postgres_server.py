@@ -20,8 +20,6 @@ from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import quote
 
-import pytest
-
 __all__ = [
     "GUARDED",
     "MISSING",
@@ -207,6 +205,8 @@ def need() -> None:
     """Skip the test where there can be no server."""
     reason = available()
     if reason is not None:
+        import pytest  # not at the top: hosts import this module
+
         pytest.skip(reason)
 
 

@@ -9,7 +9,7 @@ from tests.persist.damage import verdicts
 from tests.soak import also
 
 
-@pytest.mark.parametrize("count", also(60, 2000))
+@pytest.mark.parametrize("count", also(20, 2000))
 def test_no_damage_of_a_file_is_silent_and_each_error_is_typed(count):
     found = [*verdicts(count, seed=1)]
     assert [] == [each for each in found if each[2] not in ("named", "same")]

@@ -1,8 +1,10 @@
 """Runs pytest in a process of its own with our plugin, installed or not, and no others unasked.
 
-The process is forked from a server that has imported pytest and the engine, so that no run pays
-for that again; neither our plugin nor anything of the tests is imported there. The commands of the
-documentation run in the same way.
+The process is forked from a server, so that no run pays again for what the server has done. There
+are two: the plain one has imported pytest and the engine, but neither our plugin nor anything of
+the tests. The prepared one has also imported what the fixtures of our plugin import, and has
+searched these modules as the first frozen test does. The commands of the documentation run in the
+same way.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import atexit
 import gc
 import importlib
 import json
+import multiprocessing.process
 import os
 import re
 import runpy
@@ -45,12 +48,23 @@ _IMPORTED: Final = (
     *("asyncio", "freezegun", "pdb", "rich.console", "rich.table", "routilux"),
     *(f"_pytest.{name}" for name in default_plugins),
 )
-_servers: Final[list[subprocess.Popen[str]]] = []
+# Not the module `plugin`, which pytest imports itself, and not `report.run_facts`: it is imported
+# as soon as a test uses a fixture.
+_PREPARED: Final = (
+    *("pytest_routilux.virtual_time.watchdog", "pytest_routilux.monitor.assertions"),
+    *("pytest_routilux.handler_assertions", "pytest_routilux.sim.flow_sim"),
+)
+_servers: Final[dict[str, subprocess.Popen[str]]] = {}
 
 
 def run_inside(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
     """Run the tests of `pytester`; warnings are errors there too."""
     return run_pytest(pytester, "-W", "error", *PLUGIN, *args)
+
+
+def run_first(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
+    """Do the same where our plugin has imported and searched nothing, as in a new session."""
+    return run_pytest(pytester, "-W", "error", *PLUGIN, *args, server="plain")
 
 
 def run_fresh(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
@@ -61,7 +75,7 @@ def run_fresh(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
         return pytester.runpytest_subprocess("-W", "error", *PLUGIN, *args)
 
 
-def run_pytest(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
+def run_pytest(pytester: pytest.Pytester, *args: str, server: str = "prepared") -> pytest.RunResult:
     """Run `pytest` with these arguments in the folder of `pytester`."""
     out, err = pytester.path / "stdout", pytester.path / "stderr"
     temporary = next(p for n in range(99) if not (p := pytester.path / f"runpytest-{n}").exists())
@@ -73,7 +87,7 @@ def run_pytest(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
     environment.pop("PYTEST_XDIST_WORKER", None)  # of the run that this test is in
     begun = perf_counter()
     command = ["pytest", f"--basetemp={temporary}", *args]
-    ret = run_command(command, Path.cwd(), environment, out=out, err=err)
+    ret = run_command(command, Path.cwd(), environment, out=out, err=err, server=server)
     lines = [path.read_text("utf-8").splitlines() for path in (out, err)]
     for stream, printed in zip((sys.stdout, sys.stderr), lines, strict=True):
         stream.writelines(f"{line}\n" for line in printed)
@@ -81,52 +95,63 @@ def run_pytest(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
 
 
 def run_command(
-    command: list[str], folder: Path, environment: dict[str, str], *, out: Path, err: Path
+    command: list[str],
+    folder: Path,
+    environment: dict[str, str],
+    *,
+    out: Path,
+    err: Path,
+    server: str = "plain",
 ) -> int:
     """Run `pytest …`, `python FILE …`, `python -m MODULE …` or `routilux …`; return its status.
 
     The environment is the whole one of the command, and needs PYTHONPATH.
     """
     return _asked(
+        server,
         {
             "command": command,
             "folder": str(folder),
             "environment": environment,
             "out": str(out),
             "err": str(err),
-        }
+        },
     )
 
 
 def stop() -> None:
-    """End the server, if it was started."""
+    """End the servers that were started."""
     while _servers:
-        server = _servers.pop()
+        _, server = _servers.popitem()
         server.communicate()
         assert 0 == server.returncode
 
 
-def _asked(request: dict[str, Any]) -> int:
-    if not _servers:
-        _servers.append(
-            subprocess.Popen(
-                [sys.executable, __file__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                start_new_session=True,  # a Ctrl-C is for the tests, which then end it
-            )
+def _asked(name: str, request: dict[str, Any]) -> int:
+    if name not in _servers:
+        _servers[name] = subprocess.Popen(
+            [sys.executable, __file__, name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # a Ctrl-C is for the tests, which then end it
         )
-    [server] = _servers
+    server = _servers[name]
     server.stdin.write(json.dumps(request) + "\n")
     server.stdin.flush()
     return int(server.stdout.readline())
 
 
-def _serve() -> None:
+def _serve(server: str) -> None:
+    del sys.path[0]  # the folder of this file
     for name in _IMPORTED:
         importlib.import_module(name)
-    del sys.path[0]  # the folder of this file
+    if server == "prepared":
+        for name in _PREPARED:
+            importlib.import_module(name)
+        from pytest_routilux.virtual_time import freeze
+
+        freeze._patches._search_modules()
     gc.freeze()  # no child looks through what it has in common with the others
     requests, replies = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDWR), 0)
@@ -147,6 +172,7 @@ def _status(
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    multiprocessing.process.ORIGINAL_DIR = folder  # where a spawned process looks for the script
     known = environment["PYTHONPATH"].split(os.pathsep)
     sys.path[:] = [folder, *filter(None, known), *(p for p in sys.path if p not in known)]
     for name, number in (out, 1), (err, 2):
@@ -202,4 +228,4 @@ def assert_golden(golden: str, lines: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(sys.argv[1])

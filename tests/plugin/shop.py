@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from dataclasses import dataclass
 from datetime import datetime
@@ -150,6 +151,7 @@ def facts(state: SavedState) -> dict[str, object]:
         "retries": state.retry_count,
         "amount": task.payload["amount"],
         "history": [record.event for record in state.job.execution_history],
+        "pytest": "pytest" in sys.modules,
     }
 
 

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.plugin.inner import PLUGIN, ROOT
+from tests.soak import also
 
 TEST = """
     from tests.routines import Works, chain, retrying
@@ -24,10 +25,10 @@ TEST = """
 
 @pytest.mark.parametrize(
     ("check", "secret"),
-    [
+    also(
         ("job.raise_for_status()", "'order 43'"),
         ("assert job.status == 'completed'", "'of the test'"),
-    ],
+    ),
 )
 def test_pdb_opens_in_the_handler_that_failed_the_job(check, secret, pytester, monkeypatch):
     pytester.makepyfile(test_it=TEST.format(check=check))

@@ -415,7 +415,10 @@ CLEAN: Final = """
     "args",
     [
         ("-p", "random_order", "--random-order-seed=7"),
-        ("-p", "xdist", "-n", "2", "-p", "random_order", "--random-order-seed=8"),
+        pytest.param(
+            ("-p", "xdist", "-n", "2", "-p", "random_order", "--random-order-seed=8"),
+            marks=pytest.mark.soak,
+        ),
     ],
     ids=("one process", "two workers"),
 )
@@ -497,7 +500,11 @@ BROKEN: Final = """
 """
 
 
-@pytest.mark.parametrize("workers", [(), ("-p", "xdist.plugin", "-n", "1")], ids=("here", "there"))
+@pytest.mark.parametrize(
+    "workers",
+    [(), pytest.param(("-p", "xdist.plugin", "-n", "1"), marks=pytest.mark.soak)],
+    ids=("here", "there"),
+)
 def test_an_error_of_an_observer_fails_the_test_in_every_phase(inner, workers):
     inner.makepyfile(NAP + BROKEN)
     result = run_pytest(inner, *PLUGIN, *workers)

@@ -20,6 +20,7 @@ from routilux import (
     Worker,
 )
 from tests.routines import SECOND, Works, chain, rest
+from tests.soak import also
 from tests.worker.jobs import hosted, worker
 
 LEASE = 30.0
@@ -97,10 +98,11 @@ def calls_of_an_undisturbed_run() -> int:
     return after_outage(10**9, 0)[0].calls
 
 
+@pytest.mark.parametrize("lengths", also([29.0], [0.0, 7.0]))
 @pytest.mark.parametrize("keeps", [False, True], ids=["nothing kept", "answer lost"])
-def test_an_outage_shorter_than_a_lease_ends_no_worker_and_loses_no_job(keeps):
+def test_an_outage_shorter_than_a_lease_ends_no_worker_and_loses_no_job(keeps, lengths):
     for n in range(1, calls_of_an_undisturbed_run() + 1):
-        for length in (0.0, 7.0, 29.0):
+        for length in lengths:
             store, done, jobs = after_outage(n, length, keeps=keeps)
             where = f"the outage of {length} s at call {n}"
             assert store.until is not None, f"{where} never began"

@@ -167,7 +167,7 @@ def test_a_worker_raises_the_trouble_of_its_host_and_counts_it_against_no_job(
     sampled(
         itertools.product([None, 2], ["execute", "start"], TROUBLES),
         [
-            *((None, "execute", trouble) for trouble in TROUBLES),
+            (None, "execute", "a broken process pool"),
             *((n, how, REFUSED) for n in [None, 2] for how in ["execute", "start"]),
         ],
     ),

@@ -22,6 +22,7 @@ from pytest_routilux.sim.isolation.forked import hidden_changes, pickled_value, 
 from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
 from pytest_routilux.sim.isolation.hidden_state import Variable, globals_of
 from pytest_routilux.sim.isolation.host_task import importable, rows_by_seed
+from pytest_routilux.sim.isolation.kept_values import Kept, cause_of, named, second_job
 from pytest_routilux.sim.recovery import run_undisturbed
 from pytest_routilux.sim.repeats import REPEAT
 from pytest_routilux.sim.results import Coverage
@@ -56,11 +57,12 @@ def check_determinism(
         if killed is not None:
             return killed.finding
         here = run_undisturbed(case, start_ns)
-        runs = _Runs(hosts, start_ns)
+        runs = _Runs(hosts, start_ns, fresh=case.fresh is not None)
         finding = (
             runs.repeated()
             or runs.started_later()
             or runs.in_one_process()
+            or runs.of_one_flow()
             or runs.compared_with(here)
             or check_undisturbed(here)
         )
@@ -92,9 +94,10 @@ class _Trace:
 class _Runs:
     """Runs a case in new processes and compares the runs."""
 
-    def __init__(self, hosts: ForkedHosts, start_ns: int) -> None:
+    def __init__(self, hosts: ForkedHosts, start_ns: int, *, fresh: bool) -> None:
         self._hosts = hosts
         self._start_ns = start_ns
+        self._fresh = fresh
         self.first: _Trace = self._result(_trace, start_ns)
 
     def repeated(self) -> Finding | None:
@@ -139,11 +142,38 @@ class _Runs:
                 finding.routine, finding.hint = change.routine_id, change.where
             finding.path = f"{scope}.{name}"
             return finding
+        found = self._kept(one_flow=False)
+        if found is not None and found.kind != "next-job":
+            return found
         what = (
             "a second run in the same process, of a flow that build() makes anew, differs; no"
-            " module global or class attribute that a run changes makes the difference"
+            " module global, class attribute or variable of a handler that a run changes makes the"
+            " difference"
         )
         return _finding(REPEAT, what, rows, second.rows, at, None)
+
+    def of_one_flow(self) -> Finding | None:
+        """Return a finding if a job of one flow object makes the next one differ."""
+        return self._kept(one_flow=True)
+
+    def _kept(self, *, one_flow: bool) -> Finding | None:
+        rows = self.first.rows
+
+        def second(restored: Kept | None = None) -> tuple[list[Kept], list[Row]]:
+            found: tuple[list[Kept], list[Row]] = self._result(
+                _second_rows, self._start_ns, one_flow, restored
+            )
+            return found
+
+        changed, others = second()
+        at = _first_difference(rows, others)
+        if at is None:
+            return None
+        kept = cause_of(changed, lambda kept: _first_difference(rows, second(kept)[1]) is not None)
+        if one_flow and self._fresh and (kept is None or kept.kind == "generator"):
+            return None  # `fresh` may have removed what the flow object has opened
+        finding = _finding("next-job", "the second job differs", rows, others, at, None)
+        return named(finding, kept, one_flow=one_flow)
 
     def compared_with(self, here: Undisturbed) -> Finding | None:
         """Return a finding if a run in this process differs from the first one in a fork."""
@@ -274,6 +304,14 @@ def _trace(
     del ballast
     rows = [_loaded(commit.dumps()) for commit in run.world.commits]
     return _Trace(rows, sources, bool(run.world.calls))
+
+
+def _second_rows(
+    case: Case, send: object, start_ns: int, one_flow: bool, restored: Kept | None
+) -> tuple[list[Kept], list[Row]]:
+    """Run another job and then this one; return the changed values and the rows of this one."""
+    changed, run = second_job(case, start_ns, one_flow=one_flow, restored=restored)
+    return changed, [_loaded(commit.dumps()) for commit in run.world.commits]
 
 
 def _ballast() -> list[object]:

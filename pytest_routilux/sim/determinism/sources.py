@@ -41,7 +41,7 @@ _OURS: Final = ("routilux", "pytest_routilux")
 
 def _built_in() -> dict[int, str]:
     # By identity: virtual time replaces the names, not the functions.
-    found = {id(os.urandom): "os.urandom()", id(id): "id()"}
+    found = {id(os.urandom): "os.urandom()", id(id): "id()", id(os.getpid): "os.getpid()"}
     for name in _CLOCKS:
         clock = getattr(time, name, None)
         found[id(getattr(clock, "__wrapped__", clock))] = f"time.{name}()"

@@ -358,6 +358,38 @@ CAUSES: Final[dict[str, Reason]] = {
         "the order of a set differs between processes, and the job depends on it",
         "use sorted(...) where the set is iterated, or a dict or list, which keep their order",
     ),
+    "instance-state": Reason(
+        "{routine}{hint} changes {name}, and the next job sees it. A worker runs many jobs with one"
+        " flow object; after a crash another object has another value",
+        "self.ctx.state belongs to the job alone, and is saved; an attribute is for configuration"
+        " and for caches that answer every job alike",
+    ),
+    "closure-state": Reason(
+        "{routine}{hint} changes the variable {name} of an outer function, and the next job sees"
+        " it. It lives in the process and no job saves it",
+        "keep it in self.ctx.state or self.ctx.shared. If it plays a service outside,"
+        " reset it by fresh=...",
+    ),
+    "default-state": Reason(
+        "{routine}{hint} changes the default of its parameter {name}, which all calls share",
+        "use None as the default and make the object in the function",
+    ),
+    "cache-state": Reason(
+        "{routine}{hint}: what the cache {name} returns for one job reaches the next one",
+        "cache only what is the same for every job, and don't change what a cache returns;\n"
+        "self.ctx.state keeps what belongs to the job",
+    ),
+    "generator-state": Reason(
+        "{routine}{hint} takes a value of {name}, and the next job takes the next. No job"
+        " saves where a generator is, and a new process starts it again",
+        "make the generator in the handler, or count in self.ctx.state",
+    ),
+    "next-job": Reason(
+        "a job depends on what an earlier job of the same flow object left, but which variable"
+        " makes the difference is not known",
+        "look at what the handlers change besides self.ctx: attributes, closures, generators,"
+        " caches, files, services; fresh=... resets what lies outside",
+    ),
     "zone": Reason(
         "{routine}{hint} uses local time without a zone. The next host has another local time zone,"
         " so the same text or number means another instant there",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_routilux.sim.explain.causes import Failure, Reason, reason_of
 from pytest_routilux.sim.explain.order_causes import order_reason, order_text
 from pytest_routilux.sim.explain.timeline import rows_of, timeline_table
+from pytest_routilux.sim.isolation.kept_values import KINDS
 from pytest_routilux.sim.oracle import masked, unordered, view_of
 from pytest_routilux.sim.orders.races import ORDER_KINDS
 from pytest_routilux.sim.other_hosts import OF_HOSTS
@@ -46,6 +47,12 @@ _TITLES: Final = {
     "hidden-state": "STATE THAT NO SNAPSHOT KEEPS",
     "module-state": "STATE IN A MODULE",
     "hash-order": "ORDER OF A SET",
+    "instance-state": "STATE ON THE INSTANCE",
+    "closure-state": "STATE IN A CLOSURE",
+    "default-state": "STATE IN A DEFAULT",
+    "cache-state": "STATE IN A CACHE",
+    "generator-state": "STATE IN A GENERATOR",
+    "next-job": "THE NEXT JOB DIFFERS",
     "zone": "DEPENDS ON THE TIME ZONE",
     "host-name": "DEPENDS ON THE HOST NAME",
     "process-id": "DEPENDS ON THE PROCESS ID",
@@ -60,6 +67,7 @@ _ELSEWHERE: Final = ("module-state",)
 _HEADS: Final = {
     **dict.fromkeys(OF_HOSTS, ("on the first host", "on another host")),
     "nondeterminism": ("once", "and once again"),
+    **dict.fromkeys([*KINDS.values(), "next-job"], ("the first job", "the next one")),
     "hash-order": ("in one process", "in another"),
     "repeat-differs": ("first run", "second run"),
     "module-state": ("undisturbed", "in a new process"),
@@ -285,7 +293,7 @@ def _tried(exploration: Exploration, finding: Finding) -> list[str]:
 def _schedules(exploration: Exploration) -> str:
     orders = exploration.coverage.orders
     crashed = count(1 if exploration.reference.other is None else 2, "schedule")
-    return crashed if orders == 1 else f"{crashed}, {orders} without a crash"
+    return crashed if orders == 1 else f"{crashed}, {orders} schedules without a crash"
 
 
 def not_compared(reference: Reference) -> list[str]:

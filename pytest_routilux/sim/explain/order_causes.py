@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pytest_routilux.sim.orders.accesses import Access
     from pytest_routilux.sim.results import Reference
-    from pytest_routilux.sim.simulator.model import Disturbed, Finding
+    from pytest_routilux.sim.simulator.model import Call, Disturbed, Finding
 
     At = Callable[[str], str]
 
@@ -50,6 +50,9 @@ def order_reason(
             ),
         )
     meeting = _meeting(finding, _accesses(reference, disturbed))
+    between = None if meeting is not None or disturbed is None else _between(disturbed.world.calls)
+    if between is not None:
+        return _check_then_act(*between, at)
     if finding.kind == "depends-on-order":
         return _depends(finding, meeting, at)
     return _race(finding, meeting, at)
@@ -101,6 +104,35 @@ def _race(finding: Finding, meeting: _Meeting | None, at: At) -> tuple[str, str]
     fix = (
         f"read and write in one handler: self.ctx.shared[{name}] = self.ctx.shared[{name}] + ...\n"
         f"(a conflict then runs it again, at no retry); or self.ctx.shared.add({name}, amount)"
+    )
+    return why, fix
+
+
+def _between(calls: Sequence[Call]) -> tuple[Call, Call, Call] | None:
+    """Return two calls of one task, and a call of another task between them: the second one."""
+    latest: dict[str, int] = {}
+    found = None
+    for number, call in enumerate(calls):
+        first = latest.get(call.task_id)
+        if first is not None and first + 1 < number:
+            between = calls[first + 1 : number]
+            changes = [other for other in between if not other.reads]
+            found = calls[first], (changes or between)[-1], call
+            if changes:
+                return found
+        latest[call.task_id] = number
+    return found
+
+
+def _check_then_act(check: Call, other: Call, act: Call, at: At) -> tuple[str, str]:
+    why = (
+        f"{check.routine_id} calls {check.effect}{at(check.where)} and then {act.effect}"
+        f"{at(act.where)}; between the two, {other.routine_id} (task {other.task_id}) calls"
+        f" {other.effect}{at(other.where)}: what the first call saw has changed"
+    )
+    fix = (
+        f"let one call of the service both check and change, such as a conditional {act.effect};\n"
+        "or run these calls one task at a time: in one routine with max_concurrency = 1"
     )
     return why, fix
 

@@ -10,8 +10,7 @@ Invariants:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
-from itertools import repeat
+from itertools import pairwise, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 

@@ -110,9 +110,8 @@ class _Watch(Fault):
 
     def _read(self, routine: Routine) -> Values:
         seen: Values = {
-            ("attribute", type(routine).__module__, name): _digest(value)
-            for name, value in vars(routine).items()
-            if name not in _OWN
+            ("attribute", type(routine).__module__, name): digest(value)
+            for name, value in own_attributes(routine).items()
         }
         own = sys.modules.get(type(routine).__module__)
         seen |= globals_of(users_modules() if self._everywhere else [own] if own else [])
@@ -137,6 +136,11 @@ class _Watch(Fault):
             )
 
 
+def own_attributes(routine: Routine) -> dict[str, Any]:
+    """Return the attributes of a routine that are not those of its base class."""
+    return {name: value for name, value in vars(routine).items() if name not in _OWN}
+
+
 def globals_of(modules: Iterable[ModuleType]) -> Values:
     """Return the values of all globals and class attributes that `modules` define."""
     seen: Values = {}
@@ -148,13 +152,13 @@ def globals_of(modules: Iterable[ModuleType]) -> Values:
                 if isinstance(value, type) and value.__module__ == own:
                     for part, held in list(vars(value).items()):
                         if not part.startswith("__") and not isinstance(held, _CODE):
-                            seen["class", own, f"{value.__qualname__}.{part}"] = _digest(held)
+                            seen["class", own, f"{value.__qualname__}.{part}"] = digest(held)
             else:
-                seen["global", own, name] = _digest(value)
+                seen["global", own, name] = digest(value)
     return seen
 
 
-def _digest(value: object, levels: int = _LEVELS, left: list[int] | None = None) -> str:
+def digest(value: object, levels: int = _LEVELS, left: list[int] | None = None) -> str:
     """Return a text that changes if `value` changes.
 
     Runs no code of the user. Only the next `levels` levels and `left[0]` nodes count.
@@ -171,16 +175,16 @@ def _digest(value: object, levels: int = _LEVELS, left: list[int] | None = None)
         return str(id(value))
     if isinstance(value, dict):
         items = [
-            f"{_digest(key, levels - 1, left)}: {_digest(item, levels - 1, left)}"
+            f"{digest(key, levels - 1, left)}: {digest(item, levels - 1, left)}"
             for key, item in _ends(dict.items(value), dict.__len__(value))
         ]
         return f"{{{', '.join(items)}}}{_length(value)}"
     if isinstance(value, list | tuple | deque | set | frozenset):
-        items = [_digest(item, levels - 1, left) for item in _ends(value, len(value))]
+        items = [digest(item, levels - 1, left) for item in _ends(value, len(value))]
         return f"[{', '.join(items)}]{_length(value)}"
     inner = getattr(value, "__dict__", None)
     if isinstance(inner, dict) and not isinstance(value, ErrorHandler | Routine):
-        return f"{kind.__name__} {id(value)} {_digest(inner, levels - 1, left)}"
+        return f"{kind.__name__} {id(value)} {digest(inner, levels - 1, left)}"
     return f"{kind.__name__} {id(value)}"
 
 

@@ -26,6 +26,7 @@ from pytest_routilux.sim.oracle import (
 from pytest_routilux.sim.results import Outcome
 from pytest_routilux.sim.simulator.execution import UNVARIED
 from pytest_routilux.sim.simulator.model import Finding
+from pytest_routilux.sim.simulator.scheduler import FIFO_ORDER
 from pytest_routilux.text import shown
 from routilux.codec.equality import first_difference
 
@@ -59,7 +60,8 @@ class OrderChecks:
     """Compares runs in different orders with the runs one task at a time.
 
     `fifo` is the run in FIFO order. `mask` are the paths of a view that vary with time. If the case
-    has faults, only errors are found: which task a fault strikes depends on the order.
+    has faults, or a task a deadline, only errors are found: which task a fault strikes, and when a
+    task runs, depends on the order.
     """
 
     fifo: Undisturbed
@@ -67,6 +69,13 @@ class OrderChecks:
     mask: Mask
     serial: list[OrderResult] = field(default_factory=list)
     """The results of runs one task at a time that differ, FIFO first."""
+    _queries: set[str] = field(default_factory=set)  # the effects that only read
+
+    @property
+    def _unfit(self) -> bool:
+        """Whether results may differ for another reason: a fault, or a deadline."""
+        handlers = self.fifo.host.flow.plan().handlers.values()
+        return bool(self.fifo.case.faults) or any(one.deadline is not None for one in handlers)
 
     def add_serial(self, order: Order, world: World, hosts: Sequence[Host]) -> Finding | None:
         """Add a run one task at a time; return a finding if it differs from the ones before."""
@@ -77,16 +86,26 @@ class OrderChecks:
         if all(result.digest != known.digest for known in self.serial):
             self.serial.append(result)
         first = self.serial[0]
-        if result.digest == first.digest or self.fifo.case.faults:
+        if result.digest == first.digest or self._unfit:
             return None
         return self._difference(first, result, "depends-on-order")
 
     def check(self, order: Order, world: World, hosts: Sequence[Host]) -> Finding | None:
         """Return a finding if a concurrent run differs from the runs one task at a time."""
         found = self._broken(world, hosts)
-        if found is not None or self.fifo.case.faults or not self.serial:
-            return found
-        result = self._result(order, world, hosts[-1].job)
+        return found or self._race(self._result(order, world, hosts[-1].job))
+
+    def check_fifo(self, view: View, custom: object) -> Finding | None:
+        """Return a finding if the run in FIFO order differs from the runs one task at a time.
+
+        `view` and `custom` are what it has shown; what lies outside has changed since.
+        """
+        digest = self._digest(view, custom, self.fifo.world)
+        return self._race(OrderResult(FIFO_ORDER, view, custom, digest))
+
+    def _race(self, result: OrderResult) -> Finding | None:
+        if self._unfit or not self.serial:
+            return None
         if any(result.digest == known.digest for known in self.serial):
             return None
         return self._difference(self.serial[0], result, "race")
@@ -106,10 +125,13 @@ class OrderChecks:
         view, custom = view_of(job, world), None
         if self.checks.view is not None:
             custom = self.checks.view(Outcome(job, world.calls))
-            digest = canonical(custom)
-        else:
-            digest = canonical(unordered(self._compared(view)))
-        return OrderResult(order, view, custom, digest)
+        return OrderResult(order, view, custom, self._digest(view, custom, world))
+
+    def _digest(self, view: View, custom: object, world: World) -> str:
+        if self.checks.view is not None:
+            return canonical(custom)
+        self._queries |= {call.effect for call in world.calls if call.reads}
+        return canonical(unordered(self._compared(view)))
 
     def _compared(self, view: View) -> View:
         """Return the parts of a view that no order may change."""
@@ -118,7 +140,11 @@ class OrderChecks:
             name: {part: state[part] for part in _OF_ROUTINES}
             for name, state in view["routines"].items()
         }
-        return {**{part: view[part] for part in _COMPARED}, "routines": routines}
+        found = {**{part: view[part] for part in _COMPARED}, "routines": routines}
+        effects = dict(found["effects"])
+        for name in self._queries & effects.keys():
+            del effects[name]  # a query may be repeated or left out
+        return {**found, "effects": effects}
 
     def _difference(self, known: OrderResult, result: OrderResult, kind: str) -> Finding:
         if self.checks.view is not None:

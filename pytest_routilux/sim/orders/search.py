@@ -190,12 +190,12 @@ class Search:
         widths = {name: routine.max_concurrency for name, routine in routines.items()}
         while True:
             trace = Trace(self._plan.width, widths, blind=not self.prunes)
-            scheduler = _SearchScheduler(
-                self._path, trace, prunes=self.prunes, shard=self._shard
-            )
+            scheduler = _SearchScheduler(self._path, trace, prunes=self.prunes, shard=self._shard)
+            pausing = len(self._case.pausing)
             world, hosts = run_in_order(self._case, self._start_ns, scheduler)
-            if trace.blind and self.prunes:
-                self.prunes = False  # what was left out may differ
+            blind = trace.blind and self.prunes
+            if blind or pausing < len(self._case.pausing):
+                self.prunes = self.prunes and not blind  # what was left out may differ
                 self._path.clear()
                 continue
             if isinstance(hosts[-1].error, _RepeatedError) or scheduler.elsewhere:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pytest_routilux.sim.oracle import View
-    from pytest_routilux.sim.results import Coverage, Scope
+    from pytest_routilux.sim.results import Coverage, Reference, Scope
     from pytest_routilux.sim.simulator.model import Finding, Host, World
     from pytest_routilux.sim.simulator.scheduler import Choice, Order
 
@@ -65,8 +65,11 @@ class OrderRuns:
         self._coverage = coverage
         self._budget = Budget(self._scope)
 
-    def run(self) -> None:
-        """Run the case in the orders of the scope, until one shows a finding."""
+    def run(self, reference: Reference) -> None:
+        """Run the case in the orders of the scope, until one shows a finding.
+
+        `reference` has what its run in FIFO order has shown.
+        """
         scope, coverage = self._scope, self._coverage
         schedules = scope.schedules
         orders: Iterable[Order]
@@ -79,7 +82,10 @@ class OrderRuns:
         if self.run_serially():
             return
         coverage.orders = 0
-        if self._check(FIFO_ORDER, self._fifo.world, [self._fifo.host]) or self._try(Tape({})):
+        found = self._checks.check_fifo(reference.view, reference.custom)
+        if self._found(found, FIFO_ORDER, self._fifo.world, [self._fifo.host]):
+            return
+        if self._try(Tape({})):
             return
         if not self.choices:
             if scope.tape is not None:
@@ -161,9 +167,13 @@ class OrderRuns:
 
     def _check(self, order: Order, world: World, hosts: list[Host]) -> bool:
         self._add(world, hosts)
-        self._coverage.orders += 1
         check = self._checks.add_serial if order.serial else self._checks.check
-        finding = check(order, world, hosts)
+        return self._found(check(order, world, hosts), order, world, hosts)
+
+    def _found(
+        self, finding: Finding | None, order: Order, world: World, hosts: list[Host]
+    ) -> bool:
+        self._coverage.orders += 1
         if finding is None:
             return False
         self.shown = finding, Disturbed(None, world, hosts, executed=True, order=order)

@@ -1,7 +1,8 @@
 """`SimDriver`: runs the steps of a simulated host in virtual time.
 
 Invariants:
-- A handler runs to its end as soon as its step starts, against its snapshot. Its events (effects,
+- A handler runs to its end as soon as its step starts, against its snapshot; with another scheduler
+  than FIFO it pauses before each call of a double that other calls may change. Its events (effects,
   results of `once`, its end) are held back, each until its instant. So steps overlap as they would
   on threads, and an event that is still held back when the host dies has never happened.
 - Steps that are due at the same instant continue in the order of the thread driver: a step that
@@ -25,7 +26,7 @@ from contextlib import contextmanager
 from functools import partial
 from heapq import heapify, heappop, heappush
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from weakref import WeakKeyDictionary
 
 import pytest
@@ -33,6 +34,7 @@ import pytest
 from pytest_routilux.faults.faults import slot_with_faults
 from pytest_routilux.frames import outwards, users_frame
 from pytest_routilux.sim.simulator.async_steps import SimAsyncSteps, note_leaked_threads
+from pytest_routilux.sim.simulator.handler_thread import HandlerThread
 from pytest_routilux.sim.simulator.host_loop import HostLoop, LoopTurn
 from pytest_routilux.sim.simulator.model import Call, World
 from pytest_routilux.sim.simulator.scheduler import FIFO, TIME
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
     from routilux.engine.environment import Environment
     from routilux.graph.messages import RecordedEffect, Task
 
+_Turn: TypeAlias = "tuple[tuple[Any, ...], Flight | LoopTurn | None]"
+"""Something that may happen next: when, and what; None lets time pass."""
 TEST_OUTCOMES: Final = (KeyboardInterrupt, pytest.fail.Exception, pytest.skip.Exception)
 """Exceptions that end the test and not only the simulated host."""
 
@@ -218,6 +222,7 @@ class SimDriver:
         pace: Pace,
         loop: HostLoop,
         environment: Environment,
+        handlers: list[HandlerThread],
     ) -> None:
         self._clock = clock
         self._environment = environment
@@ -227,6 +232,7 @@ class SimDriver:
         self._case = case
         self._pace = pace
         self._loop = loop
+        self._handlers = handlers
         self._fresh: list[Flight] = []
         self._ended: deque[Ended] = deque()
         self._asleep: list[tuple[int, Key, int, Flight]] = []
@@ -279,15 +285,17 @@ class SimDriver:
             # Threads run while the loop waits, and the loop does not wait while steps have ended.
             fresh, self._fresh = self._fresh, []
             for flight in fresh:
-                self._run_handler(flight)
-                self._continue(flight)
+                self._begin(flight)
         while True:
             chosen = self._choose(until, key)
             if type(chosen) is tuple:
                 return chosen
             if isinstance(chosen, Flight):
-                clock.mono = max(clock.mono, chosen.events[0][0])
-                self._continue(chosen)
+                if chosen.events:
+                    clock.mono = max(clock.mono, chosen.events[0][0])
+                    self._continue(chosen)
+                else:
+                    self._advance(chosen)
             elif isinstance(chosen, LoopTurn):
                 self._loop.run(chosen, self._horizon(until))
                 if self._test_outcome is not None:
@@ -342,13 +350,13 @@ class SimDriver:
             if asleep and (until is None or asleep[0][:2] <= (until, key)):
                 return heappop(asleep)[3]
             return None
-        turns: list[tuple[tuple[Any, ...], Flight | LoopTurn | None]]
+        turns: list[_Turn]
         turns = [(entry[:3], entry[3]) for entry in asleep]
         if loop.open:
             turns += [((turn.at, ()), turn) for turn in loop.turns()]
         if until is not None:
             turns.append(((until, key, math.inf), None))
-        turns.sort(key=itemgetter(0))
+        turns = self._within_limits(sorted(turns, key=itemgetter(0)))
         options: list[Ended | Flight | LoopTurn | None]
         options = [*ended, *(option for _, option in turns)]
         if loop.open and not ended:
@@ -370,11 +378,54 @@ class SimDriver:
             heapify(self._asleep)
         return chosen
 
+    def _within_limits(self, turns: list[_Turn]) -> list[_Turn]:
+        """Return the turns after which no step in flight is over its timeout.
+
+        A step that an order holds back is not slow: only its own length may be over its timeout.
+        """
+        flying = [entry[3] for entry in self._asleep]
+        steps = [(one.driven, one.step) for one in flying] + [end[:2] for end in self._ended]
+        limits = [
+            step.started_ns + step.timeout_ns - int(driven.offset)
+            for driven, step in steps
+            if step.timeout_ns is not None
+        ]
+        if not limits:
+            return turns
+        last = min(limits)
+        within = [turn for turn in turns if turn[0][0] < last or (turn[0][0] == last and turn[1])]
+        return within if within or self._ended else turns
+
+    def _begin(self, flight: Flight) -> None:
+        """Run a handler to its end, or to its first pause."""
+        if self._scheduler is FIFO or flight.step.task.routine_id not in self._case.pausing:
+            self._run_handler(flight)
+            self._continue(flight)
+            return
+        trace = self._scheduler.trace
+        if trace is not None:
+            trace.read_all()  # what it will have read is not known yet
+        flight.at = self._clock.mono
+        run = partial(self._run_handler, flight)
+        flight.handler = HandlerThread(run, flight, self._clock)
+        self._handlers.append(flight.handler)
+        self._advance(flight, calls=False)
+
+    def _advance(self, flight: Flight, *, calls: bool = True) -> None:
+        """Run a paused handler to its next pause, or to its end; `calls`: with a double first."""
+        clock, trace = self._clock, self._scheduler.trace
+        if trace is not None and calls:
+            trace.call_double()
+        begun = clock.mono = max(clock.mono, flight.at)
+        flight.handler.advance()
+        flight.at, clock.mono = clock.mono, begun
+        self._continue(flight)
+
     def _continue(self, flight: Flight) -> None:
         """Deliver the events of a step until the step sleeps or ends."""
         events = flight.events
         clock = self._clock
-        while events[0][0] <= clock.mono:
+        while events and events[0][0] <= clock.mono:
             _, what = events.popleft()
             kind = type(what)
             if kind is Call:
@@ -400,7 +451,8 @@ class SimDriver:
                 self._ended.append((flight.driven, flight.step, what))
                 return
         self._sleeps += 1
-        heappush(self._asleep, (events[0][0], flight.key, self._sleeps, flight))
+        at = events[0][0] if events else flight.at
+        heappush(self._asleep, (at, flight.key, self._sleeps, flight))
 
     def _run_handler(self, flight: Flight) -> None:
         step, clock = flight.step, self._clock
@@ -424,9 +476,12 @@ class SimDriver:
             running.flight, running.clock = outer
             if flight.threads:
                 note_leaked_threads(self._host, flight)
+        if flight.doubles:
+            self._case.pausing.add(task.routine_id)
         if self._scheduler.trace is not None:
-            self._scheduler.trace.handled(step, outcome, doubles=flight.doubles)
+            self._scheduler.trace.handled(step, outcome)
         if step.timeout_ns is None:
             clock.mono += self._pace.more_ns
         flight.events.append((clock.mono, outcome))
-        clock.mono = begun
+        if flight.handler is None:
+            clock.mono = begun

@@ -97,6 +97,8 @@ class Effect:
         if self._returns is None:
             result = f"{self.name.rpartition('.')[2]}-{_digest(inputs)}"
         else:
+            if running.flight is not None:
+                running.flight.call_double()
             try:
                 result = self._returns(*args, **kwargs)
             except Exception as raised:
@@ -126,7 +128,6 @@ class Effect:
             number, now = self._numbers[step.number], context._host.now_ns()
         else:
             flight.effects += 1
-            flight.doubles |= self._returns is not None
             number, now = flight.effects, clock.now_ns()
         task = step.task
         call = Call(

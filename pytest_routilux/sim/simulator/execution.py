@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from contextvars import Context
 
+    from pytest_routilux.sim.simulator.handler_thread import HandlerThread
     from pytest_routilux.sim.simulator.model import Case
     from pytest_routilux.sim.simulator.scheduler import Scheduler
     from routilux import Flow, StepInput
@@ -246,6 +247,7 @@ class _SimRuntime(Runtime):
         self.host = host
         self.scheduler = scheduler
         self.pace = pace
+        self.handlers: list[HandlerThread] = []
         self.host_loop = HostLoop(clock, pace, scheduler, dies_at)
         environment = self.environment
         environment.run_async_step = async_steps(case, world, host, clock, self.host_loop)
@@ -304,6 +306,7 @@ class _SimThreads(Threads):
             runtime.pace,
             runtime.host_loop,
             runtime.environment,
+            runtime.handlers,
         )
 
     def drive_in_background(self, drive: Drive) -> None:
@@ -356,6 +359,8 @@ def run_host(
             what = f"the host dies of an error in the engine: {error_text(error)}"
             host.findings.append(Finding("engine-error", what, "engine.job", hint=raised_at(error)))
     finally:
+        for handler in runtime.handlers:
+            handler.close()
         runtime.host_loop.close()
     for failure in runtime.observer_failures:
         raise failure.error  # of the test's `always`, which has checked nothing then

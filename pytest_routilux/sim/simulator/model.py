@@ -78,6 +78,8 @@ class Case:
     assertions: bool = True
     fresh: Callable[[], object] | None = None
     other_host: OtherHost | None = None
+    pausing: set[str] = field(default_factory=set, compare=False)
+    """The routines whose handlers call doubles that other calls may change; found by its runs."""
 
     def reset(self) -> None:
         """Bring what lies outside of the job, such as a database, to its first state."""
@@ -105,8 +107,8 @@ class CrashPoint:
 
     The run works in `order`. `commits`, `calls` and `awaits` are how many of the undisturbed run's
     are in the world then; `at_ns` is when the host dies, `resume_ns` when the next one resumes
-    (UTC). `name` is for reproducers, `text` for people. `first` is the crash before this one, if the
-    point is of a run that resumes the job after a crash.
+    (UTC). `name` is for reproducers, `text` for people. `first` is the crash before this one, if
+    the point is of a run that resumes the job after a crash.
     """
 
     kind: Kind

@@ -80,8 +80,13 @@ class OrderScheduler:
         """Return the index that the order chooses."""
         if not self._serial:
             return self._choose(tasks)
-        newest = _parent(tasks[-1])  # tasks are in the order of their creation
-        siblings = [index for index, task in enumerate(tasks) if _parent(task) == newest]
+        running = [task for task in tasks if task != TIME]
+        if not running:
+            return 0
+        newest = _parent(running[-1])  # tasks are in the order of their creation
+        siblings = [
+            index for index, task in enumerate(tasks) if task != TIME and _parent(task) == newest
+        ]
         if len(siblings) == 1:
             return siblings[0]
         return siblings[self._choose([tasks[index] for index in siblings])]

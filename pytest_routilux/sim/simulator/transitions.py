@@ -96,14 +96,20 @@ class Trace:
         self._waiting[step.task.routine_id] -= 1
         current.reads.add(f"state of {step.task.routine_id}")
 
-    def handled(self, step: StepInput, outcome: object, *, doubles: bool) -> None:
-        """Record what the handler of a step has read, and whether it called a double."""
+    def read_all(self) -> None:
+        """Record that a step starts that may read any shared key."""
+        self.current.reads.add(_ALL_SHARED)
+
+    def call_double(self) -> None:
+        """Record a call of a double whose result may depend on other calls."""
+        self.current.writes.add(_DOUBLES)
+
+    def handled(self, step: StepInput, outcome: object) -> None:
+        """Record what the handler of a step has read."""
         reads = getattr(outcome, "shared_reads", None)
         keys = frozenset([_ALL_SHARED] if reads is None else map(_shared, reads))
         self._reads[step.number] = keys
         self.current.reads |= keys
-        if doubles:
-            self.current.writes.add(_DOUBLES)
 
     def commit(self, commit: Commit, step: StepInput | None) -> None:
         """Record a commit, and the step in flight that it ends."""

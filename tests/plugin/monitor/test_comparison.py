@@ -18,6 +18,7 @@ from tests.plugin.golden import compare, sections
 from tests.plugin.inner import run_inside
 from tests.plugin.monitor.pricing import shop
 from tests.routines import chain, run
+from tests.soak import also
 
 INNER = """
     from routilux import ErrorHandler, FakeClock, Runtime
@@ -105,10 +106,12 @@ def shown_by(pytester: pytest.Pytester, *args: str, ci: bool = False) -> dict[st
     ("args", "ci", "file"),
     [
         (["--tb=short"], False, "comparisons.txt"),
-        (["--tb=short", "-v"], False, "comparisons.txt"),
-        (["--tb=short", "-q"], False, "comparisons.txt"),
         (["--tb=short", "-vv"], False, "comparisons-vv.txt"),
-        (["--tb=short"], True, "comparisons.txt"),
+        *also(
+            (["--tb=short"], True, "comparisons.txt"),
+            (["--tb=short", "-v"], False, "comparisons.txt"),
+            (["--tb=short", "-q"], False, "comparisons.txt"),
+        ),
     ],
     ids=str,
 )

@@ -209,8 +209,8 @@ def terminal_output(folder: Path, environ: dict[str, str], *args: str) -> list[s
     ("environ", "args", "colours"),
     [
         ({}, (), True),
-        ({}, WORKER, True),
         ({"NO_COLOR": "1"}, (), False),
+        pytest.param({}, WORKER, True, marks=pytest.mark.soak),
         pytest.param({"TERM": "dumb"}, (), False, marks=pytest.mark.soak),
     ],
 )

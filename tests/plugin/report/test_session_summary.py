@@ -327,6 +327,7 @@ def test_only_the_test_of_a_crashed_worker_is_not_counted(inner):
     )
 
 
+@pytest.mark.soak
 def test_with_workers_and_maxfail_the_line_is_shown(inner):
     code = LONG.format(end="assert False")
     result = run_inner(inner, code, "-p", "xdist.plugin", "-n", "1", "-x")
@@ -362,7 +363,12 @@ FIGURES: Final = """
 
 
 @pytest.mark.parametrize(
-    "args", [(), XDIST, pytest.param(("--routilux-report=always",), marks=pytest.mark.soak)]
+    "args",
+    [
+        (),
+        pytest.param(XDIST, marks=pytest.mark.soak),
+        pytest.param(("--routilux-report=always",), marks=pytest.mark.soak),
+    ],
 )
 def test_junitxml_has_the_figures_of_each_test(inner, args):
     run_inner(inner, FIGURES, *JUNIT, *args).assert_outcomes(failed=1, passed=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.plugin.inner import run_inside
+from tests.soak import also, sampled
 
 PROJECT = """
     import uuid
@@ -86,7 +87,7 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("case", CALLS)
+@pytest.mark.parametrize("case", sampled(CALLS, [*CALLS][::2]))
 def test_the_fix_names_the_key_parameter_of_the_double(case, pytester):
     double, arguments, *texts = CALLS[case]
     text = printed(pytester, double, arguments)
@@ -114,13 +115,13 @@ NOT_TRIED = "a resume from a saved file was not tried: a test double can't be sa
 
 @pytest.mark.parametrize(
     "double",
-    [
+    also(
         'flow_sim.effect("pay")',
         'SimpleNamespace(charge=flow_sim.effect("pay"))',
         'partial(flow_sim.effect("pay"))',
         'lambda order, pay=flow_sim.effect("pay"): pay(order)',
         'Mock(return_value="paid")',
-    ],
+    ),
 )
 def test_a_double_that_cannot_be_saved_is_nothing_to_mend(double, pytester):
     text = printed(pytester, double, passed="Mock" in double)

@@ -14,7 +14,7 @@ from tests.core.gather_flows import Behaviour, Expected, Node, plain_id, random_
 from tests.gathers import Join, Work, gathering
 from tests.plugin.sim.steps import START
 from tests.routines import retrying
-from tests.soak import batch_seed, sampled
+from tests.soak import also, batch_seed, sampled
 
 
 def shop(workers: int | None, per: str | None) -> Flow:
@@ -24,8 +24,9 @@ def shop(workers: int | None, per: str | None) -> Flow:
     return gathering(work=work, join=Join(fails=1), per=per, workers=workers, handler=handler)
 
 
-@pytest.mark.parametrize("per", [None, "split"])
-@pytest.mark.parametrize("workers", [None, 3], ids=["sequential", "concurrent"])
+@pytest.mark.parametrize(
+    ("per", "workers"), also(("split", 3), (None, None), (None, 3), ("split", None)), ids=str
+)
 def test_a_gather_outlives_every_crash(workers, per):
     found = explore(Case(lambda: shop(workers, per), "split"), START, Checks())
 
@@ -52,7 +53,7 @@ class Live(Node):
         self.take()
 
 
-@pytest.mark.parametrize("batch", sampled(range(90), [0, 8, 16, 24]))
+@pytest.mark.parametrize("batch", sampled(range(90), [0, 16]))
 def test_random_flows_with_gathers_outlive_every_crash(batch, monkeypatch):
     seed = batch_seed(batch)
     flow, splits = random_flow(Random(seed), Live)

@@ -173,6 +173,10 @@ def keeps_parcels(self: Any, order: str, amount: float) -> None:
         paid(self, "charged", note=order)
 
 
+def pays_for_parcels(self: Any, order: str, amount: float) -> None:
+    paid(self, "charged", note=order)
+
+
 def ships_from_the_state(self: Any, note: str) -> None:
     self.ctx.state["parcels"] = [note]
     self.emit("out", n=[note])
@@ -260,7 +264,7 @@ PLANTED = {
     ),
     "progress on the instance of another routine": Planted(
         ships_from_the_instance,
-        order_flow(keeps_parcels, ships_from_the_state),
+        order_flow(pays_for_parcels, ships_from_the_state),
         "emissions-differ",
         "out",
         "ship",

@@ -158,7 +158,7 @@ def test_a_reproducer_with_an_order_is_stale_for_a_flow_that_has_one(pytester):
     )
 
 
-@WORKERS
+@WORKERS_SOAK
 def test_a_reproducer_that_no_simulation_takes_is_stale_and_an_error(workers, pytester):
     pytester.makepyfile("def test_nothing(): assert True")
     stale = "--routilux-repro=R1.9f3c.0.0@a1.effect1"

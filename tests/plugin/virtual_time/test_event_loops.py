@@ -10,7 +10,7 @@ import pytest
 
 from routilux import FakeClock, JobStatus, Runtime, SystemClock
 from routilux.clocks.virtual_loop import VirtualLoop
-from tests.plugin.inner import run_inside
+from tests.plugin.inner import run_first
 from tests.routines import PATIENCE, SECOND, Works, chain
 
 HOUR = 3600
@@ -142,7 +142,7 @@ def test_nothing_is_left_after_the_test(inner):
                 assert not isinstance(runner.get_loop(), VirtualLoop)
         """.replace("\n    ", "\n")
     )
-    run_inside(inner).assert_outcomes(passed=2)
+    run_first(inner).assert_outcomes(passed=2)
 
 
 # --- test runners ---------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def test_the_loop_of_pytest_asyncio_follows_the_clock(inner, mode, clock):
         assert not isinstance(asyncio.get_running_loop(), VirtualLoop)
     """
     )
-    run_inside(inner, *ASYNCIO, *mode).assert_outcomes(passed=4)
+    run_first(inner, *ASYNCIO, *mode).assert_outcomes(passed=4)
 
 
 def test_a_loop_of_a_module_is_refused_when_a_job_is_awaited_on_it(inner):
@@ -200,7 +200,7 @@ def test_a_loop_of_a_module_is_refused_when_a_job_is_awaited_on_it(inner):
         await chain(work=nap).aexecute("work")
     """
     )
-    result = run_inside(inner, *ASYNCIO, *STRICT)
+    result = run_first(inner, *ASYNCIO, *STRICT)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["E *the running event loop does not follow*"])
 
@@ -234,7 +234,7 @@ def test_the_loop_of_anyio_follows_the_clock(inner):
         assert 3600.0 == anyio.current_time()
     """
     )
-    run_inside(inner, *ANYIO).assert_outcomes(passed=2)
+    run_first(inner, *ANYIO).assert_outcomes(passed=2)
 
 
 def test_the_loop_of_unittest_follows_the_clock(inner):
@@ -252,7 +252,7 @@ def test_the_loop_of_unittest_follows_the_clock(inner):
             assert 3620.0 == asyncio.get_running_loop().time() == time.monotonic()
     """
     )
-    run_inside(inner).assert_outcomes(passed=1)
+    run_first(inner).assert_outcomes(passed=1)
 
 
 def test_the_loops_of_uvloop_are_refused(inner):
@@ -282,7 +282,7 @@ def test_the_loops_of_uvloop_are_refused(inner):
             runner.run(asyncio.sleep(0))
     """
     )
-    result = run_inside(inner, *ANYIO, "-W", "ignore::DeprecationWarning")
+    result = run_first(inner, *ANYIO, "-W", "ignore::DeprecationWarning")
     result.stdout.fnmatch_lines(["*event loop of uvloop runs in real time*run the code with*"])
     result.assert_outcomes(failed=3, passed=1)
 
@@ -328,7 +328,7 @@ def test_error_refuses_asyncio_sleep_in_a_handler(inner, handler, drive):
         {run_it}
     """
     )
-    result = run_inside(inner, "-o", "routilux_sleep=error")
+    result = run_first(inner, "-o", "routilux_sleep=error")
     assert result.parseoutcomes()["failed"] == 1
     result.stdout.fnmatch_lines(
         ["work *called asyncio.sleep(0.01) at *; the setting routilux_sleep = error forbids*"]
@@ -348,7 +348,7 @@ def test_waits_of_the_engine_and_of_the_test_are_allowed(inner, mode):
         assert 1.02 == time.monotonic()
     """
     )
-    run_inside(inner, "-o", f"routilux_sleep={mode}").assert_outcomes(passed=1)
+    run_first(inner, "-o", f"routilux_sleep={mode}").assert_outcomes(passed=1)
 
 
 def test_the_setting_counts_in_a_simulation_too(inner):
@@ -364,12 +364,12 @@ def test_the_setting_counts_in_a_simulation_too(inner):
         print("real" if work is naps and took >= 0.01 else "any", job.updated_ns - job.started_ns)
     """
     )
-    refused = run_inside(inner, "-o", "routilux_sleep=error")
+    refused = run_first(inner, "-o", "routilux_sleep=error")
     refused.assert_outcomes(passed=1, failed=1)
     refused.stdout.fnmatch_lines(
         ["work *called asyncio.sleep(0.01) at *; the setting routilux_sleep = error forbids*"]
     )
-    real = run_inside(inner, "-o", "routilux_sleep=real", "-s")
+    real = run_first(inner, "-o", "routilux_sleep=real", "-s")
     real.assert_outcomes(passed=2)
     real.stdout.fnmatch_lines(["*any 20000000*", "*real 0*"])
 
@@ -395,7 +395,7 @@ def test_real_lets_asyncio_sleep_pass_real_time_in_a_handler(inner):
         assert 0.002 == time.monotonic()
     """
     )
-    run_inside(inner, "-o", "routilux_sleep=real").assert_outcomes(passed=3)
+    run_first(inner, "-o", "routilux_sleep=real").assert_outcomes(passed=3)
 
 
 # --- jobs on one loop -----------------------------------------------------------------------------
@@ -408,7 +408,7 @@ def test_the_patience_of_the_clock_is_the_setting(inner):
             assert 2_500_000_000 == flow_clock.patience_ns
         """
     )
-    run_inside(inner, "-o", "routilux_blocked_after=2.5").assert_outcomes(passed=1)
+    run_first(inner, "-o", "routilux_blocked_after=2.5").assert_outcomes(passed=1)
 
 
 # --- threads that the clock does not know ---------------------------------------------------------
@@ -447,7 +447,7 @@ def test_a_timeout_waits_for_a_thread_that_the_code_starts(inner):
         assert 0.0 == time.monotonic()
     """
     )
-    run_inside(inner).assert_outcomes(passed=1)
+    run_first(inner).assert_outcomes(passed=1)
 
 
 def test_a_thread_that_time_has_passed_by_fails_the_test_with_its_line(inner):
@@ -461,6 +461,6 @@ def test_a_thread_that_time_has_passed_by_fails_the_test_with_its_line(inner):
             pass
     """
     )
-    result = run_inside(inner, "-o", "routilux_blocked_after=0.02")
+    result = run_first(inner, "-o", "routilux_blocked_after=0.02")
     assert {"passed": 1, "errors": 1} == result.parseoutcomes()
     result.stdout.fnmatch_lines(["*the thread 'worker', started at *.py:1*, woke the event loop*"])

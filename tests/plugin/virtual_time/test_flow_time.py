@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from pytest_routilux.virtual_time.freeze import frozen_clock
-from tests.plugin.inner import run_inside
+from tests.plugin.inner import run_first
 from tests.soak import also, sampled
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -32,7 +32,7 @@ def run(pytester: pytest.Pytester, text: str, *args: str, ini: str = "") -> pyte
     pytester.makeini(f"[pytest]\n{ini}")
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("TZ", raising=False)
-        return run_inside(pytester, "--strict-markers", *args)
+        return run_first(pytester, "--strict-markers", *args)
 
 
 # --- what it sets ---------------------------------------------------------------------------------

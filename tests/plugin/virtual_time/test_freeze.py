@@ -42,7 +42,7 @@ from routilux import (
     Runtime,
     SystemClock,
 )
-from tests.plugin.inner import run_inside
+from tests.plugin.inner import run_first
 from tests.routines import Works, chain, fan, send
 from tests.soak import also
 
@@ -429,7 +429,7 @@ def test_durations_and_timestamps_of_pytest_stay_real(pytester):
         """
     )
     before = datetime.now(UTC)
-    result = run_inside(
+    result = run_first(
         pytester,
         *("-p", "pytest_benchmark.plugin", "--benchmark-json=bench.json"),
         *("--benchmark-max-time=0.01", "--junitxml=report.xml", "--durations=0", "-vv"),

@@ -10,7 +10,7 @@ import pytest
 import time_machine
 
 from pytest_routilux.virtual_time.freeze import frozen_clock, frozen_simulation
-from tests.plugin.inner import run_fresh, run_inside
+from tests.plugin.inner import run_first, run_fresh
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -63,7 +63,7 @@ SUMMER = """
 
 def test_every_freeze_of_the_users_own_is_refused_by_name(pytester):
     pytester.makepyfile(test_summer=SUMMER)
-    result = run_inside(pytester, "-p", "pytest_freezer")
+    result = run_first(pytester, "-p", "pytest_freezer")
     result.assert_outcomes(errors=5, failed=3, passed=2)
     ends = "both set the time of this test; remove one of the two"
     found = [line.partition(f" {ends}")[0] for line in result.outlines if ends in line]
@@ -133,7 +133,7 @@ TRAVELS = """
 def test_every_travel_of_time_machine_is_refused_by_name(pytester):
     pytester.makepyfile(test_summer=TRAVELS)
     pytester.makeini("[pytest]\nmarkers = time_machine")
-    result = run_inside(pytester, "-p", "time_machine")
+    result = run_first(pytester, "-p", "time_machine")
     result.assert_outcomes(errors=3, failed=4, passed=2)
     ends = "both set the time of this test; remove one of the two"
     found = {line.partition(f" {ends}")[0] for line in result.outlines if ends in line}

@@ -152,7 +152,7 @@ def test_a_fake_service_that_counts_in_the_test_is_found_unless_it_is_reset() ->
     case = chain(same, charge, same)
     finding = check_determinism(case, START)
     assert finding is not None
-    assert ("repeat-differs", "r1") == (finding.kind, finding.routine)
+    assert ("closure-state", "kept.ledger") == (finding.kind, finding.path)
     assert "emissions[0].payload.number 1, then 2" in finding.what
     assert check_determinism(replace(case, fresh=ledger.clear), START) is None
 

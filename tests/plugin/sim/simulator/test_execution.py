@@ -25,7 +25,18 @@ from routilux import (
 )
 from showcase.flows import data_pipeline, fan_out_and_in, word_count
 from showcase.test_fan_out import ALBUM, pictures
-from tests.routines import Body, Works, chain, ended_at, error_of, retrying, run, sleeps
+from tests.routines import (
+    Body,
+    Works,
+    chain,
+    ended_at,
+    error_of,
+    fan,
+    retrying,
+    run,
+    sends,
+    sleeps,
+)
 from tests.soak import also, sampled
 
 START = FakeClock().now_ns()
@@ -126,6 +137,19 @@ def test_a_decision_is_a_choice_among_two_options_or_more():
 
 def test_a_tape_without_deviations_is_fifo():
     assert fan_out() == fan_out(Tape({}).scheduler())
+
+
+@pytest.mark.parametrize("seed", sampled(range(40), range(6)))
+def test_no_order_lets_a_step_run_into_its_timeout(seed):
+    limited = Works(sleeps(1))
+    limited.set_error_handler(retrying(timeout=30))
+
+    def build() -> Flow:
+        return fan(sends(1), workers=3, slow=sleeps(100), limited=limited)
+
+    job = job_of(build, "source", scheduler=Seeded(seed).scheduler())
+    assert "completed" == job.status
+    assert 1 == job.routine_states["limited"].attempts
 
 
 def shop() -> Flow:

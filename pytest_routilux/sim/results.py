@@ -198,7 +198,7 @@ class Coverage:
     notes: list[str] = field(default_factory=list)
     """What was not tried, and why."""
     orders: int = 1
-    """In how many orders of concurrent work the job ran without a crash."""
+    """In how many different orders of concurrent work the job ran without a crash."""
     orders_left: int | None = 0
     """How many orders were not tried, at least; None if the orders are a sample."""
     pairs_left: int = 0

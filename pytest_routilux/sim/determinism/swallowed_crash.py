@@ -1,10 +1,12 @@
-"""Detects handlers that swallow a BaseException, such as KeyboardInterrupt.
+"""Detects handlers that swallow a BaseException, such as KeyboardInterrupt, or a lost lease.
 
 Invariants:
 - Every handler that the undisturbed run calls is called again with its first input, once for each
   `ctx.sleep`, `ctx.once` and effect in it. There a BaseException is raised.
 - At each await that suspends an async handler a BaseException is raised, and in another call the
   handler is cancelled there. An await for a task that the handler has cancelled itself is left out.
+- It is called once more for each key and each `ctx.once` in it. There the host is slow and not
+  dead: another host owns the job by now, and a LeaseLostError is raised.
 - A handler that returns swallows it. A handler that raises anything does not. A handler that has
   not ended a second after its cancellation swallows that.
 - The check runs in a process of its own where it can, since a handler may end its process.
@@ -13,6 +15,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +27,7 @@ from pytest_routilux.sim.simulator.driver import simulation
 from pytest_routilux.sim.simulator.host_loop import HostLoop
 from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.virtual_time.simulated_step import Flight, SimClock, running
+from routilux import LeaseLostError
 from routilux.clocks.durations import SECOND
 from routilux.engine.step import CLEANUP, run_step
 
@@ -74,28 +78,39 @@ def _swallowed(case: Case, send: object, start_ns: int) -> Finding | None:
                 trap = _Trap(step, number, cancels=True)
                 if _call(flow, step, trap) and trap.at_await:
                     return _finding(flow, step, trap)
+        for number in range(1, _MOST + 1):
+            trap = _Trap(step, number, is_slow=True)
+            returned = _call(flow, step, trap)
+            if trap.sprung is None:
+                break
+            if returned:
+                return _finding(flow, step, trap)
     return None
 
 
 class _Trap(Flight):
     """A host that dies at a step's n-th call of `ctx` or an effect, or at its n-th await.
 
-    With `cancels` the host cancels the handler at that await.
+    With `cancels` the host cancels the handler at that await. With `is_slow` it has lost the job at
+    the n-th key or `once`, and does not die.
     """
 
     __slots__ = (
         *("_left", "_start", "_thrown", "_until", "at_await", "cancels", "clock", "outlived"),
-        "sprung",
+        *("is_slow", "sprung"),
     )
 
     cancelled = False
 
-    def __init__(self, step: StepInput, number: int, *, cancels: bool = False) -> None:
+    def __init__(
+        self, step: StepInput, number: int, *, cancels: bool = False, is_slow: bool = False
+    ) -> None:
         self.clock = SimClock(step.started_ns)
         super().__init__(None, step, HostLoop(self.clock))  # type: ignore[arg-type]  # no driver
         self.sprung: str | None = None
         self.at_await = False  # where it was sprung
         self.cancels = cancels
+        self.is_slow = is_slow
         self.outlived = False  # whether the handler still runs a second after its cancellation
         self._until = 0  # the end of that second
         self._thrown = False
@@ -108,6 +123,8 @@ class _Trap(Flight):
         return self
 
     def _step_on(self, call: str) -> None:
+        if self.is_slow:
+            return
         self._left -= 1
         if self._left == 0:
             self.sprung = call
@@ -119,6 +136,8 @@ class _Trap(Flight):
         self._step_on(f"the effect {call.effect}")
 
     def suspended(self, pause: Pause, waited: object) -> None:
+        if self.is_slow:
+            return
         self._left -= 1
         if self._left == 0:
             if self.cancels and getattr(waited, "cancelling", _zero)():
@@ -155,7 +174,16 @@ class _Trap(Flight):
         return self.loop.result_of(coroutine, self)
 
     def check(self, step: StepInput) -> None:
-        """Do nothing: this host never loses the job."""
+        """Raise `LeaseLostError` if this host has lost the job."""
+        if not self.is_slow:
+            return
+        self._left -= 1
+        if self._left > 0:
+            return
+        if self.sprung is None:
+            of_once = sys._getframe(1).f_code.co_name in ("once", "acall")
+            self.sprung = "ctx.once" if of_once else "ctx.key"
+        raise LeaseLostError(f"another host owns job {step.job_id}")
 
     def record(self, step: StepInput, name: str, effect: RecordedEffect) -> None:
         self._step_on(f"ctx.once({name!r})")
@@ -195,7 +223,9 @@ def _finding(flow: Flow, step: StepInput, trap: _Trap) -> Finding:
     handler = flow.routines[routine_id].slots[slot].handler
     name = getattr(handler, "__qualname__", repr(handler))
     kind, when, error = "swallowed-crash", "its host dies", "BaseException"
-    if trap.cancels:
+    if trap.is_slow:
+        kind, when, error = "swallowed-lease", "its host has lost the job", "LeaseLostError"
+    elif trap.cancels:
         kind, when, error = "swallowed-cancellation", "it is cancelled", "CancelledError"
     what = (
         f"{routine_id} continues when {when} in {trap.sprung}: {name} catches {error} and"

@@ -426,6 +426,12 @@ CAUSES: Final[dict[str, Reason]] = {
         " interrupt or an exit counts as success",
         "use except Exception: instead of a bare except or BaseException, or raise it again",
     ),
+    "swallowed-lease": Reason(
+        "{routine}{hint} catches the LeaseLostError of ctx.key or ctx.once and returns. Its host is"
+        " slow: another one owns the job by now and runs this task too, and no commit of this"
+        " host is accepted",
+        "put ctx.key before the try, or write except LeaseLostError: raise before except Exception",
+    ),
     "swallowed-cancellation": Reason(
         "{routine}{hint} catches CancelledError and does not raise it again, so a timeout or a"
         " cancelled job does not end it",

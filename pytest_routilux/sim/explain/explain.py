@@ -292,8 +292,9 @@ def _tried(exploration: Exploration, finding: Finding) -> list[str]:
 
 def _schedules(exploration: Exploration) -> str:
     orders = exploration.coverage.orders
-    crashed = count(1 if exploration.reference.other is None else 2, "schedule")
-    return crashed if orders == 1 else f"{crashed}, {orders} schedules without a crash"
+    crashed = 1 if exploration.reference.other is None else 2
+    text = count(crashed, "schedule")
+    return text if orders <= crashed else f"{text}, {orders} schedules without a crash"
 
 
 def not_compared(reference: Reference) -> list[str]:

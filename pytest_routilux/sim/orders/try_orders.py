@@ -63,6 +63,7 @@ class OrderRuns:
         self._checks = checks
         self._scope: Scope = checks.checks.scope
         self._coverage = coverage
+        self._seen: set[tuple[object, ...]] = set()  # the orders of the commits
         self._budget = Budget(self._scope)
 
     def run(self, reference: Reference) -> None:
@@ -81,7 +82,6 @@ class OrderRuns:
             return
         if self.run_serially():
             return
-        coverage.orders = 0
         found = self._checks.check_fifo(reference.view, reference.custom)
         if self._found(found, FIFO_ORDER, self._fifo.world, [self._fifo.host]):
             return
@@ -103,15 +103,12 @@ class OrderRuns:
             orders = sampled_orders(schedules, self.choices, scope.seed)
         else:
             orders = some_orders(self.choices, scope.seed)
-        for order in self._part(orders):
-            if self._budget.over() or self._try(order):
-                return
+        any(self._try(order) for order in self._part(orders))
 
     def _search(self) -> None:
         coverage = self._coverage
         plan, shard = self._fifo.host.flow.plan(), self._scope.shard
         search = Search(self._case, self._start_ns, plan, shard=shard)
-        coverage.orders = 0
         for world, hosts, tape in search.runs():
             if self._check(tape, world, hosts):
                 return
@@ -173,7 +170,9 @@ class OrderRuns:
     def _found(
         self, finding: Finding | None, order: Order, world: World, hosts: list[Host]
     ) -> bool:
-        self._coverage.orders += 1
+        if not order.serial:
+            self._seen.add(tuple((commit.task_id, commit.kind) for commit in world.commits))
+            self._coverage.orders = len(self._seen)
         if finding is None:
             return False
         self.shown = finding, Disturbed(None, world, hosts, executed=True, order=order)

@@ -16,7 +16,7 @@ from pytest_routilux.hosts import fork_server
 from pytest_routilux.sim.determinism.swallowed_crash import swallowed_crash
 from pytest_routilux.sim.simulator.effects import Effect
 from pytest_routilux.sim.simulator.model import Case
-from routilux import Flow, Routine
+from routilux import Flow, LeaseLostError, Routine
 from tests.plugin.sim.steps import START, STEP, Work, chain, same
 
 pytestmark = pytest.mark.skipif(not fork_server.can_fork(), reason="needs os.fork")
@@ -52,7 +52,7 @@ def in_none(routine: Any, number: Any) -> object:
         charge(1)
         routine.ctx.sleep(1)
         return routine.ctx.once("charge", charge, 2)
-    except Exception:
+    except ValueError:
         return None
     finally:
         routine.ctx.shared["seen"] = 1
@@ -118,6 +118,98 @@ def test_a_coroutine_that_swallows_a_crash_is_found() -> None:
     finding = swallowed_crash(Case(build, "async"), START)
     assert finding is not None
     assert f"{__file__}:{Async.step.__code__.co_firstlineno}" == finding.hint
+
+
+# --- a host that is slow, and has lost the job ----------------------------------------------------
+
+
+def without_a_key(routine: Any, number: Any) -> object:
+    try:
+        key = routine.ctx.key("charge")
+    except Exception:
+        key = None  # the bug: the service gets the call of a host that does not own the job
+    return charge(1, key)
+
+
+def without_an_answer(routine: Any, number: Any) -> object:
+    routine.ctx.key("other")
+    with suppress(Exception):
+        return routine.ctx.once("charge", charge, 1)
+    return None
+
+
+def by_a_retry_of_its_own(routine: Any, number: Any) -> object:
+    for _ in range(3):
+        try:
+            return charge(1, routine.ctx.key("charge"))
+        except Exception:
+            continue
+    return None
+
+
+async def in_a_coroutine(routine: Any) -> None:
+    async def send() -> int:
+        return 1
+
+    with suppress(Exception):
+        await routine.ctx.aonce("send", send)
+
+
+def key_before_the_try(routine: Any, number: Any) -> object:
+    key = routine.ctx.key("charge")
+    try:
+        return charge(1, key)
+    except Exception:
+        return None
+
+
+def lost_lease_raised_again(routine: Any, number: Any) -> object:
+    try:
+        return charge(1, routine.ctx.key("charge"))
+    except LeaseLostError:
+        raise
+    except Exception:
+        return None
+
+
+def turned_into_a_failed_attempt(routine: Any, number: Any) -> object:
+    try:
+        return routine.ctx.once("charge", charge, 1)
+    except Exception as error:
+        raise ConnectionError from error
+
+
+@pytest.mark.parametrize(
+    ("case", "call"),
+    [
+        (chain(same, without_a_key), "ctx.key"),
+        (chain(same, without_an_answer), "ctx.once"),
+        (chain(same, by_a_retry_of_its_own), "ctx.key"),
+    ],
+)
+def test_a_handler_that_swallows_the_loss_of_its_job_is_found(case: Case, call: str) -> None:
+    finding = swallowed_crash(case, START)
+    assert finding is not None
+    assert ("swallowed-lease", "r1", STEP) == (finding.kind, finding.routine, finding.hint)
+    assert f"r1 continues when its host has lost the job in {call}: " in finding.what
+    assert finding.what.endswith("catches LeaseLostError and returns")
+
+
+def test_a_coroutine_that_swallows_the_loss_of_its_job_is_found() -> None:
+    finding = swallowed_crash(of_async(in_a_coroutine), START)
+    assert finding is not None
+    assert "swallowed-lease" == finding.kind
+    assert "its host has lost the job in ctx.once" in finding.what
+
+
+@pytest.mark.parametrize(
+    "work", [key_before_the_try, lost_lease_raised_again, turned_into_a_failed_attempt]
+)
+def test_a_handler_that_lets_the_loss_of_its_job_pass_is_clean(work: Work) -> None:
+    assert swallowed_crash(chain(same, work), START) is None
+
+
+# --- async handlers -------------------------------------------------------------------------------
 
 
 def of_async(handler: Callable[[Any], Any]) -> Case:

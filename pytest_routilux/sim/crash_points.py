@@ -12,7 +12,7 @@ from bisect import bisect_right
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from pytest_routilux.sim.simulator.model import ENDED, Call, CrashPoint
 from pytest_routilux.text import shorten
@@ -81,11 +81,8 @@ class _Points:
         self._names: set[str] = set()
         self._pauses = [this.at_ns for this in run.world.awaits]
         self._awaits = 0  # of the run, before the next point
-        self._deadlines = {
-            name
-            for name, handler in run.host.flow.plan().handlers.items()
-            if handler.deadline is not None
-        }
+        handlers = run.host.flow.plan().handlers.values()
+        self._deadlines = any(handler.deadline is not None for handler in handlers)
 
     def all(self) -> Iterator[CrashPoint]:
         commits = calls = 0
@@ -131,9 +128,8 @@ class _Points:
         after = before._replace(calls=before.calls + 1)
         yield self._point(step, kind, f"{place}.before", f"{who}: before {effect}", before)
         yield self._point(step, kind, place, f"{who}: after {effect}, before its commit", after)
-        if call.routine_id not in self._deadlines:
-            text = f"{who}: after {effect}; no host runs for an hour"
-            yield self._point(step, kind, f"{place}.long", text, after, after.at_ns + _LONG)
+        text = f"{who}: after {effect}; no host runs for an hour"
+        yield self._long(step, kind, f"{place}.long", text, after, after.at_ns + _LONG)
 
     def _around_write(self, commit: Commit, before: _Instant) -> Iterator[CrashPoint]:
         step = (commit.task_id, commit.routine_id, commit.attempt)
@@ -186,15 +182,17 @@ class _Points:
             then = _Instant(known, seen - known, at)
             point = self._point(step, "in a wait", f"{place}.{name}", f"{what}, {where}", then)
             yield replace(point, awaits=bisect_right(self._pauses, at, lo=self._awaits))
-        if commit.routine_id in self._deadlines:
-            return  # the deadline would pass while no host runs
+        then = after._replace(at_ns=start)
         for name, resume, where in (
             ("overdue", due + 1, "until 1 ns after the retry was due"),
             ("long", due + _LONG, "until an hour after the retry was due"),
         ):
             text = f"{what}, at the start of the wait; no host runs {where}"
-            then = after._replace(at_ns=start)
-            yield self._point(step, "in a wait", f"{place}.{name}", text, then, resume)
+            yield self._long(step, "in a wait", f"{place}.{name}", text, then, resume)
+
+    def _long(self, step: _Step, *point: Any) -> CrashPoint:
+        """Return a point after which no host runs for so long that a deadline may pass."""
+        return replace(self._point(step, *point), outlasts=self._deadlines)
 
     def _point(
         self,
@@ -211,6 +209,6 @@ class _Points:
         resume_ns = instant.at_ns if resume_ns is None else resume_ns
         order, crash = self._run.order, self._run.crash
         first = None if crash is None else crash[1]
-        return CrashPoint(
-            kind, unique, text, *instant, resume_ns, *step, self._awaits, order, first
-        )
+        outlasts = first is not None and first.outlasts
+        counted = (*instant, resume_ns, *step, self._awaits)
+        return CrashPoint(kind, unique, text, *counted, order, first, outlasts)

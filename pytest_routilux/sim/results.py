@@ -109,9 +109,15 @@ def shards(parts: int) -> pytest.MarkDecorator:
 
         import pytest_routilux
 
-        @pytest_routilux.shards(4)
-        def test_survives(flow_sim, shard):
-            flow_sim.explore(shop, "orders", crashes="pairs", shard=shard)
+        @pytest_routilux.shards(2)
+        def test_a_total_survives_two_crashes(flow_sim, flow_factory, shard):
+            def add(numbers):
+                return {"total": sum(numbers)}
+
+            def build():
+                return flow_factory(chain=[add])
+
+            flow_sim.explore(build, "add", {"numbers": [1, 2]}, crashes="pairs", shard=shard)
     """
     if type(parts) is not int or parts < 1:
         raise FlowDefinitionError(f"shards({parts!r}) is not a number of parts; give one from 1")

@@ -448,7 +448,8 @@ class SimDriver:
                         self._host.errors[attempt] = (what.error_type, *what.leaf_types)
                     if what.retry_after_ns is not None:
                         self._host.retry_after[attempt] = what.retry_after_ns
-                self._ended.append((flight.driven, flight.step, what))
+                ended = flight.driven, flight.step, what
+                self._ended += [ended] * (1 + self._pace.twice)
                 return
         self._sleeps += 1
         at = events[0][0] if events else flight.at

@@ -91,11 +91,13 @@ class Case:
 class Pace:
     """The length of sleeps and steps in a simulation.
 
-    A sleep takes `percent` of its length. A step without a timeout takes `more_ns` longer.
+    A sleep takes `percent` of its length. A step without a timeout takes `more_ns` longer. With
+    `twice`, the outcome of each step arrives twice.
     """
 
     percent: int = 100
     more_ns: int = 0
+    twice: bool = False
 
 
 NORMAL_PACE: Final = Pace()
@@ -108,7 +110,8 @@ class CrashPoint:
     The run works in `order`. `commits`, `calls` and `awaits` are how many of the undisturbed run's
     are in the world then; `at_ns` is when the host dies, `resume_ns` when the next one resumes
     (UTC). `name` is for reproducers, `text` for people. `first` is the crash before this one, if
-    the point is of a run that resumes the job after a crash.
+    the point is of a run that resumes the job after a crash. It `outlasts`
+    deadlines if no host runs until one may be over, so that the job may end otherwise.
     """
 
     kind: Kind
@@ -124,6 +127,7 @@ class CrashPoint:
     awaits: int = 0
     order: Order = FIFO_ORDER
     first: CrashPoint | None = None
+    outlasts: bool = False
 
     @property
     def simplicity(self) -> tuple[bool, bool, int, int]:

@@ -52,7 +52,7 @@ LAYERS: Final = {
         ("results",),
         ("checks",),
         ("orders",),
-        ("other_hosts", "pairs", "progress"),
+        ("other_hosts", "pairs"),
         ("isolation", "replay"),
         ("explore",),
         ("shrink", "determinism"),

@@ -20,13 +20,13 @@ import pytest
 
 from pytest_routilux.faults.faults import NEVER_STRUCK, Fault
 from pytest_routilux.handler_assertions import ADVICE, failed_assertion
+from pytest_routilux.report.progress import Progress
 from pytest_routilux.report.run_facts import facts_of
 from pytest_routilux.settings import assertions_count, report_look, search
 from pytest_routilux.sim.determinism.check import check_determinism
 from pytest_routilux.sim.determinism.swallowed_crash import swallowed_crash
 from pytest_routilux.sim.explain.explain import explain_cause, not_compared
 from pytest_routilux.sim.explore import explore, run_reference
-from pytest_routilux.sim.progress import Progress
 from pytest_routilux.sim.replay.jobs import replay_jobs
 from pytest_routilux.sim.replay.report import explain_difference
 from pytest_routilux.sim.repro import Repro, StaleError, repeat_command
@@ -248,7 +248,7 @@ class FlowSim:
         if ends is None and (invariant, always, view) == (None, None, None):
             ends = JobStatus.COMPLETED
         scope = self._scope(schedules, crashes, shard)
-        checks = Checks(invariant, view, isolated, _status(ends), scope, self._progress.show)
+        checks = Checks(invariant, view, isolated, _status(ends), scope, self._show)
         repeated = None
         with self._progress:
             if self._repro is not None:
@@ -275,18 +275,12 @@ class FlowSim:
                 pytrace=False,
             )
         if repeated is None and (coverage.pairs_left or coverage.orders_left):
-            what = "pairs of crashes" if coverage.pairs_left else "orders"
-            instead = "crashes='every'" if coverage.pairs_left else "schedules='some'"
-            budget = f"{scope.runs:,} runs" + (
-                "" if self._search.runs else f" or {scope.seconds:.0f} s of the processor"
-            )
-            pytest.fail(
-                f"{coverage.word} {what}: no failure was found, but the budget of {budget} was used"
-                " up, so this is no proof. Give more runs by --routilux-runs=N, split the search by"
-                f" pytest_routilux.shards(n), or ask for {instead}",
-                pytrace=False,
-            )
+            _fail_cut(coverage, scope)
         return coverage
+
+    def _show(self, coverage: Coverage) -> None:
+        left = coverage.planned.total() - coverage.executed.total()
+        self._progress.show(coverage.runs, left)
 
     def _scope(self, schedules: object, crashes: object, shard: object) -> Scope:
         runs, seed = self._search
@@ -497,6 +491,22 @@ def _refuse_idle(faults: Sequence[Fault]) -> None:
     idle = [repr(fault) for fault in faults if not fault.struck]
     if idle:
         pytest.fail(NEVER_STRUCK.format(", ".join(idle)), pytrace=False)
+
+
+def _fail_cut(coverage: Coverage, scope: Scope) -> None:
+    __tracebackhide__ = True
+    what, instead = "orders", "schedules='some'"
+    if coverage.pairs_left:
+        what, instead = "crash points", "crashes='every'"
+    budget = f"{scope.runs:,} runs"
+    if scope.seconds < inf:
+        budget += f" or {scope.seconds:.0f} s of processor time"
+    pytest.fail(
+        f"{coverage.word} {what}: no failure was found, but the budget of {budget} was used up, so"
+        " this is no proof. Give more runs by --routilux-runs=N, split the search by"
+        f" pytest_routilux.shards(n), or ask for {instead}",
+        pytrace=False,
+    )
 
 
 def _job_error(result: Exploration) -> str | None:

@@ -37,11 +37,11 @@ _FORM: Final = "R1.<4 hex digits>.<crash point, fifo or order>[+<second crash>][
 _DEVIATION: Final = "(?:0|[1-9][0-9]{0,5})-[1-9][0-9]{0,5}"
 _TAPE: Final = f"[oq](?:{_DEVIATION}(?:_{_DEVIATION})*)?"
 _OTHER: Final = f"(?:fifo|f[0-9]+|{_TAPE})"  # a name of this form is escaped
-_PLACE: Final = "(?:[A-Za-z0-9_.~@-]|%[0-9A-F]{2})+"
+_PLACE: Final = rf"(?!{_OTHER}(?:\+|$))(?:[A-Za-z0-9_.~@-]|%[0-9A-F]{{2}})+"
 _LONGEST_NAME: Final = 80
 _WRITTEN: Final = re.compile(
     r"R1\.([0-9a-f]{4})\."
-    rf"(?:fifo|({_TAPE})(?=\+|$)|({_PLACE})(?:\+(?!{_OTHER}(?:\+|$))({_PLACE}))?(?:\+({_TAPE}))?)"
+    rf"(?:fifo|({_TAPE})(?=\+|$)|({_PLACE})(?:\+({_PLACE}))?(?:\+({_TAPE}))?)"
     r"((?:\+f[1-9][0-9]{0,19})*)"
 )
 _IN_QUOTES: Final = re.compile(r"[^\"$`\\!\x00-\x1f\x7f]*")

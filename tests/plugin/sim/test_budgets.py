@@ -60,7 +60,7 @@ def test_a_search_that_is_cut_fails_and_says_what_to_do(pytester):
     cut.stdout.fnmatch_lines(
         [
             "cut at * of at least * orders: no failure was found, but the budget of 3 runs was*",
-            "cut at * of at least * pairs of crashes: no failure was found, but the budget of 3*",
+            "cut at * of at least * crash points: no failure was found, but the budget of 3*",
         ]
     )
     pytester.makeini("[pytest]\nroutilux_runs = 3\nroutilux_seed = 7\n")
@@ -181,7 +181,7 @@ def test_another_value_is_no_shard(flow_sim):
 # --- progress -------------------------------------------------------------------------------------
 
 SLOW = """
-    import pytest_routilux.sim.progress as progress
+    import pytest_routilux.report.progress as progress
     from tests.routines import chain, sends, sleeps
 
     def fan():

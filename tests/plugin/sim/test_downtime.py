@@ -85,4 +85,4 @@ def test_an_outcome_that_arrives_twice_is_counted_once(monkeypatch):
     monkeypatch.setattr(Machine, "finish", finish)
     found = explore(case, START, Checks()).reference.finding
     assert found is not None
-    assert found.what.startswith("with outcomes that arrive twice: ")
+    assert found.what.startswith("with longer sleeps and outcomes that arrive twice: ")

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
     import pytest
 
-    from pytest_routilux.sim.results import Coverage
-
 _AFTER: Final = 2.0
 _EVERY: Final = 0.25
 
@@ -39,15 +37,14 @@ class Progress:
         if self._shown:
             self._print("")
 
-    def show(self, coverage: Coverage) -> None:
-        """Show how far an exploration is, if it is time."""
+    def show(self, runs: int, left: int) -> None:
+        """Show the number of runs, and of crash points that are left, if it is time."""
         now = perf_counter()
         seconds = now - self._begun
         if seconds < _AFTER or now - self._shown < _EVERY or not self._has_terminal():
             return
         self._shown = now
-        left = coverage.planned.total() - coverage.executed.total()
-        parts = [f"{coverage.runs:,} runs", f"{coverage.runs / seconds:,.0f} runs/s"]
+        parts = [f"{runs:,} runs", f"{runs / seconds:,.0f} runs/s"]
         if left:
             parts.append(f"{left:,} crash points left")
         self._print(f"  exploring: {', '.join(parts)}")

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from pytest_routilux.report.flow_report import FlowReport, Verification
     from pytest_routilux.sim.flow_sim import FlowSim
     from pytest_routilux.sim.replay.judge import Replay
-    from pytest_routilux.sim.results import Coverage, Outcome, Shard, shards
+    from pytest_routilux.sim.results import Coverage, CrashAt, Outcome, Shard, shards
     from pytest_routilux.sim.simulator.effects import Effect
 
 __all__ = [
     "At",
     "Coverage",
+    "CrashAt",
     "Effect",
     "Fault",
     "FlowFactory",
@@ -46,6 +47,7 @@ __all__ = [
 _DEFINED_IN = {
     "At": "hosts.flow_hosts",
     "Coverage": "sim.results",
+    "CrashAt": "sim.results",
     "Effect": "sim.simulator.effects",
     "Fault": "faults.faults",
     "FlowFactory": "factory",

@@ -17,13 +17,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
+import pytest
+
 from routilux import IllegalTransitionError, RoutiluxError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from types import FrameType, TracebackType
-
-    import pytest
 
     from routilux import Flow
 
@@ -136,6 +136,17 @@ def hide_ours(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         names = entry.frame.f_globals
         if str(names.get("__name__")).partition(".")[0] in _HIDDEN:
             names["__tracebackhide__"] = _names_its_culprit
+
+
+def show_notes(error: BaseException) -> None:
+    """Add the notes of a failure to its text, such as the example with which Hypothesis failed.
+
+    pytest shows the text alone if the failure has no traceback.
+    """
+    if isinstance(error, pytest.fail.Exception) and not error.pytrace:
+        notes = getattr(error, "__notes__", ())
+        if notes and error.msg is not None and notes[0] not in error.msg:
+            error.msg = "\n".join([error.msg, "", *notes])
 
 
 def _names_its_culprit(excinfo: pytest.ExceptionInfo[BaseException] | None) -> bool:

@@ -361,9 +361,10 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Attach the facts of a test's run to pytest's report."""
     if call.excinfo is not None and "routilux" in sys.modules:
-        from pytest_routilux.frames import hide_ours
+        from pytest_routilux.frames import hide_ours, show_notes
 
         hide_ours(call.excinfo)
+        show_notes(call.excinfo.value)
     if _FACTS not in sys.modules:  # no test of this process has used a fixture of the plugin
         return (yield)
     from pytest_routilux.report.run_facts import RUN_FACTS

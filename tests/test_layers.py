@@ -43,6 +43,7 @@ LAYERS: Final = {
         ("virtual_time", "monitor", "report"),
         ("hosts",),
         ("sim",),
+        ("strategies",),
         ("plugin", "__init__"),
     ),
     "pytest_routilux.sim": (

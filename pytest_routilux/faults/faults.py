@@ -41,6 +41,8 @@ class Fault:
 
     struck: int = 0
     """How often the fault struck."""
+    may_miss: bool = False
+    """Whether it need not strike, as a fault that a strategy has drawn."""
     used: bool = False
     """Whether a simulation has the fault."""
 

@@ -147,7 +147,7 @@ class FlowFaults:
         With `after_failure` only faults of misspelt routines are reported, since the failed test
         may have ended before other faults could strike.
         """
-        idle = [fault for fault in self.live if not fault.struck]
+        idle = [fault for fault in self.live if not (fault.struck or fault.may_miss)]
         if not idle or (after_failure and not self._routines):
             return []
         if not self._routines:

@@ -9,7 +9,7 @@ Invariants:
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.faults.faults import StoreFails
 from pytest_routilux.handler_assertions import failed_assertion
@@ -28,10 +28,13 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.simulator.execution import Variation
     from pytest_routilux.sim.simulator.model import Case, Disturbed, Host, Undisturbed, World
 
+_READ: Final = ("by document", "in a recovery")
+"""The kinds of crash points after which all that a user can read of the job is checked."""
+
 
 def check_disturbed(reference: Reference, disturbed: Disturbed, checks: Checks) -> Finding | None:
     """Return the most important finding on a run with a crash."""
-    run, world = reference.run, disturbed.world
+    run, world, point = reference.run, disturbed.world, disturbed.point
     for host in disturbed.hosts:
         if host.store_finding is not None:
             return host.store_finding
@@ -39,7 +42,7 @@ def check_disturbed(reference: Reference, disturbed: Disturbed, checks: Checks) 
     finding = (
         (None if outlasts else compare_effects(run.world, world, reference.trie))
         or reused_key(world, reference.trie)
-        or _check_engine(run, world, disturbed.hosts)
+        or _check_engine(run, world, disturbed.hosts, reading=point is None or point.kind in _READ)
         or _check_assertions(run.case, world)
     )
     if finding is not None:
@@ -131,8 +134,10 @@ def check_variation(
     return replace(finding, what=f"{variation.text}: {finding.what}")
 
 
-def _check_engine(run: Undisturbed, world: World, hosts: Sequence[Host]) -> Finding | None:
-    rule = broken_rule(world, hosts, run.case)
+def _check_engine(
+    run: Undisturbed, world: World, hosts: Sequence[Host], *, reading: bool = True
+) -> Finding | None:
+    rule = broken_rule(world, hosts, run.case, reading=reading)
     if rule is not None:
         return rule
     for host in hosts:

@@ -21,6 +21,7 @@ from pytest_routilux.sim.checks import (
     check_undisturbed,
     check_variation,
 )
+from pytest_routilux.sim.conformance.lifecycle import broken_lifecycle
 from pytest_routilux.sim.crash_points import crash_points, new_points
 from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
 from pytest_routilux.sim.isolation.kept_values import check_next_job
@@ -38,9 +39,11 @@ from pytest_routilux.sim.other_hosts import OtherHosts
 from pytest_routilux.sim.pairs import crash_pairs, second_points, try_pair
 from pytest_routilux.sim.recovery import read_back, run_undisturbed, run_variation
 from pytest_routilux.sim.repeats import REPEAT, changed_shape, changed_values, shape_of
+from pytest_routilux.sim.repro import Repro
 from pytest_routilux.sim.results import (
     Checks,
     Coverage,
+    CrashAt,
     Exploration,
     Failure,
     Outcome,
@@ -56,7 +59,6 @@ from routilux import UnserializableError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_routilux.sim.repro import Repro
     from pytest_routilux.sim.simulator.model import (
         Case,
         CrashPoint,
@@ -67,14 +69,16 @@ if TYPE_CHECKING:
 _MOST_OBJECTS: Final = 10_000  # that are searched for a double
 
 
-def explore(case: Case, start_ns: int, checks: Checks, repro: Repro | None = None) -> Exploration:
-    """Run a case without a crash, then once for each crash point, or only as `repro` says."""
+def explore(
+    case: Case, start_ns: int, checks: Checks, only: Repro | CrashAt | None = None
+) -> Exploration:
+    """Run a case without a crash, then once for each crash point, or only as `only` says."""
     begun = perf_counter()
     coverage = Coverage(shard=checks.scope.shard)
     if case.store is not None:
         coverage.notes.append(f"each host opens the files anew: store={store_name(case.store)}")
     with ForkedHosts(case, start_ns, coverage, isolated=checks.isolated) as hosts:
-        result = _explore(case, start_ns, checks, coverage, repro, hosts)
+        result = _explore(case, start_ns, checks, coverage, only, hosts)
     coverage.seconds = perf_counter() - begun
     return result
 
@@ -84,16 +88,18 @@ def _explore(
     start_ns: int,
     checks: Checks,
     coverage: Coverage,
-    repro: Repro | None,
+    only: Repro | CrashAt | None,
     hosts: ForkedHosts,
 ) -> Exploration:
     reference = run_reference(case, start_ns, checks, coverage, hosts)
     result = Exploration(reference, [], coverage)
+    if checks.scope.crashes == "none":
+        return result
     differs = None
     if reference.finding is not None and reference.finding.kind == REPEAT and hosts.changed:
         # A crash may show which of the globals that changed makes the difference.
         differs, reference.finding = reference.finding, None
-    if reference.finding is not None or checks.scope.crashes == "none":
+    if reference.finding is not None:
         return result
     run, other = reference.run, reference.other
     saved = _check_saved_form(run, coverage)
@@ -103,11 +109,11 @@ def _explore(
     if other is not None and checks.scope.tape is not None:
         run, other = other, None
     points = every = crash_points(run, documents=saved)
-    if repro is not None:
-        points, other = repro.points(points), None
-    if repro is not None and repro.second is not None:
+    if only is not None:
+        points, other = only.points(points), None
+    if isinstance(only, Repro) and only.second is not None:
         again, seconds = second_points(run, points[0])
-        _add(result, *try_pair(again, repro.second_point(seconds), checks, result))
+        _add(result, *try_pair(again, only.second_point(seconds), checks, result))
         return result
     _crash_at(points, run, checks, result)
     if other is not None:
@@ -124,7 +130,9 @@ def _explore(
     elif not failures:
         coverage.runs += 2
         reference.finding = check_next_job(reference, start_ns, checks)
-    if checks.scope.crashes == "pairs" and repro is None:
+    if not failures and reference.finding is None:
+        reference.finding = broken_lifecycle(run)
+    if checks.scope.crashes == "pairs" and only is None:
         if result.failures or reference.finding is not None:
             coverage.notes.append("pairs of crashes: not tried, a single crash shows a failure")
             return result

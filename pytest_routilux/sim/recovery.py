@@ -107,6 +107,8 @@ def _read_durable(run: Undisturbed, hosts: Sequence[Host]) -> Undisturbed:
         merged.findings[:0] = host.findings
         merged.steps[:0] = host.steps
         merged.errors = {**host.errors, **merged.errors}
+        merged.reads |= host.reads
+        merged.unspent |= host.unspent
         merged.retry_after = {**host.retry_after, **merged.retry_after}
     if world.files is not None:
         for number in range(0 if run.crash is None else run.crash[1].commits, len(states)):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.simulator.scheduler import Tape
     from routilux import Commit, JobState, JobStatus
 
-_Thing = TypeVar("_Thing")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +81,32 @@ Crashes: TypeAlias = Literal["none", "every", "pairs"]
 """Which crashes an exploration tries; see `FlowSim.explore`."""
 
 
+@dataclass(frozen=True, slots=True)
+class CrashAt:
+    """One crash, at the crash point `number` of a run, counted from 0 and round; for `explore`.
+
+    >>> from pytest_routilux import CrashAt
+    >>> CrashAt(7).points(["a", "b", "c"])
+    ['b']
+    """
+
+    number: int
+    """The number of the crash point."""
+
+    def points(self, points: list[_T]) -> list[_T]:
+        """Return the point in a list; an empty list if there are no points."""
+        return [points[self.number % len(points)]] if points else []
+
+
 def checked_crashes(crashes: object) -> Crashes:
     """Return `crashes`; raise `FlowDefinitionError` if they are none."""
+    if isinstance(crashes, CrashAt):
+        return "every"
     if crashes in ("none", "every", "pairs"):
         return crashes
-    raise FlowDefinitionError(f"crashes={crashes!r} is not known; give 'none', 'every' or 'pairs'")
+    raise FlowDefinitionError(
+        f"crashes={crashes!r} is not known; give 'none', 'every', 'pairs' or a CrashAt"
+    )
 
 
 class Shard(NamedTuple):
@@ -153,7 +174,7 @@ class Scope:
     tape: Tape | None = None
     shard: Shard | None = None
 
-    def part(self, things: Sequence[_Thing]) -> Sequence[_Thing]:
+    def part(self, things: Sequence[_T]) -> Sequence[_T]:
         """Return those of `things` that belong to the shard."""
         return things if self.shard is None else things[self.shard.number - 1 :: self.shard.of]
 

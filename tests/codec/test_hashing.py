@@ -14,6 +14,7 @@ from routilux.codec import hashing
 from routilux.codec.hashing import is_slow
 from tests.fuzz.values import P, merging
 from tests.routines import calls_of
+from tests.soak import sampled
 
 ALIKE = {
     "integers": lambda i: i * P,
@@ -24,9 +25,9 @@ ALIKE = {
 }
 
 
-@pytest.mark.parametrize("make", ALIKE.values(), ids=ALIKE)
-def test_many_keys_that_hash_alike_are_neither_written_nor_read(make):
-    keys = [make(i) for i in range(1, 400)]
+@pytest.mark.parametrize("alike", sampled(ALIKE, [*ALIKE][::3]))
+def test_many_keys_that_hash_alike_are_neither_written_nor_read(alike):
+    keys = [ALIKE[alike](i) for i in range(1, 400)]
     assert 1 == len({*map(hash, keys)})
     few = codec.dumps(codec.encode({*keys[:20]}))
     assert {*keys[:20]} == codec.loads(few)

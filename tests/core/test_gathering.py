@@ -77,7 +77,7 @@ def driven(
     return machine.job, found
 
 
-@settings(max_examples=examples(2))
+@settings(max_examples=examples(6))
 @given(st.integers(0, 10**9))
 def test_each_gather_runs_once_with_its_scope_in_the_order_of_lineage(seed):
     random = Random(seed)

@@ -274,7 +274,7 @@ class JobUnderWay(JobModel):
 def test_no_task_update_or_attempt_is_lost_or_doubled():
     JobUnderWay.seen.clear()
     run_state_machine_as_test(
-        JobUnderWay, settings=settings(stateful_step_count=40, max_examples=examples(0.6))
+        JobUnderWay, settings=settings(stateful_step_count=40, max_examples=examples(1))
     )
     # The examples must contain each kind of commit and each kind of restart.
     seen = " ".join(JobUnderWay.seen)

@@ -58,11 +58,11 @@ def test_a_job_that_was_cut_off_resumes_the_same_with_a_snapshot_and_without(sto
 def test_a_job_with_a_history_limit_keeps_few_commits_and_the_store_all(store):
     watcher = Watcher()
     with Runtime(clock=FakeClock(), store=store, history_limit=10, observers=[watcher]) as runtime:
-        job = counter(1000).execute("a", job_id="j", runtime=runtime)
+        job = counter(300).execute("a", job_id="j", runtime=runtime)
         assert 10 <= len(job.commits) <= max(len(each.commits) for each in watcher.jobs) < 20
         assert 10 <= len(runtime.load("j").commits) < 20
         whole = runtime.load("j", history=True)
-    assert (1001, 1000) == (len(whole.commits), len(whole.execution_history))
+    assert (301, 300) == (len(whole.commits), len(whole.execution_history))
     assert without_history(job) == without_history(whole)
 
 

@@ -37,6 +37,7 @@ pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[1:]])
 """
 
 
+@pytest.mark.soak
 def test_tests_that_are_skipped_without_a_server_are_one_line_with_the_cure():
     with processes(WITHOUT, ["tests/persist/test_store.py", "-k", "not_there"]) as [child]:
         lines = child.communicate(timeout=PATIENCE)[0].splitlines()

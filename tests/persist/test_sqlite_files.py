@@ -457,7 +457,7 @@ def harm(path: Path, end: str, how: str, other: Path) -> None:
 
 HARMS = [(end, how) for end in ("", "-wal", "-shm") for how in ("removed", "renamed", "replaced")]
 HARMS += [(end, how) for end in ("", "-wal") for how in ("overwritten", "emptied", "cut")]
-IN_SHORT = [("", "replaced"), ("-wal", "cut"), ("-shm", "removed")]
+IN_SHORT = [("", "replaced"), ("-wal", "cut")]
 
 
 @pytest.mark.parametrize(("end", "how"), sampled(HARMS, IN_SHORT))

@@ -7,6 +7,7 @@ from typing import Final
 
 import pytest
 
+from pytest_routilux.frames import show_notes
 from tests.plugin.inner import PLUGIN, run_pytest
 
 SHOP: Final = """
@@ -156,3 +157,14 @@ def test_all_frames_are_shown_with_full_trace(inner):
     plain.stdout.no_fnmatch_line("*routilux/runtime.py*")
     whole = run_pytest(inner, *QUIET, "--full-trace")
     whole.stdout.fnmatch_lines(["*routilux/runtime.py:*", "E *FlowDefinitionError: flow 'tale'*"])
+
+
+@pytest.mark.parametrize("pytrace", [True, False])
+def test_the_notes_of_a_failure_without_a_traceback_are_shown(pytrace: bool) -> None:
+    with pytest.raises(pytest.fail.Exception) as failed:
+        pytest.fail("EFFECT REPEATED", pytrace=pytrace)
+    failed.value.add_note("Failing test case: test_pays(cents=1)")
+    show_notes(failed.value)
+    show_notes(failed.value)  # a second time nothing is added
+    text = "EFFECT REPEATED" + "\n\nFailing test case: test_pays(cents=1)" * (not pytrace)
+    assert text == str(failed.value)

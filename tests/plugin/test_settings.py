@@ -34,11 +34,11 @@ def counts(result: pytest.RunResult) -> tuple[int, int]:
         ((), (0, 1)),
         (("-v",), (1, 1)),
         (("-q",), (0, 0)),
-        (("--routilux-report=auto", "-q", "-v"), (0, 1)),
-        (("--routilux-report=always", "-q"), (1, 1)),
         (("--routilux-report=always",), (1, 1)),
         (("--routilux-report=never", "-vv"), (0, 0)),
         *also(
+            (("--routilux-report=auto", "-q", "-v"), (0, 1)),
+            (("--routilux-report=always", "-q"), (1, 1)),
             (("--routilux-report=never",), (0, 0)),
             (("--routilux-report=auto",), (0, 1)),
             (("-qq",), (0, 0)),
@@ -58,14 +58,14 @@ def test_each_mode_shows_what_it_says(inner, args, shown):
     ("args", "shown"),
     [
         ((), 1),
-        (("-q",), 1),
-        (("--tb=line",), 1),
         (("--tb=no",), 0),
         (("--tb=no", "--routilux-report=always"), 1),
         (("--show-capture=no",), 1),
-        (("--routilux-report=always",), 1),
         *also(
             (("--routilux-report=never", "-v"), 0),
+            (("--routilux-report=always",), 1),
+            (("-q",), 1),
+            (("--tb=line",), 1),
             (("--routilux-report=never",), 0),
             (("-qq",), 1),
             (("--tb=short",), 1),
@@ -167,7 +167,7 @@ def refused(result: pytest.RunResult) -> str:
     return line
 
 
-@pytest.mark.parametrize("value", ["sometimes", "Always", ""])
+@pytest.mark.parametrize("value", also("sometimes", "Always", ""))
 def test_another_mode_on_the_command_line_is_refused(inner, value):
     for terminal in ((), ("-p", "no:terminal")):
         result = run_pytest(inner, *PLUGIN, *terminal, f"--routilux-report={value}")
@@ -227,11 +227,17 @@ def test_an_invalid_setting_is_refused_before_any_test(pytester):
     ("table", "value", "problem"),
     [
         ("[tool.pytest]", "3", ""),
-        ("[tool.pytest]", "0.25", ""),
-        ("[tool.pytest.ini_options]", "3", ""),
         ("[tool.pytest.ini_options]", '"0.25"', ""),
-        ("[tool.pytest]", '"3"', "expects a float, got str: '3'; routilux_blocked_after must"),
-        ("[tool.pytest]", "true", "expects a float, got bool: True; routilux_blocked_after must"),
+        *also(
+            ("[tool.pytest]", '"3"', "expects a float, got str: '3'; routilux_blocked_after must"),
+            ("[tool.pytest]", "0.25", ""),
+            ("[tool.pytest.ini_options]", "3", ""),
+            (
+                "[tool.pytest]",
+                "true",
+                "expects a float, got bool: True; routilux_blocked_after must",
+            ),
+        ),
     ],
 )
 @NATIVE
@@ -310,6 +316,7 @@ def test_pytest_finds_the_installed_plugin(installed):
     installed.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=3)
 
 
+@pytest.mark.soak
 def test_a_project_can_switch_the_plugin_off(installed):
     installed.makepyfile(
         """

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from pytest_routilux.sim.conformance.end_rules import check_reading
 from pytest_routilux.sim.conformance.gather_rules import GatherRules
 from pytest_routilux.sim.conformance.retry_rules import (
     BrokenRuleError,
@@ -53,8 +54,13 @@ _NO_STEP: Final[tuple[int, Any]] = (-1, None)
 _latest: list[tuple[Case, FlowSpec]] = []
 
 
-def broken_rule(world: World, hosts: Sequence[Host], case: Case) -> Finding | None:
-    """Return a finding for the first engine rule that a run breaks."""
+def broken_rule(
+    world: World, hosts: Sequence[Host], case: Case, *, reading: bool = False
+) -> Finding | None:
+    """Return a finding for the first engine rule that a run breaks.
+
+    With `reading` also check all that a user can read of the job at its end.
+    """
     checker = _Checker(_spec_of(case), hosts)
     steps = ((number, step) for host in hosts for number, step in host.steps)
     number, step = next(steps, _NO_STEP)
@@ -69,6 +75,12 @@ def broken_rule(world: World, hosts: Sequence[Host], case: Case) -> Finding | No
             start(step)
             number, step = next(steps, _NO_STEP)
         checker.check_end(hosts[-1])
+        if checker.start_rules.overtaken is not None:  # else it may never start, which says more
+            shadow, what = checker.start_rules.overtaken
+            fail("started-out-of-order", what, shadow.task)
+        last = hosts[-1]
+        if reading and last.job is not None and last.error is None:
+            check_reading(world.commits, last.job)
     except BrokenRuleError as error:
         return error.finding
     return None
@@ -113,7 +125,7 @@ class _Checker:
             job.close(shadow, "was done")
             reports = shadow.reports
             if commit.state is not None or commit.shared is not None:
-                job.write(shadow.task.routine_id, commit.state, commit.shared)
+                job.write(shadow.task.routine_id, commit.state, commit.shared, commit.seq)
             self._create(commit, shadow, reports=reports)
         elif kind is CommitKind.START:
             self._check_new(commit)
@@ -165,6 +177,8 @@ class _Checker:
             too_early(shadow, started)
         if commit.kind is not _EFFECT:
             self._starts_known = shadow.task.task_id in job.in_flight
+            if self._starts_known and commit.kind is not CommitKind.INTERRUPTED:
+                self._retry_rules.check_conflict(commit, shadow)
             job.end_step(shadow, commit.at_ns)
             if shadow.first is None:
                 shadow.first = started

@@ -18,7 +18,8 @@ from pytest_routilux.sim.conformance.spec import (
 )
 from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.text import seconds
-from routilux import CommitKind, ErrorStrategy, RetryAfter
+from routilux import CommitKind, ErrorStrategy, RetryAfter, StepTimeoutError
+from routilux.codec.equality import same_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 _FAILED = CommitKind.FAILED
 _DROPPED = CommitKind.DROPPED
+_TIMED_OUT = error_name(StepTimeoutError)
 
 
 class BrokenRuleError(Exception):
@@ -44,17 +46,41 @@ class BrokenRuleError(Exception):
 class RetryRules:
     """Checks each failed attempt against the routine's retry policy."""
 
-    __slots__ = ("_errors", "_job", "_retry_after", "_spec")
+    __slots__ = ("_errors", "_job", "_reads", "_retry_after", "_spec", "_unspent")
 
     def __init__(self, spec: FlowSpec, job: ShadowJob, hosts: Sequence[Host]) -> None:
         self._spec = spec
         self._job = job
         self._errors = hosts[0].errors
         self._retry_after = hosts[0].retry_after
+        self._reads = hosts[0].reads
+        self._unspent = {attempt for host in hosts for attempt in host.unspent}
         if len(hosts) > 1:
             # An attempt whose commit was lost is repeated; the later host knows how it ended.
             self._errors = {key: e for host in hosts for key, e in host.errors.items()}
             self._retry_after = {key: d for host in hosts for key, d in host.retry_after.items()}
+            self._reads = {number: read for host in hosts for number, read in host.reads.items()}
+
+    def check_conflict(self, commit: Commit, shadow: ShadowTask) -> None:
+        """Check that a step conflicts exactly if another one changed shared data that it read."""
+        written = self._job.written
+        number, begun = shadow.step
+        reads = self._reads.get(number, frozenset())
+        changed = sorted(
+            key for key, seq in written.items() if seq > begun and (reads is None or key in reads)
+        )
+        if commit.error is not None and commit.error.type == _TIMED_OUT:
+            return  # the engine has given the step up, and does not know what it read
+        conflicts = commit.kind is CommitKind.CONFLICT
+        if changed and not conflicts and commit.started_ns is not None:
+            what = (
+                f"attempt {commit.attempt} of {shadow} read shared {changed[0]!r}, which commit"
+                f" {written[changed[0]]} changed meanwhile, and is committed without a conflict"
+            )
+            fail("conflict-missed", what, commit)
+        if conflicts and not changed:
+            what = f"{commit_text(commit)} is a conflict, but no other step changed what it read"
+            fail("conflict-needless", what, commit)
 
     def check_no_trace(self, commit: Commit, shadow: ShadowTask) -> None:
         """Check that a failed attempt writes nothing and emits only `error`."""
@@ -73,12 +99,32 @@ class RetryRules:
                 " emitted"
             )
             fail("error-not-emitted", what, commit)
+        if events == ["error"] and expected:
+            self._check_report(commit, shadow)
         if events != expected:
             what = f"{failed}, but what it emitted is kept: {', '.join(events)}"
             fail("failed-attempt-emitted", what, commit)
         if commit.tasks and not final:
             what = f"{failed}, but its commit creates task {commit.tasks[0].task_id}"
             fail("failed-attempt-emitted", what, commit)
+
+    def _check_report(self, commit: Commit, shadow: ShadowTask) -> None:
+        """Check the payload of the event `error` that reports a task."""
+        error, task = commit.error, shadow.task
+        known = {
+            "error_type": None if error is None else error.type,
+            "message": None if error is None else error.text,
+            "task_id": task.task_id,
+            "slot": task.slot,
+            "attempt": commit.attempt,
+            "payload": task.payload,
+        }
+        given = commit.emissions[0].payload
+        for name in given:
+            right = known.get(name)
+            if not (same_value(right, given[name]) or (name == "payload" and shadow.gather)):
+                what = f"the event 'error' of {shadow} says {name}={given[name]!r}, not {right!r}"
+                fail("error-misreported", what, commit)
 
     def check_failure(self, commit: Commit, shadow: ShadowTask) -> None:
         """Check that a failed attempt ends as the retry policy requires."""
@@ -118,6 +164,8 @@ class RetryRules:
         leaves = error[1:] or error
         if not spends and leaves and not all(issubclass(kind, RetryAfter) for kind in leaves):
             fail("retry-not-spent", f"{retried}, but spends none of its retries", commit)
+        if spends and (shadow.task.task_id, commit.attempt) in self._unspent:
+            fail("retry-spent", f"{retried}, which should spend none of its retries", commit)
         if spends and most is not None and shadow.retries >= most:
             what = f"{retried}, but its {most} retries are spent"
             if shadow.since_resume is not None and shadow.since_resume < most:

@@ -32,9 +32,11 @@ class ShadowTask:
     since the last resume, None before the first one. `due` is when the task may start, `delay` the
     wait before it, `ready` when it last became pending, `first` when its first attempt started.
     `ended` says how the task ended. `children` counts the tasks that its failures created.
-    `reports`: an event `error` of the engine created the task or an ancestor. `number` is its
-    place among the children of `parent`: gathers come last. A gather `waits` until no task can
-    deliver to it; `deliveries` are (path, payload, source), `dropped` (path, task id).
+    `created` is the commit that created it and its place there, `step` the number of its last step
+    and of the last commit before it. `reports`: an event `error` of the engine created the task or
+    an ancestor. `number` is its place among the children of `parent`: gathers come last. A gather
+    `waits` until no task can deliver to it; `deliveries` are (path, payload, source), `dropped`
+    (path, task id).
     """
 
     task: Task
@@ -54,6 +56,8 @@ class ShadowTask:
     reports: bool = False
     parent: ShadowTask | None = None
     number: tuple[int, int] = (0, 0)
+    created: tuple[int, int] = (0, 0)
+    step: tuple[int, int] = (0, 0)
     gather: bool = False
     waits: bool = False
     deliveries: list[tuple[Path, dict[str, object], tuple[str, str]]] = field(default_factory=list)
@@ -83,7 +87,8 @@ class ShadowJob:
     run with no other step in flight, since they conflicted too often. `interrupted` says that the
     run was broken off, so nothing happens until a host resumes the job; `failing` that a task has
     failed, so that only tasks which report a failure start. `in_flight` is by task;
-    `attempts`, `retries` and `in_flight_of` count by routine.
+    `attempts`, `retries` and `in_flight_of` count by routine. `written` is the last commit that
+    changed each shared key.
     """
 
     width: int
@@ -107,6 +112,7 @@ class ShadowJob:
     in_flight: dict[str, StepInput] = field(default_factory=dict)
     in_flight_of: dict[str, int] = field(default_factory=dict)
     routine_free_since: dict[str, int] = field(default_factory=dict)
+    written: dict[str, int] = field(default_factory=dict)
 
     # --- steps ----------------------------------------------------------------------------------
 
@@ -133,9 +139,10 @@ class ShadowJob:
     def create(self, commit: Commit, number: int = 0, *, reports: bool = False) -> None:
         """Add the new tasks of `commit`; its task has created `number` tasks before."""
         parent = self.tasks.get(commit.task_id or "")
-        for task in commit.tasks:
+        for place, task in enumerate(commit.tasks):
             if task.into is None:
                 shadow = ShadowTask(task, commit.at_ns, commit.at_ns, reports=reports)
+                shadow.created = commit.seq, place
                 self.tasks[task.task_id] = self.open[task.task_id] = shadow
                 if parent is not None:
                     shadow.parent, shadow.number = parent, (0, number)
@@ -164,11 +171,14 @@ class ShadowJob:
         shadow.ready = at
         self.alone += shadow.conflicts == MOST_CONFLICTS
 
-    def write(self, routine: str, state: Writes | None, shared: Writes | None) -> None:
+    def write(
+        self, routine: str, state: Writes | None, shared: Writes | None, seq: int = 0
+    ) -> None:
         if state is not None:
             self.state[routine] = _written(self.state.get(routine, {}), state)
         if shared is not None:
             self.shared = _written(self.shared, shared)
+            self.written.update(dict.fromkeys(shared.keys, seq))
 
     def begin_host(self, at: int) -> None:
         """Forget the steps in flight of the host before."""

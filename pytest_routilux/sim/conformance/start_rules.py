@@ -9,7 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NoReturn, final
+from typing import TYPE_CHECKING, Final, NoReturn, final
 
 from pytest_routilux.sim.conformance.retry_rules import fail
 from pytest_routilux.sim.conformance.shadow_job import MOST_CONFLICTS
@@ -22,17 +22,21 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.conformance.shadow_job import ShadowJob, ShadowTask
     from routilux import StepInput
 
+_MOST_ORDERED: Final = 64  # open tasks; with more, comparing them all would take too long
+
 
 @final
 class StartRules:
     """Checks the start of each step of a job."""
 
-    __slots__ = ("_compared", "_exact", "_gathers", "_job")
+    __slots__ = ("_compared", "_exact", "_gathers", "_job", "overtaken")
 
     def __init__(self, job: ShadowJob, gathers: GatherRules, *, exact: bool) -> None:
         self._job = job
         self._gathers = gathers
         self._exact = exact
+        self.overtaken: tuple[ShadowTask, str] | None = None
+        """The first task that started before its turn, and what it overtook."""
         # Equal pairs, by routine. Values are replaced and never changed, so one comparison lasts.
         self._compared: dict[str | None, tuple[object, object]] = {}
 
@@ -66,8 +70,11 @@ class StartRules:
             too_early(shadow, at)
         if self._exact:
             self._check_not_late(shadow, at)
-        self._check_limits(step)
+            if len(job.open) <= _MOST_ORDERED:
+                self._check_order(shadow)
+        self._check_limits(step, shadow)
         self._check_data(step, shadow)
+        shadow.step = step.number, step.seq
         job.start_step(step)
 
     def _check_not_late(self, shadow: ShadowTask, at: int) -> None:
@@ -97,8 +104,29 @@ class StartRules:
         what = f"{retry} starts {late} after it was due, though no limit applied"
         fail("retry-late", what, shadow.task)
 
-    def _check_limits(self, step: StepInput) -> None:
+    def _check_order(self, shadow: ShadowTask) -> None:
+        """Check that no other task that could start now comes first."""
+        job = self._job
+        if shadow.conflicts >= MOST_CONFLICTS or shadow.gather:
+            return
+        order = shadow.due, *shadow.created
+        for other in job.open.values():
+            if (other.due, *other.created) >= order or other.conflicts >= MOST_CONFLICTS:
+                continue
+            routine = other.task.routine_id
+            waits = other.failed or other.gather or other.task.task_id in job.in_flight
+            waits |= job.failing and not other.reports
+            if not waits and job.in_flight_of.get(routine, 0) < job.limits[routine]:
+                what = f"{shadow} starts before {other}, which comes first"
+                self.overtaken = self.overtaken or (shadow, what)
+
+    def _check_limits(self, step: StepInput, shadow: ShadowTask) -> None:
         job, task = self._job, step.task
+        flying = [job.tasks[task_id] for task_id in job.in_flight]
+        alone = next((t for t in (shadow, *flying) if t.conflicts >= MOST_CONFLICTS), None)
+        if flying and alone is not None:
+            what = f"{step.who} starts, but {alone} must run alone after its conflicts"
+            fail("too-many-at-once", what, task)
         if len(job.in_flight) >= job.width:
             what = f"{step.who} starts with {len(job.in_flight)} of {job.width} steps in flight"
             fail("too-many-at-once", what, task)

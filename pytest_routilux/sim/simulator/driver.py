@@ -448,6 +448,10 @@ class SimDriver:
                         self._host.errors[attempt] = (what.error_type, *what.leaf_types)
                     if what.retry_after_ns is not None:
                         self._host.retry_after[attempt] = what.retry_after_ns
+                    if not what.spends:
+                        self._host.unspent.add(attempt)
+                    if what.shared_reads is None or what.shared_reads:
+                        self._host.reads[step.number] = what.shared_reads
                 ended = flight.driven, flight.step, what
                 self._ended += [ended] * (1 + self._pace.twice)
                 return

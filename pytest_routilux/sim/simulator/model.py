@@ -319,11 +319,12 @@ class Host:
     """The flow, the job and the recorded events of one simulated host.
 
     `error` ended it from outside: an error of the store, an exit of the process, a stall.
-    `findings` are rules that the engine broke, `store_finding` says that what
-    the host before has saved can't be used.
-    `steps` are the steps that began, each with the number of commits that were durable then.
-    By (task id, attempt), `errors` are the classes of what steps raised, with the classes of a
-    group's leaves, and `retry_after` the delays (ns) that they asked for. `leaked_threads` are
+    `findings` are rules that the engine broke, `store_finding` says that what the host before has
+    saved can't be used. `steps` are the steps that began, each with the number of commits that were
+    durable then. By (task id, attempt), `errors` are the classes of what steps raised, with the
+    classes of a group's leaves, and `retry_after` the delays (ns) that they asked for. `unspent`
+    are the attempts whose error asked to spend no retry. `reads` are the shared keys that a step
+    read, by its number; None means all. `leaked_threads` are
     the routine of a step, the thread that outlived it in words, and the line that started the
     thread. `exact`: durations and delays are exact, not lower bounds.
     """
@@ -335,6 +336,8 @@ class Host:
     steps: list[tuple[int, StepInput]] = field(default_factory=list)
     errors: dict[tuple[str, int], tuple[type[BaseException], ...]] = field(default_factory=dict)
     retry_after: dict[tuple[str, int], int] = field(default_factory=dict)
+    unspent: set[tuple[str, int]] = field(default_factory=set)
+    reads: dict[int, frozenset[str] | None] = field(default_factory=dict)
     leaked_threads: list[tuple[str, str, str]] = field(default_factory=list)
     exact: bool = True
     store_finding: Finding | None = None

@@ -108,6 +108,7 @@ def test_work_that_no_document_holds_is_done_again_with_the_same_key(flow_hosts,
     assert 1 == len({line.split()[2] for line in calls.read_text("utf-8").splitlines()})
 
 
+@pytest.mark.soak
 def test_a_second_kill_leaves_what_the_second_host_saved(flow_hosts):
     a = start(flow_hosts, 4, save_at=At(), kill_at=At(seq=3))
     b = flow_hosts.resume(
@@ -166,6 +167,7 @@ def half(n):
     return {"n": n // 2}
 
 
+@pytest.mark.soak
 def test_a_module_outside_of_the_path_is_imported_from_its_file(flow_hosts, tmp_path, monkeypatch):
     # As pytest imports test modules with --import-mode=importlib.
     path = tmp_path / "far.py"
@@ -346,8 +348,10 @@ def test_a_missing_module_is_named(flow_hosts):
 @pytest.mark.parametrize(
     ("build", "error"),
     [
-        ("tests.plugin.shop:shp", r"module 'tests\.plugin\.shop' has no function 'shp'"),
-        ("tests.plugin.shop:nothing", r"tests\.plugin\.shop:nothing must return a Flow, not 7"),
+        *also(
+            ("tests.plugin.shop:shp", r"module 'tests\.plugin\.shop' has no function 'shp'"),
+            ("tests.plugin.shop:nothing", r"tests\.plugin\.shop:nothing must return a Flow, not 7"),
+        ),
         (lambda: shop(), r"another host can't import .*<lambda>"),
         ("shop", r"'shop' names no function; write 'package\.module:func"),
     ],

@@ -68,7 +68,7 @@ class Shop:
 
 @pytest.mark.parametrize("tries", also(1, 0))
 @pytest.mark.parametrize("workers", also(None, 2))
-@pytest.mark.parametrize("isolated", [True, False])
+@pytest.mark.parametrize("isolated", also(True, False))
 def test_each_run_finds_the_database_as_the_crash_left_it(
     isolated, workers, tries, tmp_path, flow_sim
 ):

@@ -11,6 +11,7 @@ import time_machine
 
 from pytest_routilux.virtual_time.freeze import frozen_clock, frozen_simulation
 from tests.plugin.inner import run_first, run_fresh
+from tests.soak import also
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -148,7 +149,7 @@ def test_every_travel_of_time_machine_is_refused_by_name(pytester):
     } == {re.sub(r"00\.\d+", "00", line) for line in found}
 
 
-@pytest.mark.parametrize("library", ["freezegun", "time_machine"])
+@pytest.mark.parametrize("library", also("freezegun", "time_machine"))
 def test_a_library_that_a_frozen_test_imports_first_is_refused_too(pytester, library):
     pytester.makepyfile(
         f"""

@@ -11,7 +11,7 @@ from tests.plugin.sim.conformance.engine_bugs import BUGS, Bug
 from tests.plugin.sim.steps import START
 from tests.soak import sampled
 
-FEW = [*BUGS][::5]
+FEW = [*BUGS][::8]
 
 
 def examined(bug: Bug) -> Exploration:

@@ -111,6 +111,7 @@ def test_at_each_instruction_of_a_write_the_files_show_all_of_it_or_nothing(ever
     assert any(any(looks) for looks in shown.values())  # after COMMIT, before it was acknowledged
 
 
+@pytest.mark.soak
 def test_within_a_write_of_several_jobs_the_files_show_none_of_them_or_all(tmp_path):
     open_store = stepped(3)
     appends = [

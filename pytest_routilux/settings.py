@@ -46,11 +46,12 @@ _LAST: Final = datetime(9999, 12, 30, tzinfo=UTC)
 _looks: Final[WeakKeyDictionary[pytest.Config, tuple[int, bool]]] = WeakKeyDictionary()
 _MODES: Final = "it must be auto, always or never"
 _MOST: Final = 1_000_000_000
-_DEFAULTS: Final = {"routilux_runs": "5000", "routilux_seed": "0"}
 _NUMBERS: Final = {
-    "routilux_runs": "the most jobs that flow_sim runs to try all orders or all pairs of crashes of"
-    " a test",
-    "routilux_seed": "the number that chooses the random orders of flow_sim",
+    "routilux_runs": (
+        "the most jobs that flow_sim runs to try all orders, or all pairs of crashes, of a test",
+        5000,
+    ),
+    "routilux_seed": ("the number that chooses the random orders of flow_sim", 0),
 }
 
 
@@ -75,13 +76,13 @@ def add_options(parser: pytest.Parser) -> None:
         " failure and with -v, the summary unless -q), always, or never, which keeps them out of"
         " --junitxml too; default: routilux_report of the configuration, or auto",
     )
-    for name, meaning in _NUMBERS.items():
+    for name, (meaning, default) in _NUMBERS.items():
         group.addoption(
             f"--{name.replace('_', '-')}",
             metavar="N",
-            help=f"{meaning}; default: {name} of the configuration, or {_DEFAULTS[name]}",
+            help=f"{meaning}; default: {name} of the configuration, or {default}",
         )
-        parser.addini(name, meaning, type=whole, default=None)
+        parser.addini(name, meaning, type=whole, default=default)
     parser.addini(
         "routilux_report",
         "when to show reports of flow_report and the summary of jobs: auto, always or never",
@@ -244,30 +245,26 @@ def patience_ns(config: pytest.Config) -> int:
 
 
 class Search(NamedTuple):
-    """How far explorations of `flow_sim` go, and with which random orders.
+    """How many runs a search of `flow_sim` may take, and what chooses its random orders."""
 
-    `runs` is None if it is not set.
-    """
-
-    runs: int | None
+    runs: int
     seed: int
 
 
 def search(config: pytest.Config) -> Search:
     """Return the options `--routilux-runs` and `--routilux-seed`, or their settings."""
-    runs = _whole_number(config, "routilux_runs", 1)
-    return Search(runs, _whole_number(config, "routilux_seed", 0) or 0)
+    return Search(
+        _whole_number(config, "routilux_runs", 1), _whole_number(config, "routilux_seed", 0)
+    )
 
 
-def _whole_number(config: pytest.Config, name: str, least: int) -> int | None:
+def _whole_number(config: pytest.Config, name: str, least: int) -> int:
     allowed = f"it must be a whole number from {least} to {_MOST:,}"
     value: str | int | None = config.getoption(name)
     source = f"--{name.replace('_', '-')}={value}"
     if value is None:
         value = _setting(config, name, allowed)
         source = f"the setting {name} = {value!r}"
-        if value is None:
-            return None
     try:
         number = int(value)
     except ValueError:

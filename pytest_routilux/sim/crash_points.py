@@ -81,8 +81,11 @@ class _Points:
         self._names: set[str] = set()
         self._pauses = [this.at_ns for this in run.world.awaits]
         self._awaits = 0  # of the run, before the next point
-        handlers = run.host.flow.plan().handlers.values()
-        self._deadlines = any(handler.deadline is not None for handler in handlers)
+        self._deadlines = {
+            name
+            for name, handler in run.host.flow.plan().handlers.items()
+            if handler.deadline is not None
+        }
 
     def all(self) -> Iterator[CrashPoint]:
         commits = calls = 0
@@ -99,6 +102,7 @@ class _Points:
             elif isinstance(what, Commit):
                 yield from self._around_write(what, _Instant(commits, calls, at))
                 commits += 1
+        yield from self._in_sleeps()
 
     def _at_awaits(self, commits: int, calls: int) -> Iterator[CrashPoint]:
         """Yield the points at the awaits between two entries of the log."""
@@ -118,6 +122,26 @@ class _Points:
             name = f"{place}.after" if this.over else place
             yield self._point(step, "at an await", name, text, instant)
             self._awaits += 1
+
+    def _in_sleeps(self) -> Iterator[CrashPoint]:
+        for step, instants in self._run.host.sleeps:
+            task, attempt = step.task, step.attempt
+            for number, at in enumerate(instants, 1):
+                point = self._point(
+                    (task.task_id, task.routine_id, attempt),
+                    "in a sleep",
+                    f"{task.task_id}@a{attempt}.sleep{number}",
+                    f"task {task.task_id} {task.routine_id}, attempt {attempt}: in the middle of"
+                    f" ctx.sleep #{number}",
+                    self._at(at),
+                )
+                yield replace(point, awaits=bisect_right(self._pauses, at))
+
+    def _at(self, at_ns: int, lo: int = 0) -> _Instant:
+        """Return the instant `at_ns`, which is not before entry `lo` of the log."""
+        seen = bisect_right(self._times, at_ns, lo=lo)
+        known = sum(isinstance(entry[2], Commit) for entry in self._entries[:seen])
+        return _Instant(known, seen - known, at_ns)
 
     def _around_effect(self, call: Call, before: _Instant) -> Iterator[CrashPoint]:
         kind: Kind = "around an effect"
@@ -156,7 +180,8 @@ class _Points:
         text = f"{who}: the store keeps {what} and does not answer"
         yield self._point(step, "store does not answer", f"{start}.unanswered", text, before)
         yield self._point(step, "after a write", end, f"{who}: right after {what}", after)
-        if self._run.states[after.commits].status in ENDED:
+        state = self._run.states[after.commits]
+        if state.status in ENDED:
             return
         text = f"{who}: right after {what}, and again when the next host has just resumed"
         yield self._point(step, "in a recovery", f"{end}.recovery", text, after)
@@ -165,6 +190,9 @@ class _Points:
             yield self._point(step, "by document", f"{end}.document", text, after)
         if commit.due_ns is not None and commit.delay_ns:
             yield from self._in_wait(commit, after, who, step)
+        else:
+            text = f"{who}: right after {what}; no host runs for an hour"
+            yield self._long(step, "no host", f"{end}.long", text, after, after.at_ns + _LONG)
 
     def _in_wait(
         self, commit: Commit, after: _Instant, who: str, step: _Step
@@ -177,9 +205,7 @@ class _Points:
             ("mid", (start + due) // 2, "in the middle of the wait"),
             ("late", due - 1, "1 ns before the retry is due"),
         ):
-            seen = bisect_right(self._times, at, lo=after.commits + after.calls)
-            known = sum(isinstance(entry[2], Commit) for entry in self._entries[:seen])
-            then = _Instant(known, seen - known, at)
+            then = self._at(at, after.commits + after.calls)
             point = self._point(step, "in a wait", f"{place}.{name}", f"{what}, {where}", then)
             yield replace(point, awaits=bisect_right(self._pauses, at, lo=self._awaits))
         then = after._replace(at_ns=start)
@@ -192,7 +218,9 @@ class _Points:
 
     def _long(self, step: _Step, *point: Any) -> CrashPoint:
         """Return a point after which no host runs for so long that a deadline may pass."""
-        return replace(self._point(step, *point), outlasts=self._deadlines)
+        found = self._point(step, *point)
+        waiting = {task.routine_id for task in self._run.states[found.commits].pending_tasks}
+        return replace(found, outlasts=found.outlasts or bool(self._deadlines & waiting))
 
     def _point(
         self,

@@ -12,7 +12,6 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from dataclasses import replace
-from math import inf
 from textwrap import wrap
 from typing import TYPE_CHECKING, Final
 
@@ -290,14 +289,13 @@ class FlowSim:
 
     def _scope(self, schedules: object, crashes: object, shard: object) -> Scope:
         runs, seed = self._search
-        scope = Scope(
+        return Scope(
             checked_schedules(schedules),
             checked_crashes(crashes),
+            runs=runs,
             seed=seed,
             shard=checked_shard(shard),
         )
-        # Who sets the number of runs waits for them.
-        return scope if runs is None else replace(scope, runs=runs, seconds=inf)
 
     def check_determinism(
         self,
@@ -504,13 +502,11 @@ def _fail_cut(coverage: Coverage, scope: Scope) -> None:
     what, instead = "orders", "schedules='some'"
     if coverage.pairs_left:
         what, instead = "crash points", "crashes='every'"
-    budget = f"{scope.runs:,} runs"
-    if scope.seconds < inf:
-        budget += f" or {scope.seconds:.0f} s of processor time"
     pytest.fail(
-        f"{coverage.word} {what}: no failure was found, but the budget of {budget} was used up, so"
-        " this is no proof. Give more runs by --routilux-runs=N, split the search by"
-        f" pytest_routilux.shards(n), or ask for {instead}",
+        f"{coverage.word} {what}: no failure was found, but the budget of {scope.runs:,} runs, with"
+        " 4 ms of processor time for each, was used up, so this is no proof. Give more runs by"
+        " --routilux-runs=N, split the search by pytest_routilux.shards(n), or ask for"
+        f" {instead}",
         pytrace=False,
     )
 

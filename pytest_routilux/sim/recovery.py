@@ -106,6 +106,7 @@ def _read_durable(run: Undisturbed, hosts: Sequence[Host]) -> Undisturbed:
     for host in reversed(hosts):
         merged.findings[:0] = host.findings
         merged.steps[:0] = host.steps
+        merged.sleeps[:0] = host.sleeps
         merged.errors = {**host.errors, **merged.errors}
         merged.reads |= host.reads
         merged.unspent |= host.unspent

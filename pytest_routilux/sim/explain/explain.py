@@ -60,6 +60,7 @@ _TITLES: Final = {
     "other-host": "DEPENDS ON THE HOST",
     "repeat-differs": "A SECOND RUN DIFFERS",
     "kills-process": "PROCESS KILLED",
+    "raises-in-order": "FAILS IN SOME ORDERS",
     "stuck": "JOB STUCK",
 }
 _ELSEWHERE: Final = ("module-state",)
@@ -76,6 +77,7 @@ _HEADS: Final = {
     "lost-update": ("one at a time", "in this order"),
     "race": ("one at a time", "in this order"),
     "depends-on-order": ("in FIFO order", "in this order"),
+    "raises-in-order": ("in FIFO order", "in this order"),
 }
 
 
@@ -163,12 +165,11 @@ def _cause(cause: Cause, case: Case, disturbed: Disturbed | None, columns: int) 
     else:
         happens = count(point.crashes, "crash", "crashes")
     counted = "".join(f" + {case.faults[n - 1]!r}" for n in cause.faults) or ", 0 faults"
-    text = shorten(f"{happens}{counted}, {_order(cause, disturbed)}", room)
-    lines = [text]
+    lines = wrapped(f"{happens}{counted}, {_order(cause, disturbed)}", room, 2)
     if cause.text is not None:
         tail = shorten(f"(shrunk from {cause.text}, {count(cause.runs, 'run')})", room)
-        whole = f"{text}    {tail}"
-        lines = [whole] if width(whole) <= room else [text, tail]
+        whole = f"{lines[-1]}    {tail}"
+        lines = [*lines[:-1], whole] if width(whole) <= room else [*lines, tail]
     found = [f"{'smallest cause' if i == 0 else '':<16}{line}" for i, line in enumerate(lines)]
     if point is not None and point.first is not None:
         found += _crash_line("crash points", point.first.text, room)
@@ -188,7 +189,7 @@ def _order(cause: Cause, disturbed: Disturbed | None) -> str:
     if not isinstance(order, Tape) or disturbed is None:
         return "FIFO order"
     entries = [what for _, _, what in disturbed.world.log if isinstance(what, Commit)]
-    routines = {one.task_id: one.routine_id or "" for one in entries if one.task_id is not None}
+    routines = {task.task_id: task.routine_id for one in entries for task in one.tasks}
     text = order_text(order.changes, routines) or "FIFO order"
     return f"one task at a time: {text}" if order.serial else text
 

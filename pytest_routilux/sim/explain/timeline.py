@@ -34,7 +34,7 @@ _LONGEST_ID: Final = 16
 _LONGEST_NAME: Final = 20
 _LONGEST_PLACE: Final = 32
 _OURS: Final = Path(__file__).parents[2]  # an error that a fault raises has no line of the user
-_AFTER_WRITE: Final = ("after a write", "in a recovery", "by document")
+_AFTER_WRITE: Final = ("after a write", "in a recovery", "by document", "no host")
 
 
 @dataclass(slots=True)

@@ -166,10 +166,32 @@ class OrderChecks:
         was, became = shown(difference.expected), shown(difference.actual)
         if kind == "race" and path.startswith("shared"):
             kind = "lost-update"
-        what = f"{path} is {became}; one at a time it is {was}"
-        if kind == "depends-on-order":
-            what = f"{path} is {was} or {became}, by the order of tasks"
+        if path == "status" and "failed" in (known.view["status"], result.view["status"]):
+            kind = "raises-in-order"
+        name, often = path.removeprefix("routines."), None
+        if path.startswith("effects"):
+            effect, often = _called(known.view["effects"], result.view["effects"])
+            name = effect if often else f"an argument of {effect}"
+            was, became = (f"{count}x" for count in often) if often else (was, became)
+        what = f"{name} {'ran' if often else 'is'} {became}; one at a time {was}"
+        if kind in ("depends-on-order", "raises-in-order"):
+            what = f"{name} {'ran' if often else 'is'} {was} or {became}"
         found = Finding(kind, what, path, rows=[] if rows is None else rows.rows)
+        if often and not found.rows:
+            found.rows = [(f"effects {name}", was, became)]
+        if path.startswith("effects"):
+            callers = [call.routine_id for call in self.fifo.world.calls if call.effect == effect]
+            found.routine = next(iter(callers), None)
         if rows is not None:
             found.routine = rows.routine
         return found
+
+
+def _called(known: View, result: View) -> tuple[str, tuple[int, int] | None]:
+    """Return the first effect that differs, and how often it ran if that is the difference."""
+    for name in sorted(known.keys() | result.keys()):
+        was, became = known.get(name, []), result.get(name, [])
+        if canonical(unordered(was)) != canonical(unordered(became)):
+            often = len(was), len(became)
+            return name, None if often[0] == often[1] else often
+    raise AssertionError("their digests differ")

@@ -11,11 +11,12 @@ Invariants:
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
 from pytest_routilux.sim.recovery import run_in_order
-from pytest_routilux.sim.simulator.scheduler import Choice, OrderScheduler
+from pytest_routilux.sim.simulator.scheduler import BrokenOffError, Choice, OrderScheduler
 from pytest_routilux.sim.simulator.transitions import Trace, commute
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
 _SPLIT: Final = 4  # decisions that say to which shard an order belongs
 
 
-class _RepeatedError(BaseException):
-    """Raised to break off a run that repeats an earlier one."""
+class _RepeatedError(BrokenOffError):
+    """Raised by a run that repeats an earlier one, or belongs to another shard."""
 
 
 class _Node:
@@ -192,17 +193,19 @@ class Search:
             trace = Trace(self._plan.width, widths, blind=not self.prunes)
             scheduler = _SearchScheduler(self._path, trace, prunes=self.prunes, shard=self._shard)
             pausing = len(self._case.pausing)
-            world, hosts = run_in_order(self._case, self._start_ns, scheduler)
+            run = None
+            with suppress(_RepeatedError):
+                run = run_in_order(self._case, self._start_ns, scheduler)
             blind = trace.blind and self.prunes
             if blind or pausing < len(self._case.pausing):
                 self.prunes = self.prunes and not blind  # what was left out may differ
                 self._path.clear()
                 continue
-            if isinstance(hosts[-1].error, _RepeatedError) or scheduler.elsewhere:
+            if run is None or scheduler.elsewhere:
                 self.broken_off += 1
             else:
                 scheduler.finish()
-                yield world, hosts, scheduler.tape
+                yield *run, scheduler.tape
             while self._path and not self._path[-1].advance():
                 self._path.pop()
             if not self._path:

@@ -166,7 +166,10 @@ class _StepHost:
         until = self._clock.mono + length * self._pace.percent // 100
         if step.timeout_ns is not None:
             until = min(until, step.started_ns + step.timeout_ns - self._driven.offset)
-        self._clock.mono = max(self._clock.mono, until)
+        clock = self._clock
+        if until > clock.mono:
+            self.flight.sleeps += (clock.wall + (clock.mono + until) // 2,)
+            clock.mono = until
 
     async def asleep(self, step: StepInput, length: int) -> None:
         await asyncio.sleep(length / SECOND)
@@ -444,6 +447,8 @@ class SimDriver:
                 step = flight.step
                 if isinstance(what, StepOutcome) and step.job_id == self._case.job_id:
                     attempt = step.task.task_id, step.attempt
+                    if flight.sleeps:
+                        self._host.sleeps.append((step, flight.sleeps))
                     if what.error_type is not None:
                         self._host.errors[attempt] = (what.error_type, *what.leaf_types)
                     if what.retry_after_ns is not None:

@@ -26,7 +26,7 @@ from pytest_routilux.sim.simulator.driver import (
 )
 from pytest_routilux.sim.simulator.host_loop import HostLoop
 from pytest_routilux.sim.simulator.model import NORMAL_PACE, Finding, Host, Pace, World
-from pytest_routilux.sim.simulator.scheduler import FIFO
+from pytest_routilux.sim.simulator.scheduler import FIFO, BrokenOffError
 from pytest_routilux.text import error_text
 from pytest_routilux.virtual_time.simulated_step import SimClock
 from routilux import (
@@ -351,7 +351,7 @@ def run_host(
                 )
             else:
                 host.job = runtime.resume(flow, job)
-    except TEST_OUTCOMES:
+    except (BrokenOffError, *TEST_OUTCOMES):
         raise
     except BaseException as error:
         host.error = error

@@ -37,7 +37,9 @@ Kind: TypeAlias = Literal[
     "before a write",
     "after a write",
     "at an await",
+    "in a sleep",
     "in a wait",
+    "no host",
     "in a recovery",
     "by document",
     "store refuses",
@@ -326,7 +328,8 @@ class Host:
     are the attempts whose error asked to spend no retry. `reads` are the shared keys that a step
     read, by its number; None means all. `leaked_threads` are
     the routine of a step, the thread that outlived it in words, and the line that started the
-    thread. `exact`: durations and delays are exact, not lower bounds.
+    thread. `sleeps` are the instants in the middle of each `ctx.sleep` of a step. `exact`:
+    durations and delays are exact, not lower bounds.
     """
 
     flow: Flow
@@ -339,6 +342,7 @@ class Host:
     unspent: set[tuple[str, int]] = field(default_factory=set)
     reads: dict[int, frozenset[str] | None] = field(default_factory=dict)
     leaked_threads: list[tuple[str, str, str]] = field(default_factory=list)
+    sleeps: list[tuple[StepInput, Sequence[int]]] = field(default_factory=list)
     exact: bool = True
     store_finding: Finding | None = None
 

@@ -57,7 +57,11 @@ class FifoScheduler:
 FIFO = FifoScheduler()
 
 
-class StaleTapeError(Exception):
+class BrokenOffError(BaseException):
+    """Raised by a scheduler to break off a run; no other host resumes the job."""
+
+
+class StaleTapeError(BrokenOffError):
     """Raised if the choices of a tape do not fit the run."""
 
 
@@ -182,8 +186,9 @@ class Seeded:
 class Pct:
     """Probabilistic concurrency testing: random priorities, which `depth - 1` times change.
 
+    The first task that comes from a task has its priority, as the rest of a thread has.
     `choices` is the number of decisions that a run has. A bug that needs `depth` ordered events of
-    n tasks is found with a probability of at least 1 / (n × choices^(depth - 1)). Source:
+    n threads is found with a probability of at least 1 / (n × choices^(depth - 1)). Source:
     Burckhardt et al., "A Randomized Scheduler with Probabilistic Guarantees of Finding Bugs", 2010.
     """
 
@@ -203,7 +208,8 @@ class Pct:
             nonlocal number
             for task in tasks:
                 if task not in priorities:
-                    priorities[task] = random.random()
+                    inherited = priorities.get(_parent(task)) if task.endswith(".0") else None
+                    priorities[task] = random.random() if inherited is None else inherited
             best = max(tasks, key=priorities.__getitem__)
             while changes and changes[0] <= number:
                 changes.pop(0)

@@ -59,7 +59,7 @@ def test_a_search_that_is_cut_fails_and_says_what_to_do(pytester):
     cut.assert_outcomes(passed=3, failed=2)
     cut.stdout.fnmatch_lines(
         [
-            "cut at * of at least * orders: no failure was found, but the budget of 3 runs was*",
+            "cut at * of at least * orders: no failure was found, but the budget of 3 runs*",
             "cut at * of at least * crash points: no failure was found, but the budget of 3*",
         ]
     )

@@ -63,8 +63,8 @@ def test_a_job_that_fails_in_some_orders_only_is_found(schedules):
     found = explored(lambda: fan(sends(1), workers=2, buys=reads, closes=closes), schedules)
     finding = found.reference.finding
     assert finding is not None
-    assert ("depends-on-order", "status") == (finding.kind, finding.path)
-    assert "'completed' or 'failed', by the order of tasks" in finding.what
+    assert ("raises-in-order", "status") == (finding.kind, finding.path)
+    assert "'completed' or 'failed'" in finding.what
 
 
 @SCHEDULES

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from pytest_routilux.sim.simulator.model import ENDED, Call, CrashPoint
 from pytest_routilux.text import shorten
@@ -89,7 +89,12 @@ class _Points:
 
     def all(self) -> Iterator[CrashPoint]:
         commits = calls = 0
+        first = None if self._run.crash is None else self._run.crash[1]
         for at, _, what in self._entries:
+            if first is not None and commits + calls < first.commits + first.calls:
+                commits += isinstance(what, Commit)
+                calls += isinstance(what, Call)
+                continue
             yield from self._at_awaits(commits, calls)
             if isinstance(what, Call):
                 yield from self._around_effect(what, _Instant(commits, calls, at))
@@ -147,9 +152,8 @@ class _Points:
         after = before._replace(calls=before.calls + 1)
         yield self._point(step, kind, f"{place}.before", f"{who}: before {effect}", before)
         yield self._point(step, kind, place, f"{who}: after {effect}, before its commit", after)
-        if call.routine_id not in self._deadlines:
-            text = f"{who}: after {effect}; no host runs for an hour"
-            yield self._point(step, kind, f"{place}.long", text, after, after.at_ns + _LONG)
+        text = f"{who}: after {effect}; no host runs for an hour"
+        yield self._long(step, kind, f"{place}.long", text, after, after.at_ns + _LONG)
 
     def _around_write(self, commit: Commit, before: _Instant) -> Iterator[CrashPoint]:
         step = (commit.task_id, commit.routine_id, commit.attempt)
@@ -186,9 +190,9 @@ class _Points:
             yield self._point(step, "by document", f"{end}.document", text, after)
         if commit.due_ns is not None and commit.delay_ns:
             yield from self._in_wait(commit, after, who, step)
-        elif not self._deadlines & {task.routine_id for task in state.pending_tasks}:
+        else:
             text = f"{who}: right after {what}; no host runs for an hour"
-            yield self._point(step, "no host", f"{end}.long", text, after, after.at_ns + _LONG)
+            yield self._long(step, "no host", f"{end}.long", text, after, after.at_ns + _LONG)
 
     def _in_wait(
         self, commit: Commit, after: _Instant, who: str, step: _Step
@@ -204,15 +208,19 @@ class _Points:
             then = self._at(at, after.commits + after.calls)
             point = self._point(step, "in a wait", f"{place}.{name}", f"{what}, {where}", then)
             yield replace(point, awaits=bisect_right(self._pauses, at, lo=self._awaits))
-        if commit.routine_id in self._deadlines:
-            return  # the deadline would pass while no host runs
+        then = after._replace(at_ns=start)
         for name, resume, where in (
             ("overdue", due + 1, "until 1 ns after the retry was due"),
             ("long", due + _LONG, "until an hour after the retry was due"),
         ):
             text = f"{what}, at the start of the wait; no host runs {where}"
-            then = after._replace(at_ns=start)
-            yield self._point(step, "in a wait", f"{place}.{name}", text, then, resume)
+            yield self._long(step, "in a wait", f"{place}.{name}", text, then, resume)
+
+    def _long(self, step: _Step, *point: Any) -> CrashPoint:
+        """Return a point after which no host runs for so long that a deadline may pass."""
+        found = self._point(step, *point)
+        waiting = {task.routine_id for task in self._run.states[found.commits].pending_tasks}
+        return replace(found, outlasts=found.outlasts or bool(self._deadlines & waiting))
 
     def _point(
         self,
@@ -227,6 +235,8 @@ class _Points:
         unique = next(name for name in names if name not in self._names)
         self._names.add(unique)
         resume_ns = instant.at_ns if resume_ns is None else resume_ns
-        return CrashPoint(
-            kind, unique, text, *instant, resume_ns, *step, self._awaits, self._run.order
-        )
+        order, crash = self._run.order, self._run.crash
+        first = None if crash is None else crash[1]
+        outlasts = first is not None and first.outlasts
+        counted = (*instant, resume_ns, *step, self._awaits)
+        return CrashPoint(kind, unique, text, *counted, order, first, outlasts)

@@ -457,7 +457,8 @@ class SimDriver:
                         self._host.unspent.add(attempt)
                     if what.shared_reads is None or what.shared_reads:
                         self._host.reads[step.number] = what.shared_reads
-                self._ended.append((flight.driven, flight.step, what))
+                ended = flight.driven, flight.step, what
+                self._ended += [ended] * (1 + self._pace.twice)
                 return
         self._sleeps += 1
         at = events[0][0] if events else flight.at

@@ -399,7 +399,8 @@ class Variation:
             return "at another start instant"
         if self.pace.more_ns:
             return "with steps that take an hour longer"
-        return "" if self.pace is NORMAL_PACE else "with longer sleeps"
+        twice = self.pace.twice
+        return "with longer sleeps and outcomes that arrive twice" if twice else ""
 
 
 UNVARIED: Final = Variation()
@@ -408,7 +409,7 @@ UNVARIED: Final = Variation()
 
 def variations(plan: Plan) -> list[Variation]:
     """Return the variations to try for the flow of `plan`."""
-    found = [Variation(shift_ns=OTHER_START), Variation(pace=Pace(percent=125))]
+    found = [Variation(shift_ns=OTHER_START), Variation(pace=Pace(percent=125, twice=True))]
     if all(handler.deadline is None for handler in plan.handlers.values()):
         # So slow that a retry is due before the steps in flight end, as after a long downtime.
         found.append(Variation(pace=Pace(more_ns=3600 * SECOND)))

@@ -4,7 +4,7 @@ Invariants:
 - The process runs the same test, so closures, parameters, patches and doubles are as in this one.
   At the call it writes the commits of one run to a file, and skips the rest of the test.
 - Earlier calls of `check_determinism` in that process check nothing.
-- A process that does not come to the call is told with what it printed, and is no result.
+- A process that does not come to the call is reported with what it printed, and is no result.
 """
 
 from __future__ import annotations

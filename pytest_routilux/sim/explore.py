@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from time import perf_counter
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
@@ -248,13 +249,14 @@ def _reference_of_orders(
     runs = OrderRuns(start_ns, OrderChecks(run, checks, known.mask), coverage)
     runs.run(known)
     by_order = varying(known.view, runs.views, ordered=False)
-    other = None
+    other, broken = None, None
     if runs.choices and scope.crashes != "none" and scope.schedules != "fifo":
         other = run_undisturbed(run.case, start_ns, scope.tape or Reversed())
         coverage.runs += 1
-        if check_undisturbed(other) is not None:
-            other = None
-    finding, disturbed = runs.shown or (None, None)
+        broken = check_undisturbed(other)
+        if broken is not None:
+            other, broken = None, replace(broken, what=f"in another order: {broken.what}")
+    finding, disturbed = runs.shown or (broken, None)
     return Reference(
         run,
         known.view,

@@ -187,9 +187,17 @@ def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
 def read_back(flow: Flow, job: JobState) -> SavedState | Finding:
     """Save a job as a document and load it again; return a finding if it can't be read.
 
-    Raises `UnserializableError` if a value of the user can't be saved.
+    Raises `UnserializableError` if an argument of the flow can't be saved.
     """
-    data = SavedState.capture(flow, job).to_bytes()
+    try:
+        data = SavedState.capture(flow, job).to_bytes()
+    except UnserializableError:
+        try:
+            job.dumps()
+        except UnserializableError as error:
+            what = f"the job can't be saved, but all its commits were: {error}"
+            return Finding("document-unsaved", what, "engine.document")
+        raise
     try:
         document = SavedState.from_bytes(data)
     except SavedStateError as error:

@@ -1,10 +1,10 @@
-"""Runs a test again in new Python processes with other hash seeds, up to one of its calls.
+"""Runs a test again in fresh Python processes with other hash seeds, up to one of its calls.
 
 Invariants:
 - The process runs the same test, so closures, parameters, patches and doubles are as in this one.
   At the call it writes the commits of one run to a file, and skips the rest of the test.
 - Earlier calls of `check_determinism` in that process check nothing.
-- A process that does not come to the call gives no result, and the note has what it printed.
+- A process that does not come to the call is reported with what it printed, and is no result.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ nitpick_ignore_regex = [
         r"(collections|concurrent|datetime|os|random|pathlib|asyncio|threading|types|uuid)\..*",
         r"datetime|timedelta|Decimal|Executor|ModuleType|Path|RenderableType|SearchStrategy",
         r"AbstractEventLoop|FrameType|WatchedThread",
-        r"Runner|Named|Node|OpenStore|Via|Schedules|Crashes|(.*\.)?(Collected|Sample)",
+        r"Runner|Named|Node|OpenStore|Via|Schedules|Crashes|(.*\.)?(Collected|MarkDecorator|Sample)",
         r"(.*\.)?_\w+(\.(args|kwargs))?",
     )
 ]

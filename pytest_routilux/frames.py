@@ -17,13 +17,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
-import pytest
-
 from routilux import IllegalTransitionError, RoutiluxError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from types import FrameType, TracebackType
+
+    import pytest
 
     from routilux import Flow
 
@@ -143,6 +143,8 @@ def show_notes(error: BaseException) -> None:
 
     pytest shows the text alone if the failure has no traceback.
     """
+    import pytest  # here, so that a new host process does not load it
+
     if isinstance(error, pytest.fail.Exception) and not error.pytrace:
         notes = getattr(error, "__notes__", ())
         if notes and error.msg is not None and notes[0] not in error.msg:

@@ -170,7 +170,7 @@ class Seeded:
 
     >>> scheduler = Seeded(7).scheduler()
     >>> [scheduler.choose(["0.0", "0.1", "0.2"]) for _ in range(3)]
-    [1, 1, 1]
+    [1, 0, 1]
     """
 
     seed: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -41,6 +42,8 @@ def run(command: list[str], folder: Path) -> tuple[int, str]:
         case ["python" | "routilux", *_]:
             pass
         case _:
+            for compiled in folder.rglob("__pycache__"):
+                shutil.rmtree(compiled)  # an edit in the same second would keep the old code
             return run_process(command, folder, variables)
     code = run_command(command, folder, variables, out=out, err=out, server=server)
     return code, out.read_text("utf-8")

@@ -131,12 +131,24 @@ class _SearchScheduler(OrderScheduler):
 
 
 class Search:
-    """All orders of a case that can differ."""
+    """All orders of a case that can differ.
 
-    def __init__(self, case: Case, start_ns: int, plan: Plan, *, prunes: bool = True) -> None:
+    `ordered`: two orders differ also if only outputs or calls of doubles come in another order.
+    """
+
+    def __init__(
+        self,
+        case: Case,
+        start_ns: int,
+        plan: Plan,
+        *,
+        prunes: bool = True,
+        ordered: bool = False,
+    ) -> None:
         self._case = case
         self._start_ns = start_ns
         self._plan = plan
+        self._ordered = ordered
         limits = any(
             handler.deadline is not None or handler.timeout_ns is not None
             for handler in plan.handlers.values()
@@ -159,7 +171,7 @@ class Search:
         routines = self._plan.routines
         widths = {name: routine.max_concurrency for name, routine in routines.items()}
         while True:
-            trace = Trace(self._plan.width, widths, blind=not self.prunes)
+            trace = Trace(self._plan.width, widths, blind=not self.prunes, ordered=self._ordered)
             scheduler = _SearchScheduler(self._path, trace, prunes=self.prunes)
             pausing = len(self._case.pausing)
             run = None

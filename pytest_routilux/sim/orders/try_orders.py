@@ -111,13 +111,19 @@ class OrderRuns:
 
     def _search(self) -> None:
         coverage = self._coverage
-        search = Search(self._case, self._start_ns, self._fifo.host.flow.plan())
+        checks = self._checks.checks
+        ordered = (
+            checks.invariant is not None or checks.view is not None
+        )  # they may look at the order
+        plan = self._fifo.host.flow.plan()
+        search, one_host = Search(self._case, self._start_ns, plan, ordered=ordered), True
         for world, hosts, tape in search.runs():
+            one_host = one_host and len(hosts) == 1
             if self._check(tape, world, hosts):
                 return
             if self._over(0.5):
                 break
-        coverage.orders_left = search.left
+        coverage.orders_left = search.left if one_host else None  # other hosts run in FIFO order
         if not search.left:
             return
         for order in chain([Reversed()], mixed_orders(self.choices, self._scope.seed)):

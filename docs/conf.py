@@ -26,9 +26,9 @@ nitpick_ignore_regex = [
     ("py:.*", name)
     for name in (
         r"(collections|concurrent|datetime|os|random|pathlib|asyncio|threading|types|uuid)\..*",
-        r"datetime|timedelta|Decimal|Executor|ModuleType|Path|RenderableType",
+        r"datetime|timedelta|Decimal|Executor|ModuleType|Path|RenderableType|SearchStrategy",
         r"AbstractEventLoop|FrameType|WatchedThread",
-        r"Runner|Named|Node|OpenStore|Via|(.*\.)?Collected",
+        r"Runner|Named|Node|OpenStore|Via|Schedules|Crashes|(.*\.)?(Collected|Sample)",
         r"(.*\.)?_\w+(\.(args|kwargs))?",
     )
 ]

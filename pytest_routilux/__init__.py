@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_routilux.report.flow_report import FlowReport, Verification
     from pytest_routilux.sim.flow_sim import FlowSim
     from pytest_routilux.sim.replay.judge import Replay
-    from pytest_routilux.sim.results import Coverage, CrashAt, Outcome
+    from pytest_routilux.sim.results import Coverage, CrashAt, Outcome, Shard, shards
     from pytest_routilux.sim.simulator.effects import Effect
 
 __all__ = [
@@ -39,7 +39,9 @@ __all__ = [
     "Outcome",
     "Replay",
     "SerializeRoundtrip",
+    "Shard",
     "Verification",
+    "shards",
 ]
 
 _DEFINED_IN = {
@@ -59,7 +61,9 @@ _DEFINED_IN = {
     "Outcome": "sim.results",
     "Replay": "sim.replay.judge",
     "SerializeRoundtrip": "hosts.roundtrip",
+    "Shard": "sim.results",
     "Verification": "report.flow_report",
+    "shards": "sim.results",
 }
 
 

@@ -325,6 +325,7 @@ def pytest_configure(config: pytest.Config) -> None:
         find_report_look,
         ini_time,
         report_mode,
+        search,
         sleeping,
     )
 
@@ -335,6 +336,7 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     # An invalid value ends the session here.
     sleeping(config), blocked_after(config), assertions_count(config), ini_time(config)
+    search(config)
     config.stash[_MODE] = report_mode(config)
     repro = config.getoption("routilux_repro")
     if repro is not None:

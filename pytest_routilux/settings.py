@@ -45,14 +45,24 @@ _FIRST: Final = datetime(1, 1, 3, tzinfo=UTC)
 _LAST: Final = datetime(9999, 12, 30, tzinfo=UTC)
 _looks: Final[WeakKeyDictionary[pytest.Config, tuple[int, bool]]] = WeakKeyDictionary()
 _MODES: Final = "it must be auto, always or never"
+_MOST: Final = 1_000_000_000
+_NUMBERS: Final = {
+    "routilux_runs": (
+        "the most jobs that flow_sim runs to try all orders, or all pairs of crashes, of a test",
+        5000,
+    ),
+    "routilux_seed": ("the number that chooses the random orders of flow_sim", 0),
+}
 
 
 def add_options(parser: pytest.Parser) -> None:
     """Register the plugin's options and settings with pytest's `parser`."""
     import pytest
 
-    # Before 8.4 pytest has no floats.
-    number: Literal["float", "string"] = "float" if pytest.version_tuple >= (8, 4) else "string"
+    # Before 8.4 pytest has no numbers.
+    typed = pytest.version_tuple >= (8, 4)
+    number: Literal["float", "string"] = "float" if typed else "string"
+    whole: Literal["int", "string"] = "int" if typed else "string"
     group = parser.getgroup("routilux", "flows of routilux")
     group.addoption(
         "--routilux-repro",
@@ -66,6 +76,13 @@ def add_options(parser: pytest.Parser) -> None:
         " failure and with -v, the summary unless -q), always, or never, which keeps them out of"
         " --junitxml too; default: routilux_report of the configuration, or auto",
     )
+    for name, (meaning, default) in _NUMBERS.items():
+        group.addoption(
+            f"--{name.replace('_', '-')}",
+            metavar="N",
+            help=f"{meaning}; default: {name} of the configuration, or {default}",
+        )
+        parser.addini(name, meaning, type=whole, default=default)
     parser.addini(
         "routilux_report",
         "when to show reports of flow_report and the summary of jobs: auto, always or never",
@@ -225,6 +242,36 @@ def patience_ns(config: pytest.Config) -> int:
     Without a limit, it is 30 years.
     """
     return round((blocked_after(config) or 10**9) * 1_000_000_000)
+
+
+class Search(NamedTuple):
+    """How many runs a search of `flow_sim` may take, and what chooses its random orders."""
+
+    runs: int
+    seed: int
+
+
+def search(config: pytest.Config) -> Search:
+    """Return the options `--routilux-runs` and `--routilux-seed`, or their settings."""
+    return Search(
+        _whole_number(config, "routilux_runs", 1), _whole_number(config, "routilux_seed", 0)
+    )
+
+
+def _whole_number(config: pytest.Config, name: str, least: int) -> int:
+    allowed = f"it must be a whole number from {least} to {_MOST:,}"
+    value: str | int | None = config.getoption(name)
+    source = f"--{name.replace('_', '-')}={value}"
+    if value is None:
+        value = _setting(config, name, allowed)
+        source = f"the setting {name} = {value!r}"
+    try:
+        number = int(value)
+    except ValueError:
+        number = -1
+    if not least <= number <= _MOST:
+        raise _usage_error(f"{source} is not valid; {allowed}")
+    return number
 
 
 def report_mode(config: pytest.Config) -> str:

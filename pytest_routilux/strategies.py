@@ -75,8 +75,8 @@ def payloads(
     >>> from pytest_routilux.strategies import payloads
     >>> def pay(order: str, cents: int = 0):
     ...     return {"receipt": order}
-    >>> find(payloads(FlowFactory()(chain=[pay]), "pay"), lambda params: params["order"] > "a")
-    {'order': 'aa'}
+    >>> find(payloads(FlowFactory()(chain=[pay]), "pay"), lambda params: len(params["order"]) == 2)
+    {'order': '00'}
     """
     handler = _slot_of(flow, entry, slot)
     names = handler.binding.names

@@ -181,6 +181,7 @@ class Flow:
         self._gathers: Gathers | None = None  # made with the first plan of that graph
         self._gathers_of: Graph | None = None
         self._declared = 0  # slots and events that existed when the graph was made
+        self._has_async = False  # whether a slot had an async handler then
 
     # --- building it ----------------------------------------------------------------------------
 
@@ -313,19 +314,28 @@ class Flow:
             )
             self._gathers_of = graph
         default = self._error_handler or _STOP
-        plan = Plan(
-            self.flow_id,
-            shape,
-            dict(self._routines),
-            routes,
-            self.max_workers if strategy == "concurrent" else 1,
-            {name: routine._error_handler or default for name, routine in self._routines.items()},
-            self._gathers,
-            any(s.is_async for r in self._routines.values() for s in r._slots.values()),
-        )
-        if self._plan is None or not self._plan.is_like(plan):
-            self._plan = plan
-        return self._plan  # that of the last job if nothing has changed: jobs share it
+        handlers = {name: r._error_handler or default for name, r in self._routines.items()}
+        width = self.max_workers if strategy == "concurrent" else 1
+        plan = self._plan
+        if (
+            plan is None
+            or plan.routes is not routes
+            or plan.flow_id != self.flow_id
+            or plan.width != width
+            or plan.handlers != handlers
+            or plan.routines != self._routines
+        ):
+            plan = self._plan = Plan(
+                self.flow_id,
+                shape,
+                dict(self._routines),
+                routes,
+                width,
+                handlers,
+                self._gathers,
+                self._has_async,
+            )
+        return plan  # that of the last job if nothing has changed: jobs share it
 
     def _shape_and_routes(self) -> Graph:
         # A routine may have been given slots and events after it was added.
@@ -333,6 +343,9 @@ class Flow:
         if self._graph is None or self._declared != declared:
             self._graph = graph_of(self._routines, self._connections, self._splits)
             self._declared = declared
+            self._has_async = any(
+                slot.is_async for r in self._routines.values() for slot in r._slots.values()
+            )
         return self._graph
 
     def to_mermaid(self) -> str:

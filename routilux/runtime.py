@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from routilux.core.commits import Commit
+    from routilux.engine.async_steps import EventLoopQueue
     from routilux.engine.observers import ObserverFailure
     from routilux.flow import Flow, JobOptions, Params, ResumeOptions
     from routilux.graph.plan import ExecutionStrategy, Plan
@@ -170,21 +171,14 @@ class Runtime:
         queue = self.environment.async_steps.queue(event_loop)
         stopped = event_loop.create_future()
 
-        def begin() -> Drive:
-            drive = self._new(flow, entry, params, **options)
-            drive.queue = queue
-            drive.on_stop = partial(_wake, stopped)
-            if self.store is None:
-                self.threads.drive_on_event_loop(drive, queue)
-            else:  # its commits wait for the store, in another thread
-                self.threads.drive_in_background(drive)
-            return drive
-
         beginning: asyncio.Future[Drive] | None = None
         if self.store is None:
-            drive = begin()
+            drive = self._begin_awaited(queue, stopped, flow, entry, params, options)
         else:
+            begin = partial(self._begin_awaited, queue, stopped, flow, entry, params, options)
             beginning = self.environment.async_steps.call(copy_context().run, begin)
+            del begin
+        del flow, entry, params, options  # while it waits, the job should need little memory
         try:
             if beginning is not None:
                 drive = await asyncio.shield(beginning)
@@ -205,6 +199,24 @@ class Runtime:
         if drive.error is not None:
             raise drive.error
         return drive.machine.job
+
+    def _begin_awaited(
+        self,
+        queue: EventLoopQueue,
+        stopped: asyncio.Future[None],
+        flow: Flow,
+        entry: str,
+        params: Params,
+        options: JobOptions,
+    ) -> Drive:
+        drive = self._new(flow, entry, params, **options)
+        drive.queue = queue
+        drive.on_stop = partial(_wake, stopped)
+        if self.store is None:
+            self.threads.drive_on_event_loop(drive, queue)
+        else:  # its commits wait for the store, in another thread
+            self.threads.drive_in_background(drive)
+        return drive
 
     async def _cancel_awaited(self, drive: Drive) -> bool:
         """Cancel a job whose awaiting task was cancelled; return whether only async steps run."""

@@ -53,7 +53,7 @@ LAYERS: Final = {
         ("results",),
         ("checks",),
         ("orders",),
-        ("other_hosts",),
+        ("other_hosts", "pairs"),
         ("isolation", "replay"),
         ("explore",),
         ("shrink", "determinism"),

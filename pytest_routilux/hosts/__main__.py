@@ -20,7 +20,7 @@ import signal
 import sys
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.frames import object_named
 from pytest_routilux.hosts.child import die_with_parent
@@ -195,16 +195,10 @@ def _roundtrip(folder: Path, request: Request) -> None:
     _write_report(folder, {})
 
 
-def _call(folder: Path, request: Request) -> None:
-    report = _function(request["function"])(lambda: _built(request), request)
-    _write_report(folder, cast("Mapping[str, object]", report))
-
-
 _TASKS: Final[Mapping[str, Callable[[Path, Request], None]]] = {
     "start": _start,
     "resume": _resume,
     "roundtrip": _roundtrip,
-    "call": _call,
 }
 
 

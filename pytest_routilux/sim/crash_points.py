@@ -12,7 +12,7 @@ from bisect import bisect_right
 from dataclasses import replace
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from pytest_routilux.sim.simulator.model import ENDED, Call, CrashPoint
 from pytest_routilux.text import shorten
@@ -89,7 +89,12 @@ class _Points:
 
     def all(self) -> Iterator[CrashPoint]:
         commits = calls = 0
+        first = None if self._run.crash is None else self._run.crash[1]
         for at, _, what in self._entries:
+            if first is not None and commits + calls < first.commits + first.calls:
+                commits += isinstance(what, Commit)
+                calls += isinstance(what, Call)
+                continue
             yield from self._at_awaits(commits, calls)
             if isinstance(what, Call):
                 yield from self._around_effect(what, _Instant(commits, calls, at))
@@ -97,6 +102,7 @@ class _Points:
             elif isinstance(what, Commit):
                 yield from self._around_write(what, _Instant(commits, calls, at))
                 commits += 1
+        yield from self._in_sleeps()
 
     def _at_awaits(self, commits: int, calls: int) -> Iterator[CrashPoint]:
         """Yield the points at the awaits between two entries of the log."""
@@ -117,6 +123,26 @@ class _Points:
             yield self._point(step, "at an await", name, text, instant)
             self._awaits += 1
 
+    def _in_sleeps(self) -> Iterator[CrashPoint]:
+        for step, instants in self._run.host.sleeps:
+            task, attempt = step.task, step.attempt
+            for number, at in enumerate(instants, 1):
+                point = self._point(
+                    (task.task_id, task.routine_id, attempt),
+                    "in a sleep",
+                    f"{task.task_id}@a{attempt}.sleep{number}",
+                    f"task {task.task_id} {task.routine_id}, attempt {attempt}: in the middle of"
+                    f" ctx.sleep #{number}",
+                    self._at(at),
+                )
+                yield replace(point, awaits=bisect_right(self._pauses, at))
+
+    def _at(self, at_ns: int, lo: int = 0) -> _Instant:
+        """Return the instant `at_ns`, which is not before entry `lo` of the log."""
+        seen = bisect_right(self._times, at_ns, lo=lo)
+        known = sum(isinstance(entry[2], Commit) for entry in self._entries[:seen])
+        return _Instant(known, seen - known, at_ns)
+
     def _around_effect(self, call: Call, before: _Instant) -> Iterator[CrashPoint]:
         kind: Kind = "around an effect"
         step = (call.task_id, call.routine_id, call.attempt)
@@ -126,9 +152,8 @@ class _Points:
         after = before._replace(calls=before.calls + 1)
         yield self._point(step, kind, f"{place}.before", f"{who}: before {effect}", before)
         yield self._point(step, kind, place, f"{who}: after {effect}, before its commit", after)
-        if call.routine_id not in self._deadlines:
-            text = f"{who}: after {effect}; no host runs for an hour"
-            yield self._point(step, kind, f"{place}.long", text, after, after.at_ns + _LONG)
+        text = f"{who}: after {effect}; no host runs for an hour"
+        yield self._long(step, kind, f"{place}.long", text, after, after.at_ns + _LONG)
 
     def _around_write(self, commit: Commit, before: _Instant) -> Iterator[CrashPoint]:
         step = (commit.task_id, commit.routine_id, commit.attempt)
@@ -155,7 +180,8 @@ class _Points:
         text = f"{who}: the store keeps {what} and does not answer"
         yield self._point(step, "store does not answer", f"{start}.unanswered", text, before)
         yield self._point(step, "after a write", end, f"{who}: right after {what}", after)
-        if self._run.states[after.commits].status in ENDED:
+        state = self._run.states[after.commits]
+        if state.status in ENDED:
             return
         text = f"{who}: right after {what}, and again when the next host has just resumed"
         yield self._point(step, "in a recovery", f"{end}.recovery", text, after)
@@ -164,6 +190,9 @@ class _Points:
             yield self._point(step, "by document", f"{end}.document", text, after)
         if commit.due_ns is not None and commit.delay_ns:
             yield from self._in_wait(commit, after, who, step)
+        else:
+            text = f"{who}: right after {what}; no host runs for an hour"
+            yield self._long(step, "no host", f"{end}.long", text, after, after.at_ns + _LONG)
 
     def _in_wait(
         self, commit: Commit, after: _Instant, who: str, step: _Step
@@ -176,20 +205,22 @@ class _Points:
             ("mid", (start + due) // 2, "in the middle of the wait"),
             ("late", due - 1, "1 ns before the retry is due"),
         ):
-            seen = bisect_right(self._times, at, lo=after.commits + after.calls)
-            known = sum(isinstance(entry[2], Commit) for entry in self._entries[:seen])
-            then = _Instant(known, seen - known, at)
+            then = self._at(at, after.commits + after.calls)
             point = self._point(step, "in a wait", f"{place}.{name}", f"{what}, {where}", then)
             yield replace(point, awaits=bisect_right(self._pauses, at, lo=self._awaits))
-        if commit.routine_id in self._deadlines:
-            return  # the deadline would pass while no host runs
+        then = after._replace(at_ns=start)
         for name, resume, where in (
             ("overdue", due + 1, "until 1 ns after the retry was due"),
             ("long", due + _LONG, "until an hour after the retry was due"),
         ):
             text = f"{what}, at the start of the wait; no host runs {where}"
-            then = after._replace(at_ns=start)
-            yield self._point(step, "in a wait", f"{place}.{name}", text, then, resume)
+            yield self._long(step, "in a wait", f"{place}.{name}", text, then, resume)
+
+    def _long(self, step: _Step, *point: Any) -> CrashPoint:
+        """Return a point after which no host runs for so long that a deadline may pass."""
+        found = self._point(step, *point)
+        waiting = {task.routine_id for task in self._run.states[found.commits].pending_tasks}
+        return replace(found, outlasts=found.outlasts or bool(self._deadlines & waiting))
 
     def _point(
         self,
@@ -204,6 +235,8 @@ class _Points:
         unique = next(name for name in names if name not in self._names)
         self._names.add(unique)
         resume_ns = instant.at_ns if resume_ns is None else resume_ns
-        return CrashPoint(
-            kind, unique, text, *instant, resume_ns, *step, self._awaits, self._run.order
-        )
+        order, crash = self._run.order, self._run.crash
+        first = None if crash is None else crash[1]
+        outlasts = first is not None and first.outlasts
+        counted = (*instant, resume_ns, *step, self._awaits)
+        return CrashPoint(kind, unique, text, *counted, order, first, outlasts)

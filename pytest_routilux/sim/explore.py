@@ -11,6 +11,7 @@ Invariants:
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from time import perf_counter
 from types import ModuleType
 from typing import TYPE_CHECKING, Final
@@ -36,11 +37,14 @@ from pytest_routilux.sim.oracle import (
 from pytest_routilux.sim.orders.races import OrderChecks
 from pytest_routilux.sim.orders.try_orders import OrderRuns
 from pytest_routilux.sim.other_hosts import OtherHosts
+from pytest_routilux.sim.pairs import crash_pairs, second_points, try_pair
 from pytest_routilux.sim.recovery import read_back, run_undisturbed, run_variation
 from pytest_routilux.sim.repeats import REPEAT, changed_shape, changed_values, shape_of
+from pytest_routilux.sim.repro import Repro
 from pytest_routilux.sim.results import (
     Checks,
     Coverage,
+    CrashAt,
     Exploration,
     Failure,
     Outcome,
@@ -54,27 +58,28 @@ from pytest_routilux.sim.simulator.store_files import store_name
 from routilux import UnserializableError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from pytest_routilux.sim.simulator.model import (
         Case,
         CrashPoint,
+        Disturbed,
         Undisturbed,
     )
-
-    Choose = Callable[[list[CrashPoint]], list[CrashPoint]]
 
 _MOST_OBJECTS: Final = 10_000  # that are searched for a double
 
 
-def explore(case: Case, start_ns: int, checks: Checks, choose: Choose | None = None) -> Exploration:
-    """Run a case without a crash, then once for each crash point."""
+def explore(
+    case: Case, start_ns: int, checks: Checks, only: Repro | CrashAt | None = None
+) -> Exploration:
+    """Run a case without a crash, then once for each crash point, or only as `only` says."""
     begun = perf_counter()
-    coverage = Coverage()
+    coverage = Coverage(shard=checks.scope.shard)
     if case.store is not None:
         coverage.notes.append(f"each host opens the files anew: store={store_name(case.store)}")
     with ForkedHosts(case, start_ns, coverage, isolated=checks.isolated) as hosts:
-        result = _explore(case, start_ns, checks, coverage, choose, hosts)
+        result = _explore(case, start_ns, checks, coverage, only, hosts)
     coverage.seconds = perf_counter() - begun
     return result
 
@@ -84,7 +89,7 @@ def _explore(
     start_ns: int,
     checks: Checks,
     coverage: Coverage,
-    choose: Choose | None,
+    only: Repro | CrashAt | None,
     hosts: ForkedHosts,
 ) -> Exploration:
     reference = run_reference(case, start_ns, checks, coverage, hosts)
@@ -104,9 +109,13 @@ def _explore(
         return result
     if other is not None and checks.scope.tape is not None:
         run, other = other, None
-    points = crash_points(run, documents=saved)
-    if choose is not None:
-        points, other = choose(points), None
+    points = every = crash_points(run, documents=saved)
+    if only is not None:
+        points, other = only.points(points), None
+    if isinstance(only, Repro) and only.second is not None:
+        again, seconds = second_points(run, points[0])
+        _add(result, *try_pair(again, only.second_point(seconds), checks, result))
+        return result
     _crash_at(points, run, checks, result)
     if other is not None:
         _crash_at(new_points(run, other), other, checks, result)
@@ -124,6 +133,13 @@ def _explore(
         reference.finding = check_next_job(reference, start_ns, checks)
     if not failures and reference.finding is None:
         reference.finding = broken_lifecycle(run)
+    if checks.scope.crashes == "pairs" and only is None:
+        if result.failures or reference.finding is not None:
+            coverage.notes.append("pairs of crashes: not tried, a single crash shows a failure")
+            return result
+        for disturbed, found_in_pair in crash_pairs(run, every, checks, result):
+            _add(result, disturbed, found_in_pair)
+            checks.progress(coverage)
     return result
 
 
@@ -131,22 +147,29 @@ def _crash_at(
     points: Sequence[CrashPoint], run: Undisturbed, checks: Checks, result: Exploration
 ) -> None:
     """Crash a run at each of `points`, and add what is found to `result`."""
-    coverage, simplest = result.coverage, result.disturbed
+    coverage, points = result.coverage, checks.scope.part(points)
     coverage.planned.update(point.kind for point in points)
     others = OtherHosts(result.reference, run, checks, coverage)
     for point in points:
         disturbed, finding = others.recover(point)
         if disturbed.executed:
             coverage.executed[point.kind] += 1
-        if finding is not None:
-            result.failures.append(Failure(point, finding))
-            best = simplest.setdefault(finding.signature, disturbed).point
-            if best is not None and point.simplicity < best.simplicity:
-                simplest[finding.signature] = disturbed
+        _add(result, disturbed, finding)
+        checks.progress(coverage)
     if not result.failures and (found := others.environment()):
         finding, disturbed = found
-        assert disturbed.point is not None
-        result.failures.append(Failure(disturbed.point, finding))
+        _add(result, disturbed, finding)
+
+
+def _add(result: Exploration, disturbed: Disturbed, finding: Finding | None) -> None:
+    """Add what a run with a crash has shown to `result`."""
+    point, simplest = disturbed.point, result.disturbed
+    if finding is None:
+        return
+    assert point is not None, "the run has a crash"
+    result.failures.append(Failure(point, finding))
+    best = simplest.setdefault(finding.signature, disturbed).point
+    if best is not None and point.simplicity < best.simplicity:
         simplest[finding.signature] = disturbed
 
 
@@ -248,13 +271,14 @@ def _reference_of_orders(
     runs = OrderRuns(start_ns, OrderChecks(run, checks, known.mask), coverage)
     runs.run(known)
     by_order = varying(known.view, runs.views, ordered=False)
-    other = None
+    other, broken = None, None
     if runs.choices and scope.crashes != "none" and scope.schedules != "fifo":
         other = run_undisturbed(run.case, start_ns, scope.tape or Reversed())
         coverage.runs += 1
-        if check_undisturbed(other) is not None:
-            other = None
-    finding, disturbed = runs.shown or (None, None)
+        broken = check_undisturbed(other)
+        if broken is not None:
+            other, broken = None, replace(broken, what=f"in another order: {broken.what}")
+    finding, disturbed = runs.shown or (broken, None)
     return Reference(
         run,
         known.view,

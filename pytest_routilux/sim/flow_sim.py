@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from textwrap import wrap
 from typing import TYPE_CHECKING, Final
 
@@ -19,9 +20,11 @@ import pytest
 
 from pytest_routilux.faults.faults import NEVER_STRUCK, Fault
 from pytest_routilux.handler_assertions import ADVICE, failed_assertion
+from pytest_routilux.report.progress import Progress
 from pytest_routilux.report.run_facts import facts_of
-from pytest_routilux.settings import assertions_count, report_look
-from pytest_routilux.sim.determinism.check import check_determinism
+from pytest_routilux.settings import assertions_count, report_look, search
+from pytest_routilux.sim.determinism.check import UNTRIED, check_determinism
+from pytest_routilux.sim.determinism.rerun import answer_request, rows_by_seed
 from pytest_routilux.sim.determinism.swallowed_crash import swallowed_crash
 from pytest_routilux.sim.explain.explain import explain_cause, not_compared
 from pytest_routilux.sim.explore import explore, run_reference
@@ -38,6 +41,7 @@ from pytest_routilux.sim.results import (
     Scope,
     checked_crashes,
     checked_schedules,
+    checked_shard,
 )
 from pytest_routilux.sim.shrink import Cause, shrink
 from pytest_routilux.sim.simulator.effects import Effect
@@ -49,15 +53,15 @@ from pytest_routilux.text import error_text, shorten
 from routilux import Flow, FlowDefinitionError, JobStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
 
     from pytest_routilux.sim.replay.judge import Replay
-    from pytest_routilux.sim.results import Crashes, Schedules
-    from pytest_routilux.sim.simulator.model import CrashPoint, Finding, OpenStore
+    from pytest_routilux.sim.results import Crashes, Schedules, Shard
+    from pytest_routilux.sim.simulator.model import Finding, OpenStore
     from routilux import JobState, JobStore
 
-_PATCHES: Final = frozenset({"mocker", "monkeypatch"})
+_HASH_SEED: Final = "hash-seed"
 _LONGEST_ERROR: Final = 70
 _NO_BREAK_SPACE: Final = "\u00a0"
 
@@ -90,9 +94,12 @@ class FlowSim:
         self._node = node
         self._start_ns = start_ns  # of the wall clock when a job starts
         self._assertions = assertions_count(node.config)
+        self._search = search(node.config)
+        self._progress = Progress(node.config)
         self._repro = None if repro is None else Repro.parse(repro)
         self._numbers: Counter[int] = Counter()  # of effects, by step
         self._stale: list[str] = []
+        self._determinism = 0  # calls of `check_determinism`
         self._repeated = False
 
     def effect(
@@ -158,6 +165,7 @@ class FlowSim:
         isolated: bool = True,
         store: OpenStore | None = None,
         fresh: Callable[[], object] | None = None,
+        shard: Shard | None = None,
     ) -> Coverage:
         """Check that a crash at any point does not change a job's result.
 
@@ -177,6 +185,7 @@ class FlowSim:
             isolated=isolated,
             store=store,
             fresh=fresh,
+            shard=shard,
         )
 
     @staticmethod
@@ -210,13 +219,17 @@ class FlowSim:
         isolated: bool = True,
         store: OpenStore | None = None,
         fresh: Callable[[], object] | None = None,
+        shard: Shard | None = None,
     ) -> Coverage:
         """Check that neither an order of concurrent work nor a crash changes a job's result.
 
         `schedules` are the orders: "fifo" (first in, first out), "some" (a fixed set of others),
         "all" that can differ, `flow_sim.random(n)` or `flow_sim.pct(n)`. The results must be those
         of runs one task at a time. `crashes` are "none", "every" crash point in FIFO order and
-        in one other order, or "pairs" of crashes; a `CrashAt` is a single one.
+        in one other order, or "pairs": the run that follows each crash is crashed again;
+        a `CrashAt` is a single one.
+        If "all" or "pairs" are too many for the budget (`--routilux-runs`), the test fails: what
+        was tried is no proof. `shard` tries one part of the orders and points, see `shards`.
         The undisturbed job must end with the status `ends`, by default "completed" unless the test
         checks the end by `invariant`, `always` or `view`. `invariant` must hold for every outcome,
         and `always` for the job after every commit: each raises an AssertionError or returns a
@@ -238,17 +251,18 @@ class FlowSim:
         case = self._case(build, entry, params, slot, faults, always, store, fresh)
         if ends is None and (invariant, always, view) == (None, None, None):
             ends = JobStatus.COMPLETED
-        scope = Scope(checked_schedules(schedules), checked_crashes(crashes))
-        checks = Checks(invariant, view, isolated, _status(ends), scope)
+        scope = self._scope(schedules, crashes, shard)
+        checks = Checks(invariant, view, isolated, _status(ends), scope, self._show)
         repeated = None
-        if self._repro is not None:
-            try:
-                repeated = self._repeat(case, checks, self._repro)
-            except (StaleError, StaleTapeError) as error:
-                self._stale.append(str(error))  # it may fit another simulation of the test
-        choose = crashes.of if isinstance(crashes, CrashAt) else None
-        case, result = repeated or (case, explore(case, self._start_ns, checks, choose))
-        if choose is not None:
+        with self._progress:
+            if self._repro is not None:
+                try:
+                    repeated = self._repeat(case, checks, self._repro)
+                except (StaleError, StaleTapeError) as error:
+                    self._stale.append(str(error))  # it may fit another simulation of the test
+            only = crashes if isinstance(crashes, CrashAt) else None
+            case, result = repeated or (case, explore(case, self._start_ns, checks, only))
+        if only is not None:
             result.coverage.orders_left = None
             result.coverage.notes.append(f"one crash point alone, as crashes={crashes!r} says")
         self._repeated = self._repeated or repeated is not None
@@ -268,7 +282,23 @@ class FlowSim:
                 " of the flow differ, flow_sim.check_determinism shows the first difference",
                 pytrace=False,
             )
+        if repeated is None and (coverage.pairs_left or coverage.orders_left):
+            _fail_cut(coverage, scope)
         return coverage
+
+    def _show(self, coverage: Coverage) -> None:
+        left = coverage.planned.total() - coverage.executed.total()
+        self._progress.show(coverage.runs, left)
+
+    def _scope(self, schedules: object, crashes: object, shard: object) -> Scope:
+        runs, seed = self._search
+        return Scope(
+            checked_schedules(schedules),
+            checked_crashes(crashes),
+            runs=runs,
+            seed=seed,
+            shard=checked_shard(shard),
+        )
 
     def check_determinism(
         self,
@@ -279,6 +309,7 @@ class FlowSim:
         slot: str = "trigger",
         faults: Sequence[Fault] = (),
         fresh: Callable[[], object] | None = None,
+        excuse: Collection[str] = (),
     ) -> None:
         """Check that several runs of one job write the same records.
 
@@ -286,15 +317,34 @@ class FlowSim:
         differ, not the steps; with another hash seed nothing may. `fresh` is called before each
         run, as by `crash_everywhere`. Fails the test with the first record that differs, and the
         call that made it.
+
+        For another hash seed the test runs again in new Python processes, up to this call. If that
+        is not possible the test fails, unless `excuse` is ["hash-seed"].
         """
         __tracebackhide__ = True
         case = self._case(build, entry, params, slot, faults, fresh=fresh)
-        # A fresh interpreter would call the functions that the test has patched.
-        patched = not _PATCHES.isdisjoint(getattr(self._node, "fixturenames", ()))
+        unknown = [name for name in excuse if name != _HASH_SEED]
+        if unknown or isinstance(excuse, str):
+            raise FlowDefinitionError(
+                f"excuse={excuse!r} names nothing that can be left out; known: [{_HASH_SEED!r}]"
+            )
+        self._determinism += 1
+        number = self._determinism
+        if answer_request(self._node, number, case, self._start_ns):
+            return
+        rows = None if excuse else partial(rows_by_seed, self._node, number)
         coverage = Coverage()
-        finding = check_determinism(case, self._start_ns, fresh=not patched, coverage=coverage)
+        finding = check_determinism(case, self._start_ns, rows_by_seed=rows, coverage=coverage)
+        if finding is not None and finding.kind == UNTRIED:
+            pytest.fail(
+                f"another hash seed was not tried: {finding.what}; mend that, or pass"
+                f" excuse=[{_HASH_SEED!r}] to do without (the order of sets and hash())",
+                pytrace=False,
+            )
         if finding is not None:
             self._fail(case, Checks(), finding)
+        if excuse:
+            coverage.notes.append("runs with another hash seed: not tried, by excuse=")
         _refuse_idle(case.faults)
         self._report("  🔁 all runs wrote the same records", coverage.notes)
 
@@ -371,14 +421,12 @@ class FlowSim:
 
     def _repeat(self, case: Case, checks: Checks, repro: Repro) -> tuple[Case, Exploration]:
         applied = repro.applied(case, case.build())
+        scope = replace(checks.scope, shard=None)
         if repro.tape is not None:
             crashes: Crashes = "none" if repro.place is None else "every"
-            checks = replace(checks, scope=replace(checks.scope, tape=repro.tape, crashes=crashes))
-
-        def choose(points: list[CrashPoint]) -> list[CrashPoint]:
-            return [] if repro.place is None else [repro.point(points)]
-
-        return applied, explore(applied, self._start_ns, checks, choose)
+            scope = replace(scope, tape=repro.tape, crashes=crashes)
+        checks = replace(checks, scope=scope)
+        return applied, explore(applied, self._start_ns, checks, repro)
 
     def _add_facts(self, result: Exploration, repro: Repro | None) -> None:
         coverage, error = result.coverage, _job_error(result)
@@ -470,6 +518,20 @@ def _refuse_idle(faults: Sequence[Fault]) -> None:
     idle = [repr(fault) for fault in faults if not (fault.struck or fault.may_miss)]
     if idle:
         pytest.fail(NEVER_STRUCK.format(", ".join(idle)), pytrace=False)
+
+
+def _fail_cut(coverage: Coverage, scope: Scope) -> None:
+    __tracebackhide__ = True
+    what, instead = "orders", "schedules='some'"
+    if coverage.pairs_left:
+        what, instead = "crash points", "crashes='every'"
+    pytest.fail(
+        f"{coverage.word} {what}: no failure was found, but the budget of {scope.runs:,} runs, with"
+        " 4 ms of processor time for each, was used up, so this is no proof. Give more runs by"
+        " --routilux-runs=N, split the search by pytest_routilux.shards(n), or ask for"
+        f" {instead}",
+        pytrace=False,
+    )
 
 
 def _job_error(result: Exploration) -> str | None:

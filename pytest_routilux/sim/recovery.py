@@ -46,7 +46,7 @@ from routilux.codec.equality import first_difference
 from routilux.core.replay import follow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from pytest_routilux.sim.simulator.model import CrashPoint, Pace
     from pytest_routilux.sim.simulator.scheduler import Order, Scheduler
@@ -70,11 +70,27 @@ def run_undisturbed(case: Case, start_ns: int, order: Order = FIFO_ORDER) -> Und
         order = scheduler.tape
     if not world.commits and isinstance(hosts[-1].error, FlowDefinitionError | UnserializableError):
         raise hosts[-1].error
-    durable: list[Commit] = []
-    job = JobState(case.job_id)
-    states = [job.copy()]
-    merged = hosts[-1]
-    for commit in world.commits:
+    return _read_durable(Undisturbed(case, world, hosts[-1], [], [], order=order), hosts[:-1])
+
+
+def run_recovered(run: Undisturbed, disturbed: Disturbed) -> Undisturbed:
+    """Return the run after a crash in `run` as one whose hosts can be crashed again."""
+    point = disturbed.point
+    assert point is not None
+    begun = run.durable[: point.commits], run.states[: point.commits + 1]
+    *before, last = disturbed.hosts
+    again = Undisturbed(run.case, disturbed.world, last, *begun, crash=(run, point))
+    return _read_durable(again, before)
+
+
+def _read_durable(run: Undisturbed, hosts: Sequence[Host]) -> Undisturbed:
+    """Read the commits of a run back, from its last durable one, and merge the earlier hosts."""
+    case, world, merged = run.case, run.world, run.host
+    durable, states = run.durable, run.states
+    if not states:
+        states.append(JobState(case.job_id))
+    job = states[-1].copy()
+    for commit in world.commits[len(durable) :]:
         path = f"$.{case.job_id}[{commit.seq}]"
         try:
             durable.append(Commit.load(codec.loads(commit.dumps()), path))
@@ -87,16 +103,16 @@ def run_undisturbed(case: Case, start_ns: int, order: Order = FIFO_ORDER) -> Und
             )
             break
         states.append(job.copy())
-    for host in reversed(hosts[:-1]):
+    for host in reversed(hosts):
         merged.findings[:0] = host.findings
         merged.steps[:0] = host.steps
+        merged.sleeps[:0] = host.sleeps
         merged.errors = {**host.errors, **merged.errors}
         merged.reads |= host.reads
         merged.unspent |= host.unspent
         merged.retry_after = {**host.retry_after, **merged.retry_after}
-    run = Undisturbed(case, world, merged, durable, states, order=order)
     if world.files is not None:
-        for number in range(len(states)):
+        for number in range(0 if run.crash is None else run.crash[1].commits, len(states)):
             stored = world.files.cut(number).stored_job(case.job_id, world)
             if isinstance(stored, Finding):
                 run.store_findings[number] = stored
@@ -160,10 +176,7 @@ def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
         return Disturbed(point, world, hosts, fault.struck == 1, run.order)
     if case.fresh is not None:
         _run_until(run, point)
-    world = run.world.cut(point.commits, point.calls, point.at_ns)
-    world.commits = run.durable[: point.commits]
-    world.add_note(point.at_ns, Note("crash"))
-    world.now_ns = point.resume_ns
+    world = _cut(run, point)
     if point.commits in run.store_findings:
         host = Host(run.host.flow, store_finding=run.store_findings[point.commits])
         return Disturbed(point, world, [host], True, run.order)
@@ -183,12 +196,29 @@ def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
     return Disturbed(point, world, [*dead, *hosts], executed, run.order)
 
 
+def _cut(run: Undisturbed, point: CrashPoint) -> World:
+    """Return the world in which the next host resumes the job after a crash."""
+    world = run.world.cut(point.commits, point.calls, point.at_ns)
+    world.commits = run.durable[: point.commits]
+    world.add_note(point.at_ns, Note("crash"))
+    world.now_ns = point.resume_ns
+    return world
+
+
 def read_back(flow: Flow, job: JobState) -> SavedState | Finding:
     """Save a job as a document and load it again; return a finding if it can't be read.
 
-    Raises `UnserializableError` if a value of the user can't be saved.
+    Raises `UnserializableError` if an argument of the flow can't be saved.
     """
-    data = SavedState.capture(flow, job).to_bytes()
+    try:
+        data = SavedState.capture(flow, job).to_bytes()
+    except UnserializableError:
+        try:
+            job.dumps()
+        except UnserializableError as error:
+            what = f"the job can't be saved, but all its commits were: {error}"
+            return Finding("document-unsaved", what, "engine.document")
+        raise
     try:
         document = SavedState.from_bytes(data)
     except SavedStateError as error:
@@ -207,7 +237,14 @@ def _run_until(run: Undisturbed, point: CrashPoint) -> None:
 
     An async handler in flight runs to the next await of any of them.
     """
-    run.case.reset()
+    world, job = None, None
+    if run.crash is None:
+        run.case.reset()
+    else:
+        before, first = run.crash
+        _run_until(before, first)
+        world, job = _cut(before, first), before.states[first.commits]
+        world.files = None
     in_flight = point.kind in _IN_FLIGHT or any(
         commits == point.commits and step.started_ns < point.at_ns
         for commits, step in run.host.steps
@@ -217,13 +254,13 @@ def _run_until(run: Undisturbed, point: CrashPoint) -> None:
     dies_at = None
     if in_flight and awaits and awaits[0].commits == point.commits:
         dies_at = point.awaits
-    if seq:
+    if seq > (0 if job is None else job.seq):
         dies = _FailsAt(seq, HostCrash(), durable=not in_flight)
         case = replace(run.case, faults=(dies, *run.case.faults), store=None)
         for fault in case.faults:
-            fault.begin(0)
-        world = World(run.durable[0].at_ns)
-        run_host(case, world, scheduler=run.order.scheduler(), dies_at=dies_at)
+            fault.begin(0 if job is None else job.seq)
+        world = world or World(run.durable[0].at_ns)
+        run_host(case, world, job, scheduler=run.order.scheduler(), dies_at=dies_at)
 
 
 class _FailsAt(Fault):

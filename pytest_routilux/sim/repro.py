@@ -33,13 +33,15 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.simulator.scheduler import Order
     from routilux import Flow
 
-_FORM: Final = "R1.<4 hex digits>.<crash point, fifo or order>[+<order>][+f1[+f2]]"
+_FORM: Final = "R1.<4 hex digits>.<crash point, fifo or order>[+<second crash>][+<order>][+f1[+f2]]"
 _DEVIATION: Final = "(?:0|[1-9][0-9]{0,5})-[1-9][0-9]{0,5}"
 _TAPE: Final = f"[oq](?:{_DEVIATION}(?:_{_DEVIATION})*)?"
+_OTHER: Final = f"(?:fifo|f[0-9]+|{_TAPE})"  # a name of this form is escaped
+_PLACE: Final = rf"(?!{_OTHER}(?:\+|$))(?:[A-Za-z0-9_.~@-]|%[0-9A-F]{{2}})+"
 _LONGEST_NAME: Final = 80
 _WRITTEN: Final = re.compile(
     r"R1\.([0-9a-f]{4})\."
-    rf"(?:fifo|({_TAPE})(?=\+|$)|((?:[A-Za-z0-9_.~@-]|%[0-9A-F]{{2}})+)(?:\+({_TAPE}))?)"
+    rf"(?:fifo|({_TAPE})(?=\+|$)|({_PLACE})(?:\+({_PLACE}))?(?:\+({_TAPE}))?)"
     r"((?:\+f[1-9][0-9]{0,19})*)"
 )
 _IN_QUOTES: Final = re.compile(r"[^\"$`\\!\x00-\x1f\x7f]*")
@@ -53,8 +55,9 @@ class StaleError(Exception):
 class Repro:
     """A reproducer, which identifies one failure of a test.
 
-    `place` is the name of a crash point as it is written here; without it nothing crashes. `tape`
-    is the order of the work, None for FIFO. `faults` are the numbers, from 1, of the case's faults
+    `place` is the name of a crash point as it is written here; without it nothing crashes. `second`
+    is the name of the crash point in the run after that crash, None for a single crash. `tape` is
+    the order of the work, None for FIFO. `faults` are the numbers, from 1, of the case's faults
     that it needs.
 
     >>> str(Repro("9f3c", "0.0@a1.effect1", faults=(1,)))
@@ -67,6 +70,7 @@ class Repro:
     place: str | None = None
     tape: Tape | None = None
     faults: tuple[int, ...] = ()
+    second: str | None = None
 
     @classmethod
     def of(
@@ -80,26 +84,30 @@ class Repro:
     ) -> Repro:
         """Make a reproducer for `case`; `faults=None` means all faults."""
         numbers = range(1, len(case.faults) + 1) if faults is None else faults
-        place = None if point is None else _written(point.name)
         tape = order if isinstance(order, Tape) else None
-        return cls(digest_of(case, flow), place, tape, tuple(numbers))
+        place = second = None
+        if point is not None:
+            place = _written(point.name)
+        if point is not None and point.first is not None:
+            place, second = _written(point.first.name), place
+        return cls(digest_of(case, flow), place, tape, tuple(numbers), second)
 
     @classmethod
     def parse(cls, text: str) -> Repro:
         """Parse the text of a reproducer; raises `pytest.UsageError` if invalid."""
         match = _WRITTEN.fullmatch(text)
-        faults = tuple(map(int, match[5].split("+f")[1:])) if match else ()
-        order = None if match is None else match[2] or match[4]
+        faults = tuple(map(int, match[6].split("+f")[1:])) if match else ()
+        order = None if match is None else match[2] or match[5]
         tape = None if order is None else Tape.parse(order)
         if match is None or not _ascend(faults) or (tape and not _is_written(tape, order)):
             raise pytest.UsageError(
                 f"--routilux-repro={shown(text, 120)} is not a valid reproducer; write"
                 f" {_FORM}, with the numbers of the faults in ascending order"
             )
-        return cls(match[1], match[3], tape, faults)
+        return cls(match[1], match[3], tape, faults, match[4])
 
     def __str__(self) -> str:
-        parts = [part for part in (self.place, self.tape) if part is not None]
+        parts = [part for part in (self.place, self.second, self.tape) if part is not None]
         faults = [f"f{number}" for number in self.faults]
         return f"R1.{self.digest}.{'+'.join(map(str, [*(parts or ['fifo']), *faults]))}"
 
@@ -119,12 +127,15 @@ class Repro:
             )
         return replace(case, faults=tuple(case.faults[number - 1] for number in self.faults))
 
-    def point(self, points: Sequence[CrashPoint]) -> CrashPoint:
-        """Return this reproducer's crash point; raises `StaleError` if missing."""
-        for point in points:
-            if _written(point.name) == self.place:
-                return point
-        raise StaleError(f"the run without a crash has no crash point {self.place}")
+    def points(self, points: Sequence[CrashPoint]) -> list[CrashPoint]:
+        """Return this reproducer's point of the run; raises `StaleError` if missing."""
+        if self.place is None:
+            return []
+        return [_found(points, self.place, "the run without a crash")]
+
+    def second_point(self, points: Sequence[CrashPoint]) -> CrashPoint:
+        """Return the point of the run after the first crash; raises `StaleError` if missing."""
+        return _found(points, self.second, f"the run after the crash at {self.place}")
 
 
 def digest_of(case: Case, flow: Flow) -> str:
@@ -144,7 +155,9 @@ def repeat_command(item: pytest.Item, repro: Repro) -> str:
     # Only python -m puts the current folder on sys.path, which the test may need.
     as_module = Path(started[0]).name == "__main__.py"
     program = "python -m pytest" if as_module else "pytest"
-    return command(f"{Path(path).as_posix()}::{name}", repro, program)
+    seed: str | None = config.getoption("routilux_seed")
+    seeded = "" if seed is None else f" --routilux-seed={int(seed)}"
+    return command(f"{Path(path).as_posix()}::{name}", repro, program) + seeded
 
 
 def command(nodeid: str, repro: Repro, program: str = "pytest") -> str:
@@ -157,6 +170,13 @@ def command(nodeid: str, repro: Repro, program: str = "pytest") -> str:
     return f"{program} {quoted} --routilux-repro={repro}"
 
 
+def _found(points: Sequence[CrashPoint], name: str | None, run: str) -> CrashPoint:
+    for point in points:
+        if _written(point.name) == name:
+            return point
+    raise StaleError(f"{run} has no crash point {name}")
+
+
 def _is_written(tape: Tape, order: str | None) -> bool:
     return str(tape) == order and _ascend([*tape.deviations])
 
@@ -167,7 +187,7 @@ def _ascend(numbers: Sequence[int]) -> bool:
 
 def _written(name: str) -> str:
     text = quote_from_bytes(name.encode("utf-8", "surrogatepass"), safe="@")
-    if re.fullmatch(f"fifo|{_TAPE}", text):
+    if re.fullmatch(_OTHER, text):
         return f"%{ord(text[0]):02X}{text[1:]}"
     if len(text) <= _LONGEST_NAME:
         return text

@@ -18,13 +18,14 @@ from pytest_routilux.sim.explore import explore, run_reference
 from pytest_routilux.sim.orders.races import OrderChecks
 from pytest_routilux.sim.orders.try_orders import OrderRuns
 from pytest_routilux.sim.other_hosts import OF_HOSTS
+from pytest_routilux.sim.pairs import crash_pairs
 from pytest_routilux.sim.recovery import recover, run_undisturbed
 from pytest_routilux.sim.results import Coverage, Exploration
 from pytest_routilux.sim.simulator.scheduler import FIFO_ORDER, StaleTapeError, Tape
 from pytest_routilux.text import count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from pytest_routilux.sim.results import Checks, Reference
     from pytest_routilux.sim.simulator.model import Case, CrashPoint, Disturbed, Finding, Signature
@@ -130,16 +131,24 @@ class _Search:
         if reference.finding is not None:
             same = reference.finding.signature == self._signature
             return (reference, None, reference.finding) if same else None
-        points = crash_points(reference.run, documents=self._documents)
-        for point in sorted(points, key=lambda point: point.simplicity):
-            if self.coverage.runs >= _MOST_RUNS:
-                return None
-            disturbed = recover(reference.run, point)
-            self.coverage.runs += len(disturbed.hosts)
-            finding = check_disturbed(reference, disturbed, self._checks)
+        for disturbed, finding in self._crashes(reference):
             if finding is not None and finding.signature == self._signature:
                 return reference, disturbed, finding
+            if self.coverage.runs >= _MOST_RUNS:
+                return None
         return None
+
+    def _crashes(self, reference: Reference) -> Iterator[tuple[Disturbed, Finding | None]]:
+        """Yield the runs with one crash, the simplest first, then those with two."""
+        run, checks = reference.run, self._checks
+        points = crash_points(run, documents=self._documents)
+        for point in sorted(points, key=lambda point: point.simplicity):
+            disturbed = recover(run, point)
+            self.coverage.runs += len(disturbed.hosts)
+            yield disturbed, check_disturbed(reference, disturbed, checks)
+        if checks.scope.crashes == "pairs":
+            found = Exploration(reference, [], self.coverage)
+            yield from crash_pairs(run, points, checks, found)
 
     def with_nearest_order(self, cause: Cause) -> Cause:
         """Return `cause` in an order with as few deviations from FIFO as can be found."""
@@ -235,4 +244,4 @@ class _Search:
 
 
 def _crashes(point: CrashPoint | None) -> int:
-    return 0 if point is None else 2 if point.kind == "in a recovery" else 1
+    return 0 if point is None else point.crashes

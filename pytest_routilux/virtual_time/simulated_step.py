@@ -86,6 +86,7 @@ class Flight:
         "events",
         "handler",
         "loop",
+        "sleeps",
         "step",
         "threads",
     )
@@ -94,6 +95,7 @@ class Flight:
         self.driven = driven
         self.step = step
         self.effects = 0
+        self.sleeps: tuple[int, ...] = ()
         self.awaits = 0
         self.doubles = False
         self.handler: Any = None

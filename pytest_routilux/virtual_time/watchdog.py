@@ -3,7 +3,7 @@
 Invariants:
 - A step is blocked when it has waited for `routilux_blocked_after` seconds. Its wait is the real
   time in which it neither ends nor waits on its virtual clock, less four times the CPU time of its
-  thread.
+  thread, and less the time in which the thread waits for a processor of a busy machine.
 - So a handler that computes with a quarter of a CPU is never blocked, and one that polls in short
   waits is. If the system does not report the CPU time of a thread, computing counts as waiting.
   A step in a debugger is ignored, since it waits for a human.
@@ -34,7 +34,7 @@ from pytest_routilux.settings import blocked_after
 from pytest_routilux.virtual_time.blocked import blocked_report, waits_at
 from pytest_routilux.virtual_time.late_failures import record_failure
 from routilux import FakeClock, SystemClock
-from routilux.clocks.clock import thread_cpu_ns
+from routilux.clocks.clock import thread_busy_ns
 from routilux.engine.drive import Drive
 from routilux.engine.step import run_async_step, run_step
 
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from routilux import Context, StepInput
-    from routilux.clocks.fake_clock import Turn
+    from routilux.clocks.turns import Turn
     from routilux.graph.context import StepHost
 
 _DEBUGGERS: Final = frozenset({"_pydevd_bundle", "bdb", "debugpy", "pdb", "pydevd"})
@@ -159,10 +159,10 @@ class _Watch:
         seen = steps[0] if steps else None
         step = None if seen is None else seen.step
         if turn is not None:
-            return _Sight(thread, frame, turn, (turn.party, turn.at_ns, step), seen, turn.cpu_ns)
+            return _Sight(thread, frame, turn, (turn.party, turn.at_ns, step), seen, turn.busy_ns)
         if self._clock is not None or step is None:
             return None
-        return _Sight(thread, frame, None, (step,), seen, thread_cpu_ns(thread))
+        return _Sight(thread, frame, None, (step,), seen, thread_busy_ns(thread))
 
     def _report(self, sight: _Sight) -> None:
         who = "a simulation" if sight.turn is None else sight.turn.who

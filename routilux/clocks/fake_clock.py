@@ -16,36 +16,28 @@ import _thread
 import heapq
 import threading
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import count
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final, final
 
-from routilux.clocks.clock import Clock, Key, Party, Signal, real_sleep, thread_cpu_ns
+from routilux.clocks.clock import Clock, Key, Party, Signal, real_sleep, thread_busy_ns
 from routilux.clocks.durations import SECOND, from_ns, instant_ns, signed_ns, to_ns
 from routilux.clocks.forks import begin_in_children
-from routilux.clocks.real_waits import (
-    BLOCKED_NS,
-    COMPUTES,
-    PATIENCE_NS,
-    TICK_NS,
-    Addresses,
-    RealWork,
-    WatchedThread,
-    frames_of_threads,
-    real_ns,
-)
+from routilux.clocks.real_holds import RealHolds
+from routilux.clocks.real_waits import PATIENCE_NS, TICK_NS, Addresses, WatchedThread
+from routilux.clocks.turns import ClockParty, FakeSignal, Turn
 from routilux.errors import ClockStalledError
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from types import FrameType
 
     from routilux.clocks.real_waits import RealWait
 
-__all__ = ["FakeClock", "Turn", "Wait"]
+__all__ = ["FakeClock", "Wait"]
 
 _LAST_KEY: Final = (float("inf"),)
 _FEW: Final = 64  # ended waits that the heap may hold before they are removed
@@ -72,100 +64,6 @@ class Wait:
         return timedelta(microseconds=self.length_ns // 1000)
 
 
-@dataclass(slots=True, eq=False)
-class _Party(Party):
-    """A thread that a fake clock schedules.
-
-    `result`: the thread waits for a job's result. `outside`: it takes no turns and only waits.
-    """
-
-    clock: FakeClock
-    who: str
-    key: Key
-    result: bool
-    outside: bool = False
-    thread: int = field(default_factory=threading.get_ident)
-    gate: threading.Lock = field(default_factory=threading.Lock)  # opened when its turn comes
-    opened: bool = False  # the gate was opened since the party last waited
-    entered: bool = False  # its thread has come
-    before: _Party | None = None  # the party of the same thread in whose turn it runs
-    ticket: int = 0  # of its wait; 0 if it does not wait
-    stalled: str | None = None  # why its wait can't end
-    lost: BaseException | None = None  # why it lost its turn
-    blocks: bool = False  # it may block in real time: then it runs without a turn
-    real: RealWait | None = None  # what it waits for in real time too
-
-    def __post_init__(self) -> None:
-        self.gate.acquire()
-
-    def start(self) -> None:
-        self.clock._enter(self)
-
-    def stop(self) -> None:
-        self.clock._leave(self)
-
-    def cancel(self) -> None:
-        self.clock._cancel(self)
-
-    def open(self) -> None:
-        """Let the party's thread run."""
-        if not self.opened:
-            self.opened = True  # no exception can come between this line and the next call
-            self.gate.release()
-            if self.real is not None and self.thread != threading.get_ident():
-                self.real.wake()
-
-    def shut(self) -> None:
-        """Make the party's thread wait at the gate again."""
-        self.gate.acquire(blocking=False)
-        self.opened = False
-
-    def nesting(self) -> Iterator[_Party]:
-        """Yield this party, then each enclosing party of the same thread."""
-        party: _Party | None = self
-        while party is not None:
-            yield party
-            party = party.before
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """The right of one party to run on a fake clock.
-
-    `at_ns` is monotonic. `cpu_ns` is the CPU time of that thread so far; None if unknown.
-    """
-
-    party: _Party
-    thread: int
-    at_ns: int
-    cpu_ns: int | None
-
-    @property
-    def who(self) -> str:
-        """The name of the step, job or loop that has this turn."""
-        return self.party.who
-
-
-class _Signal(Signal):
-    """A signal of a fake clock."""
-
-    __slots__ = ("clock", "parties", "raised")
-
-    def __init__(self, clock: FakeClock) -> None:
-        self.clock = clock
-        self.raised = False
-        self.parties: list[tuple[_Party, int]] = []  # each with the ticket of its wait
-
-    def set(self) -> None:
-        self.clock._raise(self)
-
-    def clear(self) -> None:
-        self.raised = False
-
-    def is_set(self) -> bool:
-        return self.raised
-
-
 @final
 class FakeClock(Clock):
     """A clock for tests, with virtual time.
@@ -188,13 +86,14 @@ class FakeClock(Clock):
         self._now = 0
         self._waits: list[tuple[str, int, int]] = []
         self._movers: dict[int, threading.Lock] = {}  # of tests that move the time by hand
-        self._current: _Party | None = None
-        self._ready: deque[_Party] = deque()
-        self._sleepers: list[tuple[int, Key, int, _Party]] = []
-        self._waiting: dict[int, tuple[_Party, int | None]] = {}
+        self._current: ClockParty | None = None
+        self._ready: deque[ClockParty] = deque()
+        self._sleepers: list[tuple[int, Key, int, ClockParty]] = []
+        self._waiting: dict[int, tuple[ClockParty, int | None]] = {}
         self._tickets = count(1)
         self.patience_ns = PATIENCE_NS
         """For how long virtual time waits for real I/O, threads and processes; nanoseconds."""
+        self._real = RealHolds()
         self.on_sleep: Callable[[float, FrameType | None], bool] | None = None
         """Called for each `asyncio.sleep` with its seconds and the frame of its caller.
 
@@ -202,13 +101,9 @@ class FakeClock(Clock):
         """
         self.addresses = Addresses()
         """The addresses of the sockets in its event loops; for these loops."""
-        self._reals: list[_Party] = []  # the waiting event loops that real work may wake
         self._loops = count()  # each event loop has a number, which orders its wakes
-        self._results: set[_Party] = set()  # wait for a result, so time may move by itself
+        self._results: set[ClockParty] = set()  # wait for a result, so time may move by itself
         self._turns = 0  # that were given
-        self._look: tuple[int, int, int] = (0, 0, 0)  # turn, real time and CPU time of the last one
-        self._free: dict[_Party, RealWork] = {}  # they run without a turn
-        self._watched: dict[int, WatchedThread] = {}
         self._ticks = False  # a thread looks whether the time may move
         self.on_lost_thread: Callable[[WatchedThread], None] | None = None
         """Called when a thread wakes an event loop after time has moved without the thread."""
@@ -225,9 +120,7 @@ class FakeClock(Clock):
         self._waiting.clear()
         self._sleepers.clear()
         self._movers.clear()
-        self._reals.clear()
-        self._free.clear()
-        self._watched.clear()
+        self._real.clear()
         self._ticks = False
         self._current = here = self._here()
         self._results = set() if here is None else {here}
@@ -285,7 +178,7 @@ class FakeClock(Clock):
     def party(
         self, who: str, key: Key = (), *, result: bool = False, blocks: bool = False
     ) -> Party:
-        party = _Party(self, who, key, result, blocks=blocks)
+        party = ClockParty(self, who, key, result, blocks=blocks)
         if not result:  # such a party is that of the calling thread, which starts it at once
             try:
                 with self._lock:
@@ -296,7 +189,7 @@ class FakeClock(Clock):
         return party
 
     def signal(self) -> Signal:
-        return _Signal(self)
+        return FakeSignal(self)
 
     def new_event_loop(self) -> AbstractEventLoop:
         """Return a new event loop of asyncio, whose timers pass this clock's virtual time.
@@ -321,17 +214,17 @@ class FakeClock(Clock):
     @property
     def has_real_threads(self) -> bool:
         """Whether threads run without a turn, and time may have to wait for them."""
-        return bool(self._free or self._watched)
+        return bool(self._real.free or self._real.watched)
 
     def watch(self, thread: threading.Thread, place: str) -> None:
         """Let time wait for a thread that was started at `place` and takes no turns."""
         if thread.ident is not None:
             with self._lock:
-                self._watched[thread.ident] = WatchedThread(thread, place, self._now)
+                self._real.watched[thread.ident] = WatchedThread(thread, place, self._now)
 
     def check_thread(self) -> None:
         """Report the calling thread if time has moved without it."""
-        watched = self._watched.get(threading.get_ident())
+        watched = self._real.watched.get(threading.get_ident())
         if watched is not None and watched.lost and self.on_lost_thread is not None:
             self.on_lost_thread(watched)
 
@@ -353,9 +246,9 @@ class FakeClock(Clock):
             self._interrupt(party)
             raise
 
-    def _here(self) -> _Party | None:
+    def _here(self) -> ClockParty | None:
         """Return the calling thread's party; None if there is none."""
-        party: _Party | None = getattr(self._local, "party", None)
+        party: ClockParty | None = getattr(self._local, "party", None)
         return party
 
     def _advance(self, length: int) -> None:
@@ -407,7 +300,7 @@ class FakeClock(Clock):
             party = self._current
             if party is None:
                 return None
-            return Turn(party, party.thread, self._now, thread_cpu_ns(party.thread))
+            return Turn(party, party.thread, self._now, thread_busy_ns(party.thread))
 
     def revoke(self, turn: Turn, error: BaseException) -> bool:
         """Take the turn from a blocked thread.
@@ -426,7 +319,7 @@ class FakeClock(Clock):
             self._pass_turn()
         return True
 
-    def _raise(self, signal: _Signal) -> None:
+    def _raise(self, signal: FakeSignal) -> None:
         """Set `signal`, and wake the waiting parties."""
         with self._lock:
             try:
@@ -443,7 +336,7 @@ class FakeClock(Clock):
         who: str = "",
         real: RealWait | None = None,
     ) -> bool:
-        if signal is not None and not isinstance(signal, _Signal):
+        if signal is not None and not isinstance(signal, FakeSignal):
             raise TypeError("the signal belongs to another clock; use this clock's signal()")
         party = self._here()
         if party is not None and party.lost is not None:
@@ -456,7 +349,7 @@ class FakeClock(Clock):
                 if until is not None and until <= self._now:
                     return False
                 if party is None:
-                    party = _Party(self, who, _LAST_KEY, result=True, outside=True)
+                    party = ClockParty(self, who, _LAST_KEY, result=True, outside=True)
                     self._results.add(party)
                 elif (
                     until is not None
@@ -469,15 +362,15 @@ class FakeClock(Clock):
                     if self._current is party:
                         self._current = None
                     party.opened = False  # no exception can come between the two
-                    self._free.pop(party, None)
+                    self._real.free.pop(party, None)
                 party.who = who or party.who
                 party.ticket = ticket
                 self._waiting[ticket] = (party, until)
                 if real is not None:
                     party.real = real
                     real.begin(self._now)
-                    if party not in self._reals:
-                        self._reals.append(party)
+                    if party not in self._real.loops:
+                        self._real.loops.append(party)
                 if until is not None:
                     self._add_sleeper(until, (not party.outside and key) or party.key, party)
                 if signal is not None:
@@ -497,7 +390,7 @@ class FakeClock(Clock):
             raise ClockStalledError(reason)
         return signal is not None and signal.raised
 
-    def _block(self, party: _Party, real: RealWait) -> None:
+    def _block(self, party: ClockParty, real: RealWait) -> None:
         """Wait in real time until the party has its turn."""
         while not party.opened:
             with self._lock:
@@ -507,11 +400,12 @@ class FakeClock(Clock):
             with self._lock:
                 if party.ticket and real.poll():
                     self._wake(party)
-                if real.has_threads:
-                    self._free_blocked()
+                if real.has_threads and self._real.frees(self._current, self._turns, self._now):
+                    # The others run while the thread that had the turn is blocked in real time.
+                    self._current = None
                 self._pass_turn()
 
-    def _enter(self, party: _Party) -> None:
+    def _enter(self, party: ClockParty) -> None:
         """Bind the calling thread to `party`, and wait for the first turn."""
         with self._lock:
             party.entered = True
@@ -532,11 +426,11 @@ class FakeClock(Clock):
             self._pass_turn()
         party.gate.acquire()
 
-    def _leave(self, party: _Party) -> None:
+    def _leave(self, party: ClockParty) -> None:
         """Unregister `party`, and give the turn to the next party."""
         with self._lock:
             self._results.discard(party)
-            self._free.pop(party, None)
+            self._real.free.pop(party, None)
             if not party.entered:
                 return
             before = party.before
@@ -547,10 +441,10 @@ class FakeClock(Clock):
             if self._current is party:
                 self._current = None if before is None or before.lost is not None else before
                 if before is not None:
-                    self._free.pop(before, None)
+                    self._real.free.pop(before, None)
             self._pass_turn()
 
-    def _cancel(self, party: _Party) -> None:
+    def _cancel(self, party: ClockParty) -> None:
         """Forget a party whose thread may never start."""
         with self._lock:
             if party.entered:
@@ -562,7 +456,7 @@ class FakeClock(Clock):
                 self._current = None
             self._pass_turn()
 
-    def _interrupt(self, party: _Party) -> None:
+    def _interrupt(self, party: ClockParty) -> None:
         # Ctrl-C in a wait or next to it: a party that takes turns cleans up in its own turn.
         with self._lock:
             if party.outside:
@@ -574,7 +468,7 @@ class FakeClock(Clock):
             if party.ticket in self._waiting:
                 self._wake(party)
             elif self._current is not party and party not in self._ready:
-                self._free.pop(party, None)
+                self._real.free.pop(party, None)
                 self._ready.append(party)
             self._pass_turn()
             if self._current is party:
@@ -588,28 +482,28 @@ class FakeClock(Clock):
         # A party that would wake at once need not wait; one that sleeps already wakes before it.
         if self._ready or self._movers or not self._results or not self.autojump:
             return False
-        if self._reals or self._free or self._watched:
+        if self._real:
             return False
         first = self._first_sleeper()
         return first is None or (until, key) < first[:2]
 
-    def _add_sleeper(self, until: int, key: Key, party: _Party) -> None:
+    def _add_sleeper(self, until: int, key: Key, party: ClockParty) -> None:
         heapq.heappush(self._sleepers, (until, key, party.ticket, party))
         if len(self._sleepers) > 2 * len(self._waiting) + _FEW:
             self._sleepers = [s for s in self._sleepers if s[3].ticket == s[2]]
             heapq.heapify(self._sleepers)
 
-    def _first_sleeper(self) -> tuple[int, Key, int, _Party] | None:
+    def _first_sleeper(self) -> tuple[int, Key, int, ClockParty] | None:
         sleepers = self._sleepers
         while sleepers and sleepers[0][3].ticket != sleepers[0][2]:
             heapq.heappop(sleepers)
         return sleepers[0] if sleepers else None
 
-    def _wake_first(self, entry: tuple[int, Key, int, _Party]) -> None:
+    def _wake_first(self, entry: tuple[int, Key, int, ClockParty]) -> None:
         self._now = entry[0]  # its entry stays: the ended wait makes it void
         self._wake(entry[3])
 
-    def _wake_all(self, signal: _Signal) -> None:
+    def _wake_all(self, signal: FakeSignal) -> None:
         signal.raised = True
         for party, ticket in signal.parties:
             if party.ticket == ticket:
@@ -617,7 +511,7 @@ class FakeClock(Clock):
         signal.parties.clear()
         self._pass_turn()
 
-    def _wake(self, party: _Party) -> None:
+    def _wake(self, party: ClockParty) -> None:
         # No exception can come between these lines and the next call.
         del self._waiting[party.ticket]
         party.ticket = 0
@@ -626,8 +520,8 @@ class FakeClock(Clock):
             self._results.discard(party)
         else:
             self._ready.append(party)
-        if party in self._reals:
-            self._reals.remove(party)
+        if party in self._real.loops:
+            self._real.loops.remove(party)
 
     def _pass_turn(self) -> None:
         """Give the turn to the next party if no party runs."""
@@ -659,13 +553,13 @@ class FakeClock(Clock):
 
         An event loop with a file that is ready is woken.
         """
-        waiting = [party for party in self._reals if party.ticket]
+        waiting = [party for party in self._real.loops if party.ticket]
         ready = [party for party in waiting if party.real is not None and party.real.poll()]
         for party in sorted(ready, key=attrgetter("key")):
             self._wake(party)
         if ready or any(party.real is not None and party.real.left_ns(target) for party in waiting):
             return True  # the thread of that loop looks again
-        if not self._waits_for_thread(target):
+        if not self._real.has_busy_thread(self._now, target, self.patience_ns):
             return False
         if not self._ticks:
             self._ticks = True
@@ -680,33 +574,6 @@ class FakeClock(Clock):
                 self._ticks = self._current is None and not self._ready
                 self._pass_turn()
                 self._ticks = self._ticks and self._current is None and self.has_real_threads
-
-    def _waits_for_thread(self, target: int | None) -> bool:
-        if any(work.left_ns(self._now, target, self.patience_ns) for work in self._free.values()):
-            return True
-        if not self._watched:
-            return False
-        frames = frames_of_threads()
-        self._watched = {k: w for k, w in self._watched.items() if w.thread.is_alive()}
-        left = [
-            watched.left_ns(self._now, target, self.patience_ns, frames.get(number))
-            for number, watched in self._watched.items()
-        ]
-        return any(left)
-
-    def _free_blocked(self) -> None:
-        """Let the others run if the thread that has the turn is blocked in real time."""
-        party = self._current
-        if party is None or not party.blocks or not party.entered:
-            return
-        turn, since, before = self._look
-        now, computed = real_ns(), thread_cpu_ns(party.thread) or 0
-        if turn != self._turns or computed - before > (now - since) * COMPUTES:
-            self._look = self._turns, now, computed
-        elif now - since >= BLOCKED_NS:
-            self._free[party] = RealWork(self._now)
-            self._current = None
-            party.opened = False
 
     def _stall(self) -> None:
         # If the clock does not jump, another thread may still move it, unless the thread that made
@@ -731,7 +598,7 @@ class FakeClock(Clock):
             self._wake(inner)
         self._pass_turn()
 
-    def _within(self, party: _Party) -> list[_Party]:
+    def _within(self, party: ClockParty) -> list[ClockParty]:
         """Return all waiting parties of `party`'s job and its nested jobs."""
         found = [party]
         jobs = {party.key[:1]}

@@ -103,7 +103,7 @@ def create(
     parent: PendingTask | None,
     dropped: DroppedTask | None,
     pending: dict[str, PendingTask],
-    reports: set[str] | None,
+    reports: dict[str, None] | None,
 ) -> list[PendingTask]:
     """Add the tasks and the deliveries of a commit to a job whose flow has gathers.
 
@@ -123,7 +123,7 @@ def create(
         created.append(new)
         if reports is not None:
             new.reports = True
-            reports.add(task.task_id)
+            reports[task.task_id] = None
     return created + _advance(commit, parent, dropped, pending)
 
 

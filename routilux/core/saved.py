@@ -107,11 +107,11 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
         if pending.task_id in job._pending:
             raise CorruptStateError(f"{path}.pending_tasks[{i}].task_id", "is the id of two tasks")
         job._pending[pending.task_id] = pending
-        job._waiting.add(pending.task_id)
+        job._waiting[pending.task_id] = None
         if pending.failed:
-            job._failed.add(pending.task_id)
+            job._failed[pending.task_id] = None
         elif pending.reports:
-            job._reports.add(pending.task_id)
+            job._reports[pending.task_id] = None
     job.outputs = [
         Output._load(entry, f"{path}.outputs[{i}]") for i, entry in enumerate(f["outputs"])
     ]

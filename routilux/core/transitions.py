@@ -160,15 +160,17 @@ def _failure(
     if strategy is _RETRIES:
         left = not (step.final and outcome.spends)
         if left and handler.is_retryable(error_type, outcome.leaf_types):
-            delay = _retry_delay(job._pending[task.task_id], handler, step, outcome)
-            if not _is_past_deadline(job._pending[task.task_id], handler, step, now + delay):
+            pending = job._pending[task.task_id]
+            delay = _retry_delay(pending, handler, step, outcome)
+            deadline = handler.deadline_ns
+            if deadline is None or not _is_past(deadline, pending, step, now + delay):
                 commit = step_commit(_RETRY, job, step, now)
                 commit.error, commit.delay_ns, commit.due_ns = outcome.error, delay, now + delay
                 if not outcome.spends:
                     commit.detail = {"spends": False}
                 return commit
             if error is not None:
-                wait, limit = exact_text(delay), exact_text(handler.deadline_ns or 0)
+                wait, limit = exact_text(delay), exact_text(deadline)
                 why = (
                     f"(not retried: the next wait of {wait} s would pass the deadline of {limit} s)"
                 )
@@ -202,13 +204,8 @@ def _retry_delay(
     return delay
 
 
-def _is_past_deadline(
-    pending: PendingTask, handler: ErrorHandler, step: StepInput, due: int
-) -> bool:
+def _is_past(deadline: int, pending: PendingTask, step: StepInput, due: int) -> bool:
     """Return whether a retry at `due` would begin after the deadline of its task."""
-    deadline = handler.deadline_ns
-    if deadline is None:
-        return False
     first = pending.first_started_ns
     return due > (step.started_ns if first is None else first) + deadline
 

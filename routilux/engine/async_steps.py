@@ -324,6 +324,8 @@ class AsyncStep:
     async def _run(self) -> None:
         coroutine, self._coroutine = self._coroutine, None
         assert coroutine is not None, "a task begins once"
+        if self._task is not None:  # a callback costs one more call of the event loop
+            self._task.remove_done_callback(self._end_lost)
         try:
             result: object = await coroutine
         except BaseException as error:

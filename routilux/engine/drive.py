@@ -143,7 +143,7 @@ class Drive:
         self.limits: list[tuple[int, int, StepInput]] = []  # a heap of these; ended steps stay
         self._open: dict[int, Context] = {}
         self._waits: dict[int, int] = {}  # for other jobs, by the number of the step
-        self._warned: frozenset[str] = frozenset()  # routines that took the last thread for a wait
+        self._warned: tuple[str, ...] = ()  # routines that took the last thread for a wait
         self._look_at = 0  # when to ask the store next whether the job is lost
         self._journal = environment.journal
         self._snapshot_at = sys.maxsize
@@ -462,6 +462,8 @@ class Drive:
 
         At most until the monotonic instant `until`, by default for a second.
         """
+        if not self.tasks:
+            return
         clock = self.environment.clock
         until = clock.monotonic_ns() + CLEANUP if until is None else until
         ended = clock.signal()
@@ -508,7 +510,7 @@ class Drive:
     def warn_of_wait(self, routine_id: str) -> None:
         """Log, once per routine, that a step which waits for a job took the last thread."""
         if routine_id not in self._warned:
-            self._warned |= {routine_id}
+            self._warned = (*self._warned, routine_id)
             _log.warning(
                 "job %s: %s waits for another job and holds the last free thread of its runtime, so"
                 " a thread is added for the time of the wait; let an event start what comes next,"

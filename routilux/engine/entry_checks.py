@@ -39,7 +39,8 @@ def check_job_id(job_id: object) -> None:
     if (
         not isinstance(job_id, str)
         or not 1 <= len(job_id) <= _LONGEST_ID
-        or any(c == "\0" or "\ud800" <= c <= "\udfff" for c in job_id)
+        or "\0" in job_id
+        or not (job_id.isascii() or job_id.encode("utf-8", "replace").decode() == job_id)
     ):
         raise FlowDefinitionError(
             f"a job's id must be a string of 1 to {_LONGEST_ID} characters, without NUL and lone"

@@ -194,6 +194,8 @@ class Loop:
         if task.reports:
             limit *= 2  # the tasks that report a failure have steps of their own
         job = drive.machine.job
+        if job.seq + drive.machine.in_flight < limit:
+            return False  # each attempt that was made has its commit
         made = sum(state.attempts for state in job.routine_states.values())
         if made + drive.machine.in_flight < limit:
             return False
@@ -214,12 +216,12 @@ class Loop:
             if drive.error is not None:
                 continue
             try:
-                if isinstance(outcome, BaseException) and is_cancellation(type(outcome)):
-                    outcome = failure(step.number, outcome)  # its handler has not begun
                 if isinstance(outcome, BaseException):
-                    if drive.loop is self and drive.machine.is_in_flight(step):
-                        self._break_off(drive, step, outcome)
-                    continue  # the engine has already ended the step, or the job
+                    if not is_cancellation(type(outcome)):
+                        if drive.loop is self and drive.machine.is_in_flight(step):
+                            self._break_off(drive, step, outcome)
+                        continue  # the engine has already ended the step, or the job
+                    outcome = failure(step.number, outcome)  # its handler has not begun
                 commit = drive.take_outcome(step, outcome, now + drive.offset)
                 if commit is not None:
                     if journal is not None:

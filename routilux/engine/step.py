@@ -47,7 +47,10 @@ def run_step(
     context = Context(step, routine, host)
     token = active.set(context)
     try:
-        arguments = _arguments(step, slot)
+        task = step.task
+        arguments: dict[str, Any] = task.payload
+        if not (task.flat and slot.binding.names.issuperset(arguments)):
+            arguments = _arguments(step, slot)
         if step.timeout_ns is not None:
             host.opened(context)
         result = slot.handler(**arguments)
@@ -56,6 +59,8 @@ def run_step(
                 context.on_loop = True
                 result = host.run_coroutine(step, result)
             _check_result(result, slot)
+        if step.timeout_ns is None and not context.touched:
+            return StepOutcome(step.number, context.outbox)
         return _success(step, routine, context, host)
     except BaseException as error:
         outcome = _failure(step, handler, context, host, error)
@@ -75,13 +80,18 @@ async def run_async_step(
     context.on_loop = True
     active.set(context)  # ends with the task's own copy of the context variables
     try:
-        arguments = _arguments(step, slot)
+        task = step.task
+        arguments: dict[str, Any] = task.payload
+        if not (task.flat and slot.binding.names.issuperset(arguments)):
+            arguments = _arguments(step, slot)
         host.opened(context)
         result = slot.handler(**arguments)
         if type(result) is CoroutineType or inspect.isawaitable(result):
             result = await result
         if result is not None:
             _check_result(result, slot)
+        if step.timeout_ns is None and not context.touched:
+            return StepOutcome(step.number, context.outbox)
         return _success(step, routine, context, host)
     except BaseException as error:
         outcome = _failure(step, handler, context, host, error)

@@ -103,7 +103,7 @@ def checked_connection(
             )
     # Not all fields are visited: thousands of connections may share an event with thousands.
     kept, moved = declared.allowed, connection.param_mapping
-    renamed = Counter(moved.values())
+    renamed = Counter(moved.values()) if moved else {}
     twice = sorted(n for n, count in renamed.items() if count > 1 or (n in kept and n not in moved))
     if twice:
         raise FlowDefinitionError(
@@ -151,18 +151,6 @@ class Plan:
         """Return a slot of a routine; the slot must exist."""
         return self.routines[routine_id]._slots[slot]
 
-    def is_like(self, other: Plan) -> bool:
-        """Return whether `other` is a copy of the same flow in the same state."""
-        return (
-            self.routes is other.routes
-            and self.gathers is other.gathers
-            and self.flow_id == other.flow_id
-            and self.width == other.width
-            and self.has_async == other.has_async
-            and self.routines == other.routines
-            and all(self.handlers[name] is handler for name, handler in other.handlers.items())
-        )
-
     def is_async(self, task: Task) -> bool:
         """Return whether the handler of `task` is an `async def` function."""
         return self.routines[task.routine_id]._slots[task.slot].is_async
@@ -196,17 +184,16 @@ def graph_of(
             lines.append(f"event {routine_id}.{event.name}({', '.join(event.fields)})")
     routes: dict[tuple[str, str], list[Route]] = {}
     for c in connections:
-        renamed = ", ".join(f"{field} as {name}" for field, name in sorted(c.param_mapping.items()))
-        lines.append(f"connection {c} ({renamed})" if renamed else f"connection {c}")
-        back = {parameter: field for field, parameter in c.param_mapping.items()}
+        line = f"connection {c}"
         slot = routines[c.target].slots[c.slot]
         required = frozenset[str]() if slot.gather else slot.binding.required
-        route = Route(
-            c.target,
-            c.slot,
-            dict(c.param_mapping) or None,
-            len(routines[c.source].events[c.event].fields),
-            frozenset(back.get(name, name) for name in required),
-        )
+        if c.param_mapping:
+            moved = sorted(c.param_mapping.items())
+            line += f" ({', '.join(f'{field} as {name}' for field, name in moved)})"
+            back = {parameter: field for field, parameter in moved}
+            required = frozenset(back.get(name, name) for name in required)
+        lines.append(line)
+        fields = len(routines[c.source].events[c.event].fields)
+        route = Route(c.target, c.slot, dict(c.param_mapping) or None, fields, required)
         routes.setdefault((c.source, c.event), []).append(route)
     return tuple(sorted(lines)), {start: tuple(found) for start, found in routes.items()}

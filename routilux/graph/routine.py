@@ -35,6 +35,7 @@ _NAMED: Final = 20  # names in a list of a message
 _NAME: Final = 100  # characters of a name in such a list
 _classes: WeakValueDictionary[str, type[Routine]] = WeakValueDictionary()
 _bindings: WeakKeyDictionary[Callable[..., object], Binding] = WeakKeyDictionary()
+_async: WeakKeyDictionary[Callable[..., object], bool] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,8 +410,15 @@ def names_of(names: Iterable[str], none: str = "none") -> str:
 
 
 def _is_async(handler: Callable[..., object]) -> bool:
+    function = getattr(handler, "__func__", handler)
+    known = _async.get(function) if function is not handler else None
+    if known is not None:
+        return known
     called = getattr(handler, "__call__", None)  # noqa: B004 - of an object, its own function
-    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(called)
+    is_async = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(called)
+    if function is not handler:  # of a method, whose function is kept by its class
+        _async[function] = is_async
+    return is_async
 
 
 def _rebuild(

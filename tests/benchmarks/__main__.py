@@ -59,6 +59,8 @@ BENCHMARKS: list[Benchmark] = [
     (p.simulated_runs, [(10, 200)], (2, 2)),
     (p.crash_scenarios, [(20,)], (1,)),
     (p.all_crash_points, [(5,)], (1, ["pipeline, 4 retries"])),
+    (p.crash_pairs, [(2,)], (1, ["strategies, RETRY"])),
+    (p.orders, [(10, 200)], (1, 2)),
     (d.durable_steps, [(300, 20)], (5, 2)),
     (d.hosted_steps, [(300, 16, 10)], (5, 2, 2)),
     (d.loading, [([(1_000, 20), (100_000, 1_000)], 2_000, 10)], ([(5, 20), (300, 20)], 3, 2)),

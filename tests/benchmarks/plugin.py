@@ -9,15 +9,18 @@ import sys
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.explore import explore
+from pytest_routilux.sim.orders.search import Search
+from pytest_routilux.sim.pairs import PAIRS
 from pytest_routilux.sim.recovery import recover, run_undisturbed
-from pytest_routilux.sim.results import Checks
+from pytest_routilux.sim.results import Checks, Scope
+from pytest_routilux.sim.shrink import shrink
 from pytest_routilux.sim.simulator.execution import run_host
 from pytest_routilux.sim.simulator.model import Case, World
-from pytest_routilux.sim.simulator.scheduler import FIFO
+from pytest_routilux.sim.simulator.scheduler import FIFO, Seeded, Tape
 from pytest_routilux.virtual_time.freeze import frozen_clock
 from routilux import ExecutionMonitor, FakeClock, Flow, Runtime, use_runtime
 from showcase.flows import data_pipeline, fan_out_and_in, word_count
@@ -35,6 +38,7 @@ from tests.benchmarks.race import (
     rate,
     time,
 )
+from tests.routines import Body, Wide, chain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -180,7 +184,7 @@ def all_crash_points(rounds: int, scenarios: Sequence[str] = tuple(SCENARIOS)) -
     def tried(name: str) -> None:
         found = explore(SCENARIOS[name], START, Checks())
         assert not found.failures
-        assert found.coverage.word == "complete"
+        assert found.coverage.word in ("complete", "sampled")  # of many orders
         points[name] = found.coverage.executed.total()
 
     race = Race({"loop": loop, **{name: partial(tried, name) for name in scenarios}})
@@ -191,6 +195,94 @@ def all_crash_points(rounds: int, scenarios: Sequence[str] = tuple(SCENARIOS)) -
                 race, name, f"all crash points: {name}", 1_000, note=f"{points[name]} points, "
             )
             for name in scenarios
+        ]
+
+    return Measurement(race, rounds, figures)
+
+
+def crash_pairs(rounds: int, scenarios: Sequence[str] = tuple(SCENARIOS)) -> Measurement:
+    """Measure a search for pairs of crashes, with the single crashes that come before."""
+    points: dict[str, int] = {}
+
+    def tried(name: str) -> None:
+        found = explore(SCENARIOS[name], START, Checks(scope=Scope(crashes="pairs")))
+        assert not found.failures
+        assert not found.coverage.pairs_left
+        points[name] = found.coverage.executed[PAIRS]
+
+    race = Race({"loop": loop, **{name: partial(tried, name) for name in scenarios}})
+
+    def figures() -> list[Figure]:
+        return [
+            duration(race, name, f"crash pairs: {name}", 5_000, note=f"{points[name]} pairs, ")
+            for name in scenarios
+        ]
+
+    return Measurement(race, rounds, figures)
+
+
+# --- orders -------------------------------------------------------------------------------------
+
+
+def _split(self: Any) -> None:
+    for n in range(3):
+        self.emit("out", n=n)
+
+
+def _double(self: Any, n: int) -> None:
+    self.emit("out", n=2 * n)
+
+
+def _join(self: Any, n: int) -> None:
+    self.ctx.state["sum"] = self.ctx.state.get("sum", 0) + n
+
+
+def _keeps_the_last(self: Any, n: int) -> None:
+    self.ctx.state["last"] = n
+
+
+def _fan_out(join: Body) -> Case:
+    def build() -> Flow:
+        return chain(workers=3, split=_split, double=Wide(_double), join=join)
+
+    return Case(build, "split")
+
+
+def orders(rounds: int, runs: int) -> Measurement:
+    """Measure a fan-out of 3 with a join: random orders, all that can differ, a bug in one."""
+    joined, last = _fan_out(_join), _fan_out(_keeps_the_last)
+    flow = joined.build()
+    counts: dict[str, int] = {}
+
+    def at_random() -> None:
+        for number in range(runs):
+            run(joined, Seeded(number).scheduler(), flow)
+
+    def all_orders() -> None:
+        search = Search(joined, START, flow.plan())
+        counts["orders"] = sum(1 for _ in search.runs())
+
+    checks = Checks(isolated=False, scope=Scope("all", "none"))
+    found = explore(last, START, checks)
+
+    def shrunk() -> None:
+        cause = shrink(found, last, START, checks)
+        assert isinstance(cause.order, Tape)
+        counts["deviations"] = cause.order.size
+
+    race = Race({"loop": loop, "random": at_random, "all": all_orders, "shrink": shrunk})
+
+    def figures() -> list[Figure]:
+        return [
+            rate(race, "random", "random orders of a fan-out of 3 with a join", runs, 7_000),
+            duration(race, "all", "all orders of it", 1_000, note=f"{counts['orders']} orders, "),
+            duration(
+                race,
+                "shrink",
+                "shrinking an order that shows a bug",
+                1_000,
+                note=f"{counts['deviations']} deviations, ",
+            ),
         ]
 
     return Measurement(race, rounds, figures)

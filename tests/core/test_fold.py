@@ -131,12 +131,12 @@ def test_a_resume_visits_only_tasks_that_wait_or_have_failed():
     story.fail("0.2")
     job = story.job
     job._pending = Unvisited(job._pending)
-    assert ({"0.1", "0.2"}, {"0.2"}) == (job._waiting, job._failed)
+    assert (["0.1", "0.2"], ["0.2"]) == (list(job._waiting), list(job._failed))
     story.resume(retry_failed=True)
-    assert (set(), set()) == (job._waiting, job._failed)
+    assert ({}, {}) == (job._waiting, job._failed)
     assert not job._pending["0.2"].failed
     loaded = JobState.deserialize(FamilyStory().job.serialize())
-    assert {"0"} == loaded._waiting
+    assert ["0"] == list(loaded._waiting)
 
 
 def test_a_copy_has_its_own_lists_of_waiting_and_failed_tasks():
@@ -145,4 +145,4 @@ def test_a_copy_has_its_own_lists_of_waiting_and_failed_tasks():
     story.fail("0.1")
     twin = story.job.copy()
     story.resume(retry_failed=True)
-    assert ({"0.1"}, {"0.1"}) == (twin._waiting, twin._failed)
+    assert (["0.1"], ["0.1"]) == (list(twin._waiting), list(twin._failed))

@@ -82,8 +82,8 @@ def test_a_plan_shrinks_to_one_fault_in_the_first_attempt() -> None:
 
 def test_a_crash_counts_round() -> None:
     assert CrashAt(0) == find(crashes(), lambda crash: True)
-    assert ["b"] == CrashAt(7).of(["a", "b", "c"])
-    assert [] == CrashAt(7).of([])
+    assert ["b"] == CrashAt(7).points(["a", "b", "c"])
+    assert [] == CrashAt(7).points([])
 
 
 @inside_a_test

@@ -58,6 +58,8 @@ def simulated(flow_sim: FlowSim, flow_faults: FlowFaults) -> None:
     coverage = flow_sim.crash_everywhere(build, "charge", faults=[fault], invariant=paid)
     assert_type(coverage, Coverage)
     assert_type(flow_sim.explore(build, "charge", crashes=CrashAt(3)), Coverage)
+    assert_type(shards(2), pytest.MarkDecorator)
+    flow_sim.explore(build, "charge", crashes="pairs", shard=Shard(1, 2))
     assert_type(flow_sim.replay("jobs.db", build), Replay)
 
 

@@ -5,8 +5,8 @@ Invariants:
   another heap, other random numbers and another real time.
 - With another start instant only values may differ, not the shape. A flow that asks `ctx` for the
   time may depend on it.
-- The order of a set depends on the hash seed. Two fresh interpreters compare it, where they can
-  import `build` and no double replaces an effect.
+- The order of a set and `hash()` depend on the hash seed. Fresh interpreters run the same test up
+  to this call with two seeds.
 - A finding names the first record that differs, and the line of a call that was observed to differ.
 """
 
@@ -21,7 +21,6 @@ from pytest_routilux.sim.determinism.sources import Source, recorded_sources
 from pytest_routilux.sim.isolation.forked import hidden_changes, pickled_value, restore_value
 from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
 from pytest_routilux.sim.isolation.hidden_state import Variable, globals_of
-from pytest_routilux.sim.isolation.host_task import importable, rows_by_seed
 from pytest_routilux.sim.isolation.kept_values import Kept, cause_of, named, second_job
 from pytest_routilux.sim.recovery import run_undisturbed
 from pytest_routilux.sim.repeats import REPEAT
@@ -38,18 +37,25 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.simulator.model import Case, Undisturbed
 
     Row = dict[str, Any]
+    RowsBySeed = Callable[[Sequence[int]], list[list[str]] | str]
 
 _SEEDS: Final = (1, 2)
+UNTRIED: Final = "untried"
+"""The kind of a finding that says why another hash seed could not be tried."""
 
 
 def check_determinism(
-    case: Case, start_ns: int, *, fresh: bool = True, coverage: Coverage | None = None
+    case: Case,
+    start_ns: int,
+    *,
+    rows_by_seed: RowsBySeed | None = None,
+    coverage: Coverage | None = None,
 ) -> Finding | None:
     """Return a finding on the first difference between runs of a case.
 
-    `fresh`: also compare runs in fresh interpreters, where no patch of the test applies. What
-    can't be compared is noted in `coverage`. A run that does not finish proves nothing: it is a
-    finding in this process, and an error in another one.
+    `rows_by_seed` returns the commits of a run for each hash seed, or why there are none, which is
+    a finding of the kind "untried". A run that does not finish proves nothing: it is a finding in
+    this process, and an error in another one.
     """
     coverage = Coverage() if coverage is None else coverage
     with ForkedHosts(case, start_ns, coverage) as hosts:
@@ -66,20 +72,9 @@ def check_determinism(
             or runs.compared_with(here)
             or check_undisturbed(here)
         )
-    if finding is not None:
-        return finding
-    if not fresh:
-        why: Finding | str | None = "a new Python process would lack the patches of the test"
-    elif runs.first.doubles:
-        why = "a new Python process would lack the test doubles of effects"
-    elif not importable(case):
-        why = "they need a build function that can be imported by its name, no faults and no fresh="
-    else:
-        why = _in_fresh_interpreters(case, start_ns)
-    if isinstance(why, str):
-        coverage.notes.append(f"runs with another hash seed (order of sets): not tried, {why}")
-        return None
-    return why
+        if finding is None and rows_by_seed is not None:
+            finding = runs.by_seed(rows_by_seed)
+    return finding
 
 
 @dataclass(slots=True)
@@ -186,6 +181,27 @@ class _Runs:
         )
         return _finding(REPEAT, what, self.first.rows, rows, at, None)
 
+    def by_seed(self, rows_by_seed: RowsBySeed) -> Finding | None:
+        """Return a finding if runs with two hash seeds differ."""
+        found = rows_by_seed(_SEEDS)
+        if isinstance(found, str):
+            return Finding(UNTRIED, found, "hash-seed")
+        rows, others = ([_loaded(row) for row in each] for each in found)
+        at = _first_difference(rows, others)
+        if at is None:
+            return None
+        again = rows_by_seed(_SEEDS[:1])
+        if isinstance(again, str) or [_loaded(row) for row in again[0]] != rows:
+            return None  # it does not repeat with one seed either, so the seed is not the cause
+        source = _source_of(
+            [source for source in self._sources() or () if source.call == "hash()"], rows, at
+        )
+        if source is None:
+            what = "a run with another PYTHONHASHSEED (the order of sets) differs"
+            return _finding("hash-order", what, rows, others, at, None)
+        what = "a run with another PYTHONHASHSEED differs"
+        return _finding("hash-value", what, rows, others, at, source)
+
     def _result(self, function: Callable[..., object], *args: object) -> Any:
         reply = self._hosts.ask(function, *args)
         if reply.ended is not None:
@@ -199,22 +215,6 @@ class _Runs:
         """Profile one more run, and return the run's `Source` calls."""
         trace = self._hosts.ask(_trace, self._start_ns, moved, True).result
         return None if trace is None else trace.sources
-
-
-def _in_fresh_interpreters(case: Case, start_ns: int) -> Finding | str | None:
-    """Return a finding if runs with two hash seeds differ."""
-    found = rows_by_seed(case, start_ns, _SEEDS)
-    if isinstance(found, str):
-        return found  # why the runs can't be compared
-    rows, other = ([_loaded(row) for row in each] for each in found)
-    at = _first_difference(rows, other)
-    if at is None:
-        return None
-    again = rows_by_seed(case, start_ns, _SEEDS[:1])
-    if isinstance(again, str) or [_loaded(row) for row in again[0]] != rows:
-        return None  # it does not repeat with one seed either, so the seed is not the cause
-    what = "a run with another PYTHONHASHSEED (the order of sets) differs"
-    return _finding("hash-order", what, rows, other, at, None)
 
 
 # --- comparing ------------------------------------------------------------------------------------

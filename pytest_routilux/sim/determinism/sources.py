@@ -42,6 +42,7 @@ _OURS: Final = ("routilux", "pytest_routilux")
 def _built_in() -> dict[int, str]:
     # By identity: virtual time replaces the names, not the functions.
     found = {id(os.urandom): "os.urandom()", id(id): "id()", id(os.getpid): "os.getpid()"}
+    found[id(hash)] = "hash()"
     for name in _CLOCKS:
         clock = getattr(time, name, None)
         found[id(getattr(clock, "__wrapped__", clock))] = f"time.{name}()"
@@ -84,7 +85,8 @@ class Source:
     @property
     def repeats(self) -> bool:
         """Whether all runs with one start instant get the same value."""
-        return self.call == _VIRTUAL or self.call.startswith("ctx.")
+        # The hash seed of all runs is that of their process.
+        return self.call in (_VIRTUAL, "hash()") or self.call.startswith("ctx.")
 
     @property
     def of_time(self) -> bool:
@@ -114,7 +116,7 @@ def recorded_sources() -> Iterator[list[Source]]:
             return
         if call is None or caller is None:
             return
-        directly = call == "id()" or call.startswith(("time.", "ctx."))
+        directly = call in ("id()", "hash()") or call.startswith(("time.", "ctx."))
         if caller.f_globals.get("__name__", "").partition(".")[0] in _OURS:
             return
         where = _users_line(caller, directly=directly)

@@ -416,6 +416,10 @@ CAUSES: Final[dict[str, Reason]] = {
         "{routine}{hint} depends on more than one of: the time zone, the name and the process id",
         "take times, ids and keys from self.ctx; they are the same on every host",
     ),
+    "hash-value": Reason(
+        "{routine}{hint} calls hash(), which gives the same text another number in each process",
+        "hashlib.sha256(text.encode()).hexdigest() is the same in every process",
+    ),
     "nondeterminism": Reason(
         "{routine}{hint}: a second run from the same instant gives another result",
         "self.ctx.random, self.ctx.uuid() and self.ctx.now() repeat on every attempt and host;\n"

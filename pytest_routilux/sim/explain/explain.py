@@ -47,6 +47,7 @@ _TITLES: Final = {
     "hidden-state": "STATE THAT NO SNAPSHOT KEEPS",
     "module-state": "STATE IN A MODULE",
     "hash-order": "ORDER OF A SET",
+    "hash-value": "HASH OF A VALUE",
     "instance-state": "STATE ON THE INSTANCE",
     "closure-state": "STATE IN A CLOSURE",
     "default-state": "STATE IN A DEFAULT",
@@ -70,6 +71,7 @@ _HEADS: Final = {
     "nondeterminism": ("once", "and once again"),
     **dict.fromkeys([*KINDS.values(), "next-job"], ("the first job", "the next one")),
     "hash-order": ("in one process", "in another"),
+    "hash-value": ("in one process", "in another"),
     "repeat-differs": ("first run", "second run"),
     "module-state": ("undisturbed", "in a new process"),
     "key-reused": ("one call", "another call"),
@@ -163,7 +165,7 @@ def _cause(cause: Cause, case: Case, disturbed: Disturbed | None, columns: int) 
     elif point.kind.startswith("store"):
         happens = "1 failed write of the store"
     else:
-        happens = "2 crashes" if point.kind == "in a recovery" else "1 crash"
+        happens = count(point.crashes, "crash", "crashes")
     counted = "".join(f" + {case.faults[n - 1]!r}" for n in cause.faults) or ", 0 faults"
     lines = wrapped(f"{happens}{counted}, {_order(cause, disturbed)}", room, 2)
     if cause.text is not None:
@@ -171,10 +173,17 @@ def _cause(cause: Cause, case: Case, disturbed: Disturbed | None, columns: int) 
         whole = f"{lines[-1]}    {tail}"
         lines = [*lines[:-1], whole] if width(whole) <= room else [*lines, tail]
     found = [f"{'smallest cause' if i == 0 else '':<16}{line}" for i, line in enumerate(lines)]
-    if point is not None:
-        lines = wrapped(plain(point.text), room, 2)
-        found += [f"{'crash point' if i == 0 else '':<16}{line}" for i, line in enumerate(lines)]
+    if point is not None and point.first is not None:
+        found += _crash_line("crash points", point.first.text, room)
+        found += _crash_line("", f"then {point.text}", room)
+    elif point is not None:
+        found += _crash_line("crash point", point.text, room)
     return [*found, ""]
+
+
+def _crash_line(label: str, text: str, room: int) -> list[str]:
+    lines = wrapped(plain(text), room, 2)
+    return [f"{label if i == 0 else '':<16}{line}" for i, line in enumerate(lines)]
 
 
 def _order(cause: Cause, disturbed: Disturbed | None) -> str:

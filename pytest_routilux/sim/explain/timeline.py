@@ -10,7 +10,7 @@ Invariants:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -23,7 +23,7 @@ from routilux.core.wire import writes_text
 from routilux.timeline import describe, plain
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from pytest_routilux.sim.results import Reference
     from pytest_routilux.sim.simulator.model import CrashPoint, Finding, LogEntry, World
@@ -34,7 +34,7 @@ _LONGEST_ID: Final = 16
 _LONGEST_NAME: Final = 20
 _LONGEST_PLACE: Final = 32
 _OURS: Final = Path(__file__).parents[2]  # an error that a fault raises has no line of the user
-_AFTER_WRITE: Final = ("after a write", "in a recovery", "by document")
+_AFTER_WRITE: Final = ("after a write", "in a recovery", "by document", "no host")
 
 
 @dataclass(slots=True)
@@ -65,7 +65,7 @@ def rows_of(
         different = _first_difference(entries, reference, finding, crash)
     elif reference.disturbed is not None:
         different = _first_in_other_order(entries, reference.run.world.log)
-    rows = []
+    rows, points = [], _points_of(point)
     for index, (at_ns, host, what) in enumerate(entries):
         if isinstance(what, Commit):
             task = None if what.task_id is None else (what.task_id, what.routine_id or "")
@@ -79,10 +79,18 @@ def rows_of(
             row = TimelineRow(at_ns, host, "", what[:2], f"attempt {what[2]} starts")
         else:
             before = entries[index - 1][2] if index else None
-            row = TimelineRow(at_ns, host, "--", None, _of_crash(what, before, point), marked=True)
+            text = _of_crash(what, before, next(points) if what.kind == "crash" else point)
+            row = TimelineRow(at_ns, host, "--", None, text, marked=True)
         row.marked = row.marked or index == different
         rows.append(row)
     return rows
+
+
+def _points_of(point: CrashPoint | None) -> Iterator[CrashPoint | None]:
+    """Yield the point of each crash of a run."""
+    if point is not None and point.first is not None:
+        yield point.first
+    yield from repeat(point)
 
 
 def _first_in_other_order(entries: Sequence[LogEntry], fifo: Iterable[LogEntry]) -> int | None:
@@ -103,11 +111,13 @@ def _shown(log: Iterable[LogEntry], point: CrashPoint | None) -> list[LogEntry]:
         if isinstance(what, Commit) and what.kind is not CommitKind.EFFECT
     }
     kept: list[LogEntry] = []
+    points = _points_of(point)
     for entry in entries:
         _, host, what = entry
-        if isinstance(what, Note) and what.kind == "crash" and point and point.kind in _AFTER_WRITE:
+        if isinstance(what, Note) and what.kind == "crash":
+            died = next(points)
             # The host died with the write, before the steps that start at the same instant.
-            while kept and isinstance(kept[-1][2], tuple):
+            while died and died.kind in _AFTER_WRITE and kept and isinstance(kept[-1][2], tuple):
                 kept.pop()
         if isinstance(what, tuple) and (host, what[0], what[2]) in ended:
             continue

@@ -12,7 +12,8 @@ Invariants:
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+from zlib import crc32
 
 from pytest_routilux.sim.recovery import run_in_order
 from pytest_routilux.sim.simulator.scheduler import BrokenOffError, Choice, OrderScheduler
@@ -21,6 +22,7 @@ from pytest_routilux.sim.simulator.transitions import Trace, commute
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from pytest_routilux.sim.results import Shard
     from pytest_routilux.sim.simulator.model import Case, Host, World
     from pytest_routilux.sim.simulator.scheduler import Tape
     from pytest_routilux.sim.simulator.transitions import Transition
@@ -29,8 +31,11 @@ if TYPE_CHECKING:
     Asleep = dict[str, list[Transition]]
 
 
+_SPLIT: Final = 4  # decisions that say to which shard an order belongs
+
+
 class _RepeatedError(BrokenOffError):
-    """Raised by a run that repeats an earlier one."""
+    """Raised by a run that repeats an earlier one, or belongs to another shard."""
 
 
 class _Node:
@@ -83,8 +88,11 @@ class _Node:
 class _SearchScheduler(OrderScheduler):
     """Follows the path of a search, and extends it."""
 
-    def __init__(self, path: list[_Node], trace: Trace, *, prunes: bool) -> None:
+    def __init__(
+        self, path: list[_Node], trace: Trace, *, prunes: bool, shard: Shard | None
+    ) -> None:
         super().__init__(self._next)
+        self._shard = shard
         self.trace = trace
         self._path = path
         self._prunes = prunes
@@ -104,14 +112,26 @@ class _SearchScheduler(OrderScheduler):
         if self._at < len(self._path):
             node = self._path[self._at]
         else:
+            if self._shard is not None and self._at < _SPLIT:
+                asleep = {}  # what makes a task sleep here may be in another part
             node = _Node(list(tasks), asleep if self._prunes else {}, starts=starts)
             if not node.advance():
                 raise _RepeatedError
             self._path.append(node)
         self._at += 1
+        if self._at == _SPLIT and self.elsewhere:
+            raise _RepeatedError
         if not starts:
             self._last = node
         return node.chosen
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the order belongs to another shard: its first choices say which."""
+        if self._shard is None:
+            return False
+        choices = bytes(node.chosen % 256 for node in self._path[:_SPLIT])
+        return crc32(choices) % self._shard.of != self._shard.number - 1
 
     def _asleep(self) -> Asleep:
         """Note the transition that ends here, and return the tasks that sleep after it."""
@@ -144,7 +164,9 @@ class Search:
         *,
         prunes: bool = True,
         ordered: bool = False,
+        shard: Shard | None = None,
     ) -> None:
+        self._shard = shard
         self._case = case
         self._start_ns = start_ns
         self._plan = plan
@@ -164,7 +186,9 @@ class Search:
     @property
     def left(self) -> int:
         """The least number of orders that were not tried; 0 at the end of the search."""
-        return 0 if self._complete else sum(node.left for node in self._path)
+        if self._complete:
+            return 0
+        return 1 if self._shard is not None else sum(node.left for node in self._path)
 
     def runs(self) -> Iterator[tuple[World, list[Host], Tape]]:
         """Yield each run in an order that can differ, with its tape."""
@@ -172,7 +196,7 @@ class Search:
         widths = {name: routine.max_concurrency for name, routine in routines.items()}
         while True:
             trace = Trace(self._plan.width, widths, blind=not self.prunes, ordered=self._ordered)
-            scheduler = _SearchScheduler(self._path, trace, prunes=self.prunes)
+            scheduler = _SearchScheduler(self._path, trace, prunes=self.prunes, shard=self._shard)
             pausing = len(self._case.pausing)
             run = None
             with suppress(_RepeatedError):
@@ -182,7 +206,7 @@ class Search:
                 self.prunes = self.prunes and not blind  # what was left out may differ
                 self._path.clear()
                 continue
-            if run is None:
+            if run is None or scheduler.elsewhere:
                 self.broken_off += 1
             else:
                 scheduler.finish()

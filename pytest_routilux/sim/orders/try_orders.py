@@ -9,8 +9,7 @@ Invariants:
 
 from __future__ import annotations
 
-from itertools import chain
-from time import perf_counter
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.sim.oracle import view_of
@@ -23,7 +22,7 @@ from pytest_routilux.sim.orders.choose import (
 from pytest_routilux.sim.orders.races import OrderChecks
 from pytest_routilux.sim.orders.search import Search
 from pytest_routilux.sim.recovery import run_in_order
-from pytest_routilux.sim.results import Sample
+from pytest_routilux.sim.results import Budget, Sample
 from pytest_routilux.sim.simulator.model import Disturbed
 from pytest_routilux.sim.simulator.scheduler import (
     FIFO_ORDER,
@@ -65,8 +64,7 @@ class OrderRuns:
         self._scope: Scope = checks.checks.scope
         self._coverage = coverage
         self._seen: set[tuple[object, ...]] = set()  # the orders of the commits
-        self._begun = perf_counter()
-        self._left = self._scope.runs
+        self._budget = Budget(self._scope)
 
     def run(self, reference: Reference) -> None:
         """Run the case in the orders of the scope, until one shows a finding.
@@ -105,36 +103,32 @@ class OrderRuns:
             orders = sampled_orders(schedules, self.choices, scope.seed)
         else:
             orders = some_orders(self.choices, scope.seed)
-        for order in orders:
-            if self._over(1) or self._try(order):
-                return
+        any(self._try(order) for order in self._part(orders))
 
     def _search(self) -> None:
         coverage = self._coverage
-        checks = self._checks.checks
-        ordered = (
-            checks.invariant is not None or checks.view is not None
-        )  # they may look at the order
-        plan = self._fifo.host.flow.plan()
-        search, one_host = Search(self._case, self._start_ns, plan, ordered=ordered), True
+        plan, shard = self._fifo.host.flow.plan(), self._scope.shard
+        test = self._checks.checks  # its own checks may look at the order
+        ordered = test.invariant is not None or test.view is not None
+        search = Search(self._case, self._start_ns, plan, ordered=ordered, shard=shard)
+        one_host = True
         for world, hosts, tape in search.runs():
             one_host = one_host and len(hosts) == 1
             if self._check(tape, world, hosts):
                 return
-            if self._over(0.5):
+            if self._budget.over(0.5):
                 break
         coverage.orders_left = search.left if one_host else None  # other hosts run in FIFO order
         if not search.left:
             return
-        for order in chain([Reversed()], mixed_orders(self.choices, self._scope.seed)):
-            if self._over(1) or self._try(order):
+        for order in self._part(chain([Reversed()], mixed_orders(self.choices, self._scope.seed))):
+            if self._budget.over() or self._try(order):
                 return
 
-    def _over(self, part: float) -> bool:
-        """Return whether `part` of the budget is used."""
-        used = self._scope.runs - self._left
-        seconds = perf_counter() - self._begun
-        return used >= self._scope.runs * part or seconds >= self._scope.seconds * part
+    def _part(self, orders: Iterable[Order]) -> Iterable[Order]:
+        """Return those of `orders` that belong to the shard."""
+        shard = self._scope.shard
+        return orders if shard is None else islice(orders, shard.number - 1, None, shard.of)
 
     def shows(self, order: Order) -> tuple[Finding, Disturbed] | None:
         """Run the case in an order; return a finding and its run, or None."""
@@ -164,8 +158,9 @@ class OrderRuns:
 
     def _add(self, world: World, hosts: list[Host]) -> None:
         host = hosts[-1]
-        self._left -= 1
+        self._budget.used += 1
         self._coverage.runs += len(hosts)
+        self._checks.checks.progress(self._coverage)
         if host.job is not None and host.error is None:
             self.views.append(view_of(host.job, world))
 

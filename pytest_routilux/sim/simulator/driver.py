@@ -163,10 +163,13 @@ class _StepHost:
         return self._clock.mono + int(self._driven.offset)
 
     def sleep(self, step: StepInput, length: int) -> None:
-        until = self._clock.mono + length * self._pace.percent // 100
+        clock = self._clock
+        until = clock.mono + length * self._pace.percent // 100
         if step.timeout_ns is not None:
             until = min(until, step.started_ns + step.timeout_ns - self._driven.offset)
-        self._clock.mono = max(self._clock.mono, until)
+        if until > clock.mono:
+            self.flight.sleeps += (clock.wall + (clock.mono + until) // 2,)
+            clock.mono = until
 
     async def asleep(self, step: StepInput, length: int) -> None:
         await asyncio.sleep(length / SECOND)
@@ -242,7 +245,7 @@ class SimDriver:
 
     def start(self, driven: Driven, step: StepInput) -> None:
         flight = Flight(driven, step)
-        if driven.plan.is_async(step.task):
+        if driven.plan.has_async and driven.plan.is_async(step.task):
             if not self._loop.open:
                 self._environment.async_steps = SimAsyncSteps(self._loop)
             driven.start_async(step, partial(self._end_async, flight))
@@ -287,6 +290,8 @@ class SimDriver:
             for flight in fresh:
                 self._begin(flight)
         while True:
+            if self._ended and self._scheduler is FIFO:
+                return self._ended.popleft()
             chosen = self._choose(until, key)
             if type(chosen) is tuple:
                 return chosen
@@ -333,8 +338,6 @@ class SimDriver:
         """Return the next step that ends or continues; None if `until` comes first."""
         ended, asleep, loop = self._ended, self._asleep, self._loop
         if self._scheduler is FIFO:
-            if ended:
-                return ended.popleft()
             if loop.open:
                 due = loop.due()
                 later = [
@@ -446,6 +449,8 @@ class SimDriver:
                 step = flight.step
                 if isinstance(what, StepOutcome) and step.job_id == self._case.job_id:
                     attempt = step.task.task_id, step.attempt
+                    if flight.sleeps:
+                        self._host.sleeps.append((step, flight.sleeps))
                     if what.error_type is not None:
                         self._host.errors[attempt] = (what.error_type, *what.leaf_types)
                     if what.retry_after_ns is not None:
@@ -454,32 +459,33 @@ class SimDriver:
                         self._host.unspent.add(attempt)
                     if what.shared_reads is None or what.shared_reads:
                         self._host.reads[step.number] = what.shared_reads
-                self._ended.append((flight.driven, flight.step, what))
+                ended = flight.driven, flight.step, what
+                self._ended += [ended] * (1 + self._pace.twice)
                 return
         self._sleeps += 1
         at = events[0][0] if events else flight.at
         heappush(self._asleep, (at, flight.key, self._sleeps, flight))
 
     def _run_handler(self, flight: Flight) -> None:
-        step, clock = flight.step, self._clock
-        plan, task = flight.driven.plan, step.task
+        driven, step, clock = flight.driven, flight.step, self._clock
+        plan, task = driven.plan, step.task
         begun = clock.mono
-        slot = plan.slot(task.routine_id, task.slot)
-        slot = slot_with_faults(self._case.faults, step, slot, clock)
+        routine, handler = plan.routines[task.routine_id], plan.handlers[task.routine_id]
+        slot = routine._slots[task.slot]
+        if self._case.faults:
+            slot = slot_with_faults(self._case.faults, step, slot, clock)
         host = _StepHost(clock, flight, self._pace, self._loop, self._scheduler.trace)
-        outer = running.flight, running.clock
+        outer_flight, outer_clock = running.flight, running.clock
         running.flight, running.clock = flight, clock
         outcome: StepOutcome | BaseException
         try:
-            routine, handler = plan.routines[task.routine_id], plan.handlers[task.routine_id]
-            context = flight.driven.context.copy()
-            outcome = context.run(run_step, step, routine, slot, handler, host)
+            outcome = driven.context.copy().run(run_step, step, routine, slot, handler, host)
         except TEST_OUTCOMES:
             raise
         except BaseException as error:
             outcome = error
         finally:
-            running.flight, running.clock = outer
+            running.flight, running.clock = outer_flight, outer_clock
             if flight.threads:
                 note_leaked_threads(self._host, flight)
         if flight.doubles:

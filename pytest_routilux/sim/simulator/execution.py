@@ -57,12 +57,14 @@ if TYPE_CHECKING:
     from routilux import Flow, StepInput
     from routilux.engine.drive import Drive
     from routilux.engine.driver import Driver
+    from routilux.graph.messages import Writes
     from routilux.graph.plan import Plan
 
 OTHER_START: Final = 8_654_321 * SECOND + 123_456_789  # another day, hour, minute and fraction
 _MOST_STEPS: Final = 100_000
 _UPTIME: Final = 7_919 * SECOND
 _MOST_ENCODED: Final = 1_000
+_no_faults: Final = nullcontext()
 
 
 class _WorldJournal:
@@ -101,19 +103,18 @@ class _WorldJournal:
         runtime, world = self._runtime, self._world
         if job_id != runtime.case.job_id:
             return  # a handler executes this job; no store keeps it
-        this = f"commit {commit.seq} ({commit.kind} of {_routine_of(commit)})"
         if runtime.host.job is not None and runtime.host.job.seq >= commit.seq:
-            what = f"{this} changed the job before the commit was written"
+            what = f"{_named(commit)} changed the job before the commit was written"
             runtime.report("folded-before-written", what, commit)
         if commit.seq != len(world.commits) + 1:
-            what = f"{this} was written when the store had {len(world.commits)} commits"
+            what = f"{_named(commit)} was written when the store had {len(world.commits)} commits"
             runtime.report("written-twice", what, commit)
             raise LeaseLostError(
                 f"commit {commit.seq} can't follow the store's last commit, {len(world.commits)}"
             )
         if self._checked:
             self._read_back(commit)
-        with failing_write(self._faults, commit):
+        with failing_write(self._faults, commit) if self._faults else _no_faults:
             if world.files is not None:
                 world.files.write(job_id, commit, owner, claims=claims)
             world.add_commit(commit)
@@ -153,16 +154,26 @@ def _routine_of(commit: Commit) -> str:
     return commit.routine_id or "the job"
 
 
+def _named(commit: Commit) -> str:
+    return f"commit {commit.seq} ({commit.kind} of {_routine_of(commit)})"
+
+
 def _refuse_unsaved(commit: Commit) -> None:
     """Raise `UnserializableError` if a store can't save a value of `commit`."""
-    for index, emission in enumerate(commit.emissions):
-        if not emission.flat:
-            _encode(emission.payload, f"$.emissions[{index}].payload")
-    for writes, path in ((commit.state, "$.state"), (commit.shared, "$.shared")):
-        if writes is not None:
-            _encode(writes.values, f"{path}.values")
-            if writes.patches:
-                writes_text(writes, path)
+    if commit.emissions:
+        for index, emission in enumerate(commit.emissions):
+            if not emission.flat:
+                _encode(emission.payload, f"$.emissions[{index}].payload")
+    if commit.state is not None:
+        _refuse_unsaved_writes(commit.state, "$.state")
+    if commit.shared is not None:
+        _refuse_unsaved_writes(commit.shared, "$.shared")
+
+
+def _refuse_unsaved_writes(writes: Writes, path: str) -> None:
+    _encode(writes.values, f"{path}.values")
+    if writes.patches:
+        writes_text(writes, path)
 
 
 _encoded: set[bytes] = set()
@@ -250,6 +261,7 @@ class _SimRuntime(Runtime):
         self.handlers: list[HandlerThread] = []
         self.host_loop = HostLoop(clock, pace, scheduler, dies_at)
         environment = self.environment
+        environment.owner = f"simulated host {world.host_number}"
         environment.run_async_step = async_steps(case, world, host, clock, self.host_loop)
         environment.journal = _WorldJournal(self, checked=checked)  # type: ignore[assignment]  # as one
         environment.observers.registered = () if case.always is None else (self,)
@@ -387,7 +399,8 @@ class Variation:
             return "at another start instant"
         if self.pace.more_ns:
             return "with steps that take an hour longer"
-        return "" if self.pace is NORMAL_PACE else "with longer sleeps"
+        twice = self.pace.twice
+        return "with longer sleeps and outcomes that arrive twice" if twice else ""
 
 
 UNVARIED: Final = Variation()
@@ -396,7 +409,7 @@ UNVARIED: Final = Variation()
 
 def variations(plan: Plan) -> list[Variation]:
     """Return the variations to try for the flow of `plan`."""
-    found = [Variation(shift_ns=OTHER_START), Variation(pace=Pace(percent=125))]
+    found = [Variation(shift_ns=OTHER_START), Variation(pace=Pace(percent=125, twice=True))]
     if all(handler.deadline is None for handler in plan.handlers.values()):
         # So slow that a retry is due before the steps in flight end, as after a long downtime.
         found.append(Variation(pace=Pace(more_ns=3600 * SECOND)))

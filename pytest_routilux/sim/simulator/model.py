@@ -37,7 +37,9 @@ Kind: TypeAlias = Literal[
     "before a write",
     "after a write",
     "at an await",
+    "in a sleep",
     "in a wait",
+    "no host",
     "in a recovery",
     "by document",
     "store refuses",
@@ -91,11 +93,13 @@ class Case:
 class Pace:
     """The length of sleeps and steps in a simulation.
 
-    A sleep takes `percent` of its length. A step without a timeout takes `more_ns` longer.
+    A sleep takes `percent` of its length. A step without a timeout takes `more_ns` longer. With
+    `twice`, the outcome of each step arrives twice.
     """
 
     percent: int = 100
     more_ns: int = 0
+    twice: bool = False
 
 
 NORMAL_PACE: Final = Pace()
@@ -107,7 +111,9 @@ class CrashPoint:
 
     The run works in `order`. `commits`, `calls` and `awaits` are how many of the undisturbed run's
     are in the world then; `at_ns` is when the host dies, `resume_ns` when the next one resumes
-    (UTC). `name` is for reproducers, `text` for people.
+    (UTC). `name` is for reproducers, `text` for people. `first` is the crash before this one, if
+    the point is of a run that resumes the job after a crash. It `outlasts`
+    deadlines if no host runs until one may be over, so that the job may end otherwise.
     """
 
     kind: Kind
@@ -122,11 +128,19 @@ class CrashPoint:
     attempt: int = 0
     awaits: int = 0
     order: Order = FIFO_ORDER
+    first: CrashPoint | None = None
+    outlasts: bool = False
 
     @property
-    def simplicity(self) -> tuple[bool, int, int]:
+    def simplicity(self) -> tuple[bool, bool, int, int]:
         """The sort key that puts the simplest point first."""
-        return self.order != FIFO_ORDER, _KINDS.index(self.kind), self.at_ns
+        pair = self.first is not None
+        return pair, self.order != FIFO_ORDER, _KINDS.index(self.kind), self.at_ns
+
+    @property
+    def crashes(self) -> int:
+        """The number of hosts that die."""
+        return 2 if self.first is not None or self.kind == "in a recovery" else 1
 
 
 # --- what outlives a host -------------------------------------------------------------------------
@@ -314,7 +328,8 @@ class Host:
     are the attempts whose error asked to spend no retry. `reads` are the shared keys that a step
     read, by its number; None means all. `leaked_threads` are
     the routine of a step, the thread that outlived it in words, and the line that started the
-    thread. `exact`: durations and delays are exact, not lower bounds.
+    thread. `sleeps` are the instants in the middle of each `ctx.sleep` of a step. `exact`:
+    durations and delays are exact, not lower bounds.
     """
 
     flow: Flow
@@ -327,13 +342,14 @@ class Host:
     unspent: set[tuple[str, int]] = field(default_factory=set)
     reads: dict[int, frozenset[str] | None] = field(default_factory=dict)
     leaked_threads: list[tuple[str, str, str]] = field(default_factory=list)
+    sleeps: list[tuple[StepInput, Sequence[int]]] = field(default_factory=list)
     exact: bool = True
     store_finding: Finding | None = None
 
 
 @dataclass(slots=True)
 class Undisturbed:
-    """A run without a crash.
+    """A run without a crash, or the run after `crash`: of the run before, at a point of it.
 
     `states[n]` is the job that the store would return after n commits. `store_findings` are rules
     that a real store broke, by the number of commits.
@@ -346,6 +362,7 @@ class Undisturbed:
     states: list[JobState]
     store_findings: dict[int, Finding] = field(default_factory=dict)
     order: Order = FIFO_ORDER
+    crash: tuple[Undisturbed, CrashPoint] | None = None
 
     @property
     def job(self) -> JobState:

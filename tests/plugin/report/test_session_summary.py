@@ -115,7 +115,7 @@ SIMULATED: Final = """
     def test_everywhere(flow_sim):
         first = flow_sim.crash_everywhere(lambda: pay(1), "pay")
         second = flow_sim.crash_everywhere(lambda: pay(0), "pay")
-        assert [19, 9] == [first.executed.total(), second.executed.total()]
+        assert [22, 11] == [first.executed.total(), second.executed.total()]
 """
 
 
@@ -129,7 +129,7 @@ COUNTED: Final = {
     "own fixtures": (OVERRIDES, "2 jobs, 7 commits, 3 retries, 4.05 s of virtual time"),
     "simulations": (
         SIMULATED,
-        "1 job, 6 commits, 4 retries, 28 crash points, 4.9375 s of virtual time",
+        "1 job, 6 commits, 4 retries, 33 crash points, 4.9375 s of virtual time",
     ),
 }
 
@@ -381,7 +381,7 @@ def test_junitxml_has_the_figures_of_each_test(inner, args):
             ("routilux_virtual_seconds", "4.9375"),
         ],
         "test_plain": [],
-        "test_simulates": [("routilux_crash_points", "19 of 19")],
+        "test_simulates": [("routilux_crash_points", "22 of 22")],
     } == properties(inner.path / "out.xml")
 
 

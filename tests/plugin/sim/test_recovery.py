@@ -63,12 +63,14 @@ def test_every_crash_point_has_a_name_in_the_users_terms(run):
         "0 start 1+0",
         "0 start.recovery 1+0",
         "0 start.document 1+0",
+        "0 start.long 1+0",
         "0 0@a1.once-reserve 1+0",
         "0 0@a1.once-reserve.refused 1+0",
         "0 0@a1.once-reserve.unanswered 1+0",
         "0 0@a1.once-reserve.kept 2+0",
         "0 0@a1.once-reserve.kept.recovery 2+0",
         "0 0@a1.once-reserve.kept.document 2+0",
+        "0 0@a1.once-reserve.kept.long 2+0",
         "0.5 0@a1.effect1.before 2+0",
         "0.5 0@a1.effect1 2+1",
         "0.5 0@a1.effect1.long 2+1",
@@ -90,6 +92,8 @@ def test_every_crash_point_has_a_name_in_the_users_terms(run):
         "3 0@a2.end.refused 3+2",
         "3 0@a2.end.unanswered 3+2",
         "3 0@a2.done 4+2",
+        "0.25 0@a1.sleep1 2+0",
+        "2.75 0@a2.sleep1 3+1",
     ]
 
 
@@ -100,11 +104,12 @@ def test_the_text_of_a_crash_point_says_the_task_and_the_attempt(run):
     assert all("task 0 pay, attempt" in point.text for point in points)
 
 
-def test_a_flow_with_a_deadline_has_no_crash_point_past_it():
+def test_in_a_flow_with_a_deadline_a_long_downtime_may_outlast_it():
     limited = run_undisturbed(Case(build(60), "pay", {"order": "A7"}), START)
-    names = {point.name for point in crash_points(limited)}
-    assert "0@a1.wait.late" in names
-    assert not {"0@a1.wait.overdue", "0@a1.wait.long"} & names
+    points = crash_points(limited)
+    longs = [point.name for point in points if point.resume_ns > point.at_ns]
+    assert longs == [point.name for point in points if point.outlasts]
+    assert {"start.long", "0@a1.effect1.long", "0@a1.wait.overdue", "0@a1.wait.long"} < set(longs)
 
 
 @pytest.mark.parametrize(
@@ -180,3 +185,52 @@ def test_every_point_is_executed_also_if_the_test_lets_the_store_fail(write, dur
     points = crash_points(run)
     assert 30 < len(points)
     assert [] == [point.name for point in points if not recover(run, point).executed]
+
+
+# --- an hour without a host, and a crash in a sleep -----------------------------------------------
+
+
+def opens(self: Any, order: str) -> None:
+    """The offer ends in half an hour."""
+    self.emit("out", until=self.ctx.now().timestamp() + 1800)
+
+
+def pays_in_time(self: Any, until: float) -> None:
+    if self.ctx.now().timestamp() > until:
+        raise ValueError("the offer has ended")
+
+
+def naps(self: Any, until: float) -> None:
+    self.ctx.sleep(2)
+
+
+def naps_longer(self: Any, until: float) -> None:
+    self.ctx.sleep(10)
+
+
+def test_a_job_that_no_host_runs_for_an_hour_is_tried_after_every_commit():
+    def made() -> Flow:
+        return chain(a=saveable(opens, out=["until"]), b=saveable(pays_in_time))
+
+    run = run_undisturbed(Case(made, "a", {"order": "A7"}), START)
+    points = [point for point in crash_points(run) if point.kind == "no host"]
+    assert ["start.long", "0@a1.done.long"] == [point.name for point in points]
+    ends = [recover(run, point).host.job.status.value for point in points]
+    assert ["completed", "failed"] == ends  # the second one crosses the end of the offer
+    assert {3600 * SECOND} == {point.resume_ns - point.at_ns for point in points}
+
+
+def test_a_crash_in_a_sleep_has_what_other_steps_have_committed_by_then():
+    def made() -> Flow:
+        flow = chain(workers=2, a=saveable(opens, out=["until"]), b=saveable(naps))
+        flow.add_routine(saveable(naps_longer), "c")
+        flow.connect("a", "out", "c", "trigger")
+        return flow
+
+    run = run_undisturbed(Case(made, "a", {"order": "A7"}), START)
+    points = {p.name: p for p in crash_points(run) if p.kind == "in a sleep"}
+    assert ["0.0@a1.sleep1", "0.1@a1.sleep1"] == [*points]
+    assert [2, 3] == [point.commits for point in points.values()]  # b has ended by then
+    assert [1, 5] == [(point.at_ns - START) / SECOND for point in points.values()]
+    for point in points.values():
+        assert recover(run, point).host.job.status == "completed"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pytest_routilux.sim import checks
 from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.explain.explain import explain_cause
 from pytest_routilux.sim.explore import explore
@@ -16,14 +17,16 @@ from pytest_routilux.sim.recovery import recover
 from pytest_routilux.sim.results import Checks, Exploration
 from pytest_routilux.sim.shrink import Cause
 from pytest_routilux.sim.simulator.effects import Effect
-from pytest_routilux.sim.simulator.model import Case, Finding
+from pytest_routilux.sim.simulator.model import Case, Finding, World
 from routilux import (
     CorruptStateError,
     Flow,
     IllegalTransitionError,
+    JobState,
     PendingTask,
     SavedState,
     StepInput,
+    UnserializableError,
 )
 from routilux.core.machine import Machine
 from routilux.core.schedule import Schedule
@@ -193,7 +196,32 @@ def test_an_engine_that_cannot_read_its_document_is_found(monkeypatch: pytest.Mo
     assert "document-unreadable" == finding.kind
 
 
+def test_an_engine_that_cannot_save_its_job_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def dumps(self: JobState, **_: object) -> str:
+        raise UnserializableError("$.outputs[0]", "has no saved form")
+
+    monkeypatch.setattr(JobState, "dumps", dumps)
+    finding = finding_of(explored(Case(forked, "source")))
+    assert finding is not None
+    assert "document-unsaved" == finding.kind
+
+
 def test_a_value_that_cannot_be_saved_is_a_note() -> None:
     result = explored(chain(same, same))  # its routines hold functions
     assert finding_of(result) is None
     assert ["from a document" in n for n in result.coverage.notes].count(True) == 1
+
+
+def test_a_rule_that_breaks_in_another_order_alone_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def only_reversed(world: World, hosts: Any, case: Case, **_: object) -> Finding | None:
+        started = [step.task.routine_id for _, step in hosts[0].steps]
+        if started[1:] != ["c", "b"]:
+            return None
+        return Finding("task-id-wrong", "task 0.1 has the id 0.7", "engine.c", "c")
+
+    monkeypatch.setattr(checks, "broken_rule", only_reversed)
+    finding = finding_of(explored(Case(forked, "source")))
+    assert finding is not None
+    assert "task-id-wrong" == finding.kind

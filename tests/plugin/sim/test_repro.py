@@ -53,6 +53,8 @@ def points_of(case: Case) -> list[CrashPoint]:
         "R1.41d0.o3-1_12-4+f2",
         "R1.41d0.q0-1",
         "R1.9f3c.0.0@a1.effect1+o3-1+f1",
+        "R1.9f3c.0.0@a1.effect1+0.0@a1.end",
+        "R1.9f3c.0@a1.end+resumed+f1",
     ],
 )
 def test_a_reproducer_is_written_as_it_was_read(text):
@@ -89,7 +91,10 @@ def test_a_text_that_is_no_reproducer_is_refused_with_the_form(text):
     with pytest.raises(pytest.UsageError) as caught:
         Repro.parse(text)
     message = str(caught.value)
-    assert "R1.<4 hex digits>.<crash point, fifo or order>[+<order>][+f1[+f2]]" in message
+    assert (
+        "R1.<4 hex digits>.<crash point, fifo or order>[+<second crash>][+<order>][+f1[+f2]]"
+        in message
+    )
     assert 1 == len(message.splitlines())
 
 
@@ -112,15 +117,23 @@ def test_any_name_makes_one_short_word_that_finds_its_point(name, faults):
     assert len(text) < 110
     read = Repro.parse(text)
     assert made == read
-    assert point(name) == read.point(
-        [point("x"), point(f"{name}."), point(name), point(name + "x")]
-    )
+    points = [point("x"), point(f"{name}."), point(name), point(name + "x")]
+    assert [point(name)] == read.points(points)
+
+
+@given(NAMES, NAMES)
+def test_a_pair_of_any_names_finds_both_points(first, second):
+    made = Repro.of(CASE, FLOW, replace(point(second), first=point(first)))
+    read = Repro.parse(str(made))
+    assert made == read
+    assert [point(first)] == read.points([point(f"{first}."), point(first)])
+    assert point(second) == read.second_point([point(f"{second}."), point(second)])
 
 
 @pytest.mark.parametrize("name", ["fifo", "o", "q3-1", "o3-1_4-2"])
 def test_a_point_that_is_called_as_an_order_is_still_a_point(name):
     read = Repro.parse(str(Repro.of(CASE, FLOW, point(name))))
-    assert (None, point(name)) == (read.tape, read.point([point("x"), point(name)]))
+    assert (None, point(name)) == (read.tape, *read.points([point("x"), point(name)]))
 
 
 @given(st.lists(NAMES, min_size=2, max_size=2, unique=True))
@@ -131,7 +144,8 @@ def test_two_names_make_two_words(names):
 def test_every_point_of_a_run_is_found_again():
     points = points_of(CASE)
     for one in points:
-        assert one is Repro.parse(str(Repro.of(CASE, FLOW, one))).point(points)
+        [found] = Repro.parse(str(Repro.of(CASE, FLOW, one))).points(points)
+        assert one is found
 
 
 def test_a_reproducer_runs_the_case_with_its_faults_alone():
@@ -172,7 +186,7 @@ def test_without_its_fault_it_is_stale():
 @pytest.mark.parametrize("name", ["0.0@a7.effect1", "0.9@a1.effect1", "resumed~9"])
 def test_without_its_point_it_is_stale(name):
     with pytest.raises(StaleError, match=f"no crash point {name}"):
-        replace(Repro.of(CASE, FLOW), place=name).point(points_of(CASE))
+        replace(Repro.of(CASE, FLOW), place=name).points(points_of(CASE))
 
 
 def test_the_digest_is_the_same_for_faults_whose_text_holds_an_address():

@@ -43,7 +43,10 @@ def a_poisoned_job_runs_on(patch: Patch) -> None:
 
 
 def a_paused_job_has_a_task_to_start(patch: Patch) -> None:
-    patch.setattr(Machine, "next_task", lambda self: self._schedule.first())
+    def next_task(self: Machine) -> Any:
+        return None if self.in_flight else self._schedule.first()
+
+    patch.setattr(Machine, "next_task", next_task)
 
 
 def a_late_outcome_is_accepted(patch: Patch) -> None:

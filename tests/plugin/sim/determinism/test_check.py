@@ -20,12 +20,12 @@ from pytest_routilux.hosts import fork_server
 from pytest_routilux.sim.determinism.check import check_determinism
 from pytest_routilux.sim.determinism.swallowed_crash import swallowed_crash
 from pytest_routilux.sim.explore import explore
-from pytest_routilux.sim.results import Checks, Coverage
+from pytest_routilux.sim.results import Checks
 from pytest_routilux.sim.simulator.model import Case, Finding
 from pytest_routilux.virtual_time.freeze import frozen_simulation
 from routilux import ErrorHandler, Flow, FlowDefinitionError, RoutiluxError
 from showcase.flows import data_pipeline, fan_out_and_in, word_count
-from tests.plugin.sim.determinism.names import named, named_in_order
+from tests.plugin.inner import run_inside
 from tests.plugin.sim.steps import START, STEP, Work, chain, same
 from tests.soak import also, sampled
 
@@ -212,21 +212,86 @@ def test_a_run_that_does_not_finish_in_another_process_is_an_error() -> None:
 # --- the order of sets ----------------------------------------------------------------------------
 
 
-def test_the_order_of_a_set_is_found_by_another_hash_seed() -> None:
-    case = Case(named, "names")
-    finding = check_determinism(case, START)
-    assert finding is not None
-    assert ("hash-order", "names") == (finding.kind, finding.routine)
-    coverage = Coverage()
-    assert check_determinism(case, START, fresh=False, coverage=coverage) is None
-    assert ["runs with another hash seed (order of sets): not tried"] == [
-        note.partition(", ")[0] for note in coverage.notes
-    ]
+SEEDS = """
+    import os
+
+    import pytest
+
+    @pytest.fixture
+    def pay(flow_sim):
+        return flow_sim.effect("pay")
+
+    @pytest.mark.parametrize("name", ["a b"])
+    def test_order(flow_sim, flow_factory, monkeypatch, pay, name):
+        names = {f"{name}{n}" for n in range(8)}
+
+        def work():
+            return {"paid": pay(1), "names": list(names)}
+
+        flow_sim.check_determinism(lambda: flow_factory(chain=[work]), "work")
+
+    def test_hash(flow_sim, flow_factory):
+        def work():
+            return {"hash": hash("abc")}
+
+        flow_sim.check_determinism(lambda: flow_factory(chain=[work]), "work")
+
+    def test_sorted(flow_sim, flow_factory, pay):
+        def first():
+            return {"names": sorted({"a", "b", "c"})}
+
+        def second(names):
+            return {"paid": pay(*names)}
+
+        flow_sim.check_determinism(lambda: flow_factory(chain=[first, second]), "first")
+        flow_sim.check_determinism(lambda: flow_factory(chain=[second]), "second", {"names": []})
+
+    def test_untried(flow_sim, flow_factory):
+        def work():
+            return {"done": True}
+
+        excuse = ["hash-seed"] if EXCUSED else []
+        if os.environ.get("PYTHONHASHSEED") in ("1", "2"):
+            pytest.fail("not here")
+        flow_sim.check_determinism(lambda: flow_factory(chain=[work]), "work", excuse=excuse)
+"""
+
+
+def printed_by(pytester: pytest.Pytester, test: str, *, excused: bool = False) -> str:
+    """Run one of these tests, and return what it prints as one line."""
+    pytester.makepyfile(SEEDS.replace("EXCUSED", str(excused)))
+    return " ".join(run_inside(pytester, "-v", "-k", test).stdout.str().split())
 
 
 @pytest.mark.soak
-def test_a_set_that_is_sorted_is_clean() -> None:
-    assert check_determinism(Case(named_in_order, "names"), START) is None
+@pytest.mark.parametrize(
+    ("test", "texts"),
+    [
+        ("order", ["ORDER OF A SET: ", "use sorted(...) where the set is iterated"]),
+        ("hash", ["HASH OF A VALUE: work calls hash()", "hashlib.sha256(text.encode())"]),
+        ("untried", ["another hash seed was not tried: ", "Failed: not here", "excuse=['hash-"]),
+    ],
+)
+def test_another_hash_seed_is_tried_by_running_the_test_again(
+    pytester: pytest.Pytester, test: str, texts: list[str]
+) -> None:
+    printed = printed_by(pytester, test)
+    assert "1 failed" in printed
+    for text in texts:
+        assert text in printed
+
+
+@pytest.mark.soak
+def test_what_no_hash_seed_changes_is_clean(pytester: pytest.Pytester) -> None:
+    assert "1 passed" in printed_by(pytester, "sorted")
+
+
+def test_another_hash_seed_can_be_excused_by_name(pytester: pytest.Pytester, flow_sim: Any) -> None:
+    printed = printed_by(pytester, "untried", excused=True)
+    assert "1 passed" in printed
+    assert "runs with another hash seed: not tried, by excuse=" in printed
+    with pytest.raises(FlowDefinitionError, match="names nothing that can be left out"):
+        flow_sim.check_determinism(chain(same).build, "r0", excuse=["zone"])
 
 
 def test_the_order_of_a_set_of_objects_is_found_without_another_interpreter() -> None:

@@ -174,7 +174,7 @@ def test_each_figure_of_a_run_is_in_the_text(change):
 def test_incomplete_coverage_is_reported():
     exploration, finding, disturbed = parts(bugs.Charge)
     exploration.coverage.executed["after a write"] -= 1
-    assert "cut at 18 of at least 19" in text_with(exploration, finding, disturbed)
+    assert "cut at 22 of at least 23" in text_with(exploration, finding, disturbed)
 
 
 # --- why and fix ----------------------------------------------------------------------------------

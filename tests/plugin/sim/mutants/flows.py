@@ -75,6 +75,32 @@ def fails(self: Any, n: int) -> None:
     raise CardRefused(n)
 
 
+def fails_to_note(self: Any, message: str) -> None:
+    raise CardRefused(message)
+
+
+def failing_reports() -> Flow:
+    """A failure is reported to a routine that fails too; its own failure is reported to nobody."""
+    flow = Flow("reports")
+    flow.add_routine(saveable(fails, error=["message"]), "body")
+    flow.add_routine(saveable(fails_to_note, error=["message"]), "note")
+    flow.add_routine(saveable(notes_error), "last")
+    flow.connect("body", "error", "note", "trigger")
+    flow.connect("note", "error", "last", "trigger")
+    flow.set_error_handler(ErrorHandler("continue"))
+    return flow
+
+
+def dropped_at_last() -> Flow:
+    """The last task of the job is skipped, and nothing reports it."""
+    flow = Flow("dropped")
+    flow.add_routine(saveable(split), "split")
+    flow.add_routine(saveable(fails), "body")
+    flow.connect("split", "out", "body", "trigger")
+    flow.set_error_handler(ErrorHandler("skip"))
+    return flow
+
+
 def fan(
     body: Any, *, wide: bool = False, errors: ErrorHandler | None = None, workers: int = 3
 ) -> Callable[[], Flow]:
@@ -142,6 +168,8 @@ CASES: list[tuple[str, Case]] = [
     ("accumulators", case(fan(collects, wide=True, errors=ErrorHandler("continue")))),
     ("conflicts", case(fan(conflicts, wide=False, workers=4))),
     ("skipped tasks", case(fan(fails, errors=ErrorHandler("skip")))),
+    ("a report that fails", case(failing_reports, "body", params={"n": 1})),
+    ("a last task that is dropped", case(dropped_at_last, params={"n": 2})),
     ("a failed job", case(fan(fails), params={"n": 1})),
     ("a deadline", case(shop(fails=(9,), deadline=1.0, on_exhausted="continue"), "orders")),
     ("a store that fails", case(shop(fails=(1,)), "orders", faults=(StoreFails(3),))),

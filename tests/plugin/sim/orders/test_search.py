@@ -159,10 +159,6 @@ def test_a_search_that_is_cut_says_how_many_orders_are_left():
     assert done < least
 
 
-def test_a_search_without_time_is_cut():
-    assert word(CLEAN, "all", seconds=0.0).startswith("cut at ")
-
-
 def test_one_order_of_work_is_complete():
     graph = Graph("go>a", {"go": sends(1), "a": rest})
     assert word(graph, "some") == "complete"

@@ -133,9 +133,7 @@ def rate(case: Case, bug: Bug, orders: Sequence[Order]) -> float:
 
 
 @pytest.mark.parametrize("seeds", also(range(100), range(1_000)), ids=len)
-@pytest.mark.parametrize(
-    "name", sampled(PLANTED, ["one task inside two", "inside two and two"])
-)
+@pytest.mark.parametrize("name", sampled(PLANTED, ["one task inside two", "inside two and two"]))
 def test_pct_finds_bugs_at_the_rate_of_its_bound(name, seeds):
     lengths, workers, depth, bug = PLANTED[name]
     case = chains(lengths, workers)

@@ -151,7 +151,10 @@ class _SearchScheduler(OrderScheduler):
 
 
 class Search:
-    """All orders of a case that can differ."""
+    """All orders of a case that can differ.
+
+    `ordered`: two orders differ also if only outputs or calls of doubles come in another order.
+    """
 
     def __init__(
         self,
@@ -160,12 +163,14 @@ class Search:
         plan: Plan,
         *,
         prunes: bool = True,
+        ordered: bool = False,
         shard: Shard | None = None,
     ) -> None:
         self._shard = shard
         self._case = case
         self._start_ns = start_ns
         self._plan = plan
+        self._ordered = ordered
         limits = any(
             handler.deadline is not None or handler.timeout_ns is not None
             for handler in plan.handlers.values()
@@ -190,7 +195,7 @@ class Search:
         routines = self._plan.routines
         widths = {name: routine.max_concurrency for name, routine in routines.items()}
         while True:
-            trace = Trace(self._plan.width, widths, blind=not self.prunes)
+            trace = Trace(self._plan.width, widths, blind=not self.prunes, ordered=self._ordered)
             scheduler = _SearchScheduler(self._path, trace, prunes=self.prunes, shard=self._shard)
             pausing = len(self._case.pausing)
             run = None

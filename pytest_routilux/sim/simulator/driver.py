@@ -433,6 +433,8 @@ class SimDriver:
             kind = type(what)
             if kind is Call:
                 self._world.add_call(what)
+                if self._scheduler.trace is not None:
+                    self._scheduler.trace.deliver_call()
             elif kind is Pause:
                 self._world.add_await(clock.now_ns(), flight.step, what)
             elif kind is tuple:

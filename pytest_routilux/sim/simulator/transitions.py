@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _ALL_SHARED: Final = "every shared key"
 _DOUBLES: Final = "the doubles of effects"
+_CALLS: Final = "the order of calls"
+_EMISSIONS: Final = "the order of emissions"
 _EXACT: Final = (int, Decimal)
 _OVER: Final = frozenset({JobStatus.RUNNING, JobStatus.COMPLETED})
 
@@ -65,12 +67,16 @@ class Transition:
 class Trace:
     """Records the transitions of one run.
 
-    `width` is the most steps in flight, `limits` the most of each routine.
+    `width` is the most steps in flight, `limits` the most of each routine. `ordered`: the order of
+    emissions and of the calls of doubles counts.
     """
 
-    def __init__(self, width: int, limits: Mapping[str, int], *, blind: bool = False) -> None:
+    def __init__(
+        self, width: int, limits: Mapping[str, int], *, blind: bool = False, ordered: bool = False
+    ) -> None:
         self.width = width
         self.limits = limits
+        self._ordered = ordered
         self.blind = blind
         """Whether a step reads the clock, waits for a retry, or executes another job."""
         self.starting = False
@@ -104,6 +110,11 @@ class Trace:
         """Record a call of a double whose result may depend on other calls."""
         self.current.writes.add(_DOUBLES)
 
+    def deliver_call(self) -> None:
+        """Record that a call of a double becomes visible."""
+        if self._ordered:
+            self.current.writes.add(_CALLS)
+
     def handled(self, step: StepInput, outcome: object) -> None:
         """Record what the handler of a step has read."""
         reads = getattr(outcome, "shared_reads", None)
@@ -129,6 +140,8 @@ class Trace:
             self._write(dict.fromkeys(commit.state.keys, name), commit.state)
         if commit.shared is not None:
             self._write({key: _shared(key) for key in commit.shared.keys}, commit.shared)
+        if commit.emissions and self._ordered:
+            current.writes.add(_EMISSIONS)
         for task in commit.tasks:
             if task.into is None:
                 current.lanes[task.routine_id] += 1

@@ -1,8 +1,9 @@
 """Crashes a job twice: the run that follows a crash is crashed again, at each of its own points.
 
 Invariants:
-- Both hosts that die leave what the store holds. A refusal of the store, a resume from a document
-  and a crash in a recovery, which is a pair itself, are tried alone.
+- Both hosts that die leave what the store holds. A crash in a sleep, an hour without a host, a
+  refusal of the store, a resume from a document and a crash in a recovery, which is a pair itself,
+  are tried alone.
 - A pair is left out only if it can't differ: a run that was tried before was at the same point of
   the same task, with the same job and the same calls, but for what varies with time alone. With
   `fresh`, what lies outside may differ, so no pair is left out.
@@ -27,7 +28,15 @@ if TYPE_CHECKING:
 
 PAIRS: Final = "pairs of crashes"
 """The name of the pairs in a coverage."""
-_ALONE: Final = ("store refuses", "store does not answer", "in a recovery", "by document")
+_ALONE: Final = (
+    "in a sleep",
+    "no host",
+    "in a recovery",
+    "by document",
+    "store refuses",
+    "store does not answer",
+)
+"""Kinds of crash points that are tried without a second crash."""
 
 
 def crash_pairs(

@@ -194,8 +194,15 @@ class Search:
         """Yield each run in an order that can differ, with its tape."""
         routines = self._plan.routines
         widths = {name: routine.max_concurrency for name, routine in routines.items()}
+        gathers = {} if self._plan.gathers is None else self._plan.gathers.upstream
         while True:
-            trace = Trace(self._plan.width, widths, blind=not self.prunes, ordered=self._ordered)
+            trace = Trace(
+                self._plan.width,
+                widths,
+                gathers,
+                blind=not self.prunes,
+                ordered=self._ordered,
+            )
             scheduler = _SearchScheduler(self._path, trace, prunes=self.prunes, shard=self._shard)
             pausing = len(self._case.pausing)
             run = None

@@ -144,9 +144,7 @@ class OrderRuns:
 
     def _try(self, order: Order, *, checked: bool = True) -> bool:
         """Run the case in an order; return whether that shows a finding."""
-        scheduler = order.scheduler()
-        assert isinstance(scheduler, OrderScheduler), "FIFO is another run"
-        world, hosts = run_in_order(self._case, self._start_ns, scheduler, serial=order.serial)
+        scheduler, world, hosts = self._run(order)
         if isinstance(order, Tape):
             order.check(scheduler.choices)
         if not self.choices and not order.serial:
@@ -155,6 +153,16 @@ class OrderRuns:
             return self._check(scheduler.tape, world, hosts)
         self._add(world, hosts)
         return False
+
+    def _run(self, order: Order) -> tuple[OrderScheduler, World, list[Host]]:
+        pausing = self._case.pausing
+        while True:
+            known = len(pausing)
+            scheduler = order.scheduler()
+            assert isinstance(scheduler, OrderScheduler), "FIFO is another run"
+            world, hosts = run_in_order(self._case, self._start_ns, scheduler, serial=order.serial)
+            if known == len(pausing):  # else a handler paused anew, and the tape fits no other run
+                return scheduler, world, hosts
 
     def _add(self, world: World, hosts: list[Host]) -> None:
         host = hosts[-1]

@@ -67,15 +67,23 @@ class Transition:
 class Trace:
     """Records the transitions of one run.
 
-    `width` is the most steps in flight, `limits` the most of each routine. `ordered`: the order of
-    emissions and of the calls of doubles counts.
+    `width` is the most steps in flight, `limits` the most of each routine, `gathers` the numbers of
+    the gathers that wait for each. `ordered`: the order of emissions and of the calls of doubles
+    counts.
     """
 
     def __init__(
-        self, width: int, limits: Mapping[str, int], *, blind: bool = False, ordered: bool = False
+        self,
+        width: int,
+        limits: Mapping[str, int],
+        gathers: Mapping[str, set[int]],
+        *,
+        blind: bool = False,
+        ordered: bool = False,
     ) -> None:
         self.width = width
         self.limits = limits
+        self._gathers = gathers
         self._ordered = ordered
         self.blind = blind
         """Whether a step reads the clock, waits for a retry, or executes another job."""
@@ -132,6 +140,9 @@ class Trace:
         if step is not None and commit.kind is not CommitKind.EFFECT:
             self._flights -= 1
             current.freed.add(step.task.routine_id)
+            # The last one starts the gather, which takes its snapshot then.
+            for number in self._gathers.get(step.task.routine_id, ()):
+                current.writes.add(f"gather {number}")
             if commit.kind is CommitKind.CONFLICT:
                 self._waiting[step.task.routine_id] += 1  # it runs again
             current.reads |= self._reads.pop(step.number, frozenset([_ALL_SHARED]))
@@ -185,7 +196,8 @@ def commute(a: Transition, b: Transition, trace: Trace) -> bool:
         return False
     more_a, more_b = a.lanes.keys(), b.lanes.keys()
     most = flights + a.created + b.created
-    for routine in (more_a & more_b) | (a.waiting & ((a.freed & more_b) | (b.freed & more_a))):
+    freed = (a.freed & more_b) | (b.freed & more_a) | (a.freed & b.freed)
+    for routine in (more_a & more_b) | (a.waiting & freed):
         if trace.limits[routine] < most:
             return False
     return not (_touches(a, b) or _touches(b, a) or _clash(a, b))

@@ -69,7 +69,6 @@ class OrderChecks:
     mask: Mask
     serial: list[OrderResult] = field(default_factory=list)
     """The results of runs one task at a time that differ, FIFO first."""
-    _queries: set[str] = field(default_factory=set)  # the effects that only read
 
     @property
     def _unfit(self) -> bool:
@@ -100,8 +99,7 @@ class OrderChecks:
 
         `view` and `custom` are what it has shown; what lies outside has changed since.
         """
-        digest = self._digest(view, custom, self.fifo.world)
-        return self._race(OrderResult(FIFO_ORDER, view, custom, digest))
+        return self._race(self._seen(FIFO_ORDER, view, custom, self.fifo.world))
 
     def _race(self, result: OrderResult) -> Finding | None:
         if self._unfit or not self.serial:
@@ -125,13 +123,14 @@ class OrderChecks:
         view, custom = view_of(job, world), None
         if self.checks.view is not None:
             custom = self.checks.view(Outcome(job, world.calls))
-        return OrderResult(order, view, custom, self._digest(view, custom, world))
+        return self._seen(order, view, custom, world)
 
-    def _digest(self, view: View, custom: object, world: World) -> str:
+    def _seen(self, order: Order, view: View, custom: object, world: World) -> OrderResult:
+        """Return the result of a run, with its effects as their services see them."""
+        view = {**view, "effects": _deliveries(world)}
         if self.checks.view is not None:
-            return canonical(custom)
-        self._queries |= {call.effect for call in world.calls if call.reads}
-        return canonical(unordered(self._compared(view)))
+            return OrderResult(order, view, custom, canonical(custom))
+        return OrderResult(order, view, custom, canonical(unordered(self._compared(view))))
 
     def _compared(self, view: View) -> View:
         """Return the parts of a view that no order may change.
@@ -145,11 +144,7 @@ class OrderChecks:
             name: {part: state[part] for part in _OF_ROUTINES}
             for name, state in view["routines"].items()
         }
-        found = {**{part: view[part] for part in _COMPARED}, "routines": routines}
-        effects = dict(found["effects"])
-        for name in self._queries & effects.keys():
-            del effects[name]  # a query may be repeated or left out
-        return {**found, "effects": effects}
+        return {**{part: view[part] for part in _COMPARED}, "routines": routines}
 
     def _difference(self, known: OrderResult, result: OrderResult, kind: str) -> Finding:
         if self.checks.view is not None:
@@ -195,3 +190,16 @@ def _called(known: View, result: View) -> tuple[str, tuple[int, int] | None]:
             often = len(was), len(became)
             return name, None if often[0] == often[1] else often
     raise AssertionError("their digests differ")
+
+
+def _deliveries(world: World) -> dict[str, list[object]]:
+    """Return the inputs of each effect: calls under one key are one call, and a query is none."""
+    found: dict[str, list[object]] = {}
+    known: set[tuple[str, str, str]] = set()
+    for call in world.calls:
+        identity = (call.effect, canonical(call.key), canonical(call.arguments))
+        if call.reads or (call.key is not None and identity in known):
+            continue
+        known.add(identity)
+        found.setdefault(call.effect, []).append(call.arguments)
+    return found

@@ -19,7 +19,7 @@ from routilux import ErrorHandler, Flow, Routine
 
 MOST_TASKS: Final = 6
 
-put = Effect("store.put")
+put = Effect("store.put", key="key")
 kept: list[object] = []
 """What lies outside of the job; `numbered` answers with its length."""
 numbered = Effect("store.numbered", returns=lambda n: (kept.append(n), len(kept))[1])
@@ -100,7 +100,7 @@ def refuses_odd(self: Any, n: int) -> int:
 
 
 def calls(self: Any, n: int) -> int:
-    put(n)
+    put(n, key=self.ctx.key("put"))
     return n
 
 

@@ -79,3 +79,24 @@ def test_a_query_may_be_repeated_or_left_out(schedules):
         return fan(sends(1), workers=2, a=asks_unless_known, b=asks_unless_known, c=rest)
 
     assert explored(flow, schedules).reference.finding is None
+
+
+@SCHEDULES
+@pytest.mark.parametrize("keyed", [True, False])
+def test_a_step_that_runs_again_after_a_conflict_repeats_its_call_only_without_a_key(
+    schedules, keyed
+):
+    pay = Effect("bank.pay", key="key")
+
+    def pays(self: Any, n: int) -> None:
+        self.ctx.shared["sum"] = self.ctx.shared.get("sum", 0) + 1
+        pay(n, key=self.ctx.key("pay") if keyed else None)
+
+    finding = explored(
+        lambda: fan(sends(1), workers=2, a=pays, b=pays), schedules
+    ).reference.finding
+    if keyed:
+        assert finding is None
+    else:
+        assert finding is not None
+        assert ("race", "bank.pay ran 3x; one at a time 2x") == (finding.kind, finding.what)

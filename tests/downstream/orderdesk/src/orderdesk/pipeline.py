@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 from orderdesk import gateway
 from routilux import ErrorHandler, Flow, Routine
@@ -15,7 +15,7 @@ class Intake(Routine):
         self.define_event("output", ["order", "amount", "at"])
 
     def take(self, order: str, amount: float) -> None:
-        self.emit("output", order=order, amount=amount, at=datetime.now())
+        self.emit("output", order=order, amount=amount, at=datetime.now(UTC))
 
 
 class Charge(Routine):
@@ -45,7 +45,7 @@ class Pack(Routine):
 
     def pack(self, order: str, receipt: str, at: datetime) -> None:
         self.ctx.shared["packed"] = self.ctx.shared.get("packed", 0) + 1
-        waited = (datetime.now() - at).total_seconds()
+        waited = (datetime.now(UTC) - at).total_seconds()
         self.emit("output", parcel=f"{order}: {receipt}", waited=waited)
 
 

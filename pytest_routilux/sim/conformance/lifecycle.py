@@ -277,8 +277,10 @@ class _Lifecycle:
         ended = JobStatus.RUNNING if left else JobStatus.FAILED
         if poisoned.status is not ended:
             self._fail(f"is {poisoned.status.value} when it is poisoned; it must be {ended.value}")
-        told = [f"recovered {dies.recoveries} time", *(f"task {name}," for name in ready[:10])]
-        if error.type != "routilux.PoisonJobError" or not all(t in error.message for t in told):
+        words = [f"recovered {dies.recoveries} time", *(f"task {name}," for name in ready[:10])]
+        if error.type != "routilux.PoisonJobError" or not all(
+            one in error.message for one in words
+        ):
             self._fail(f"is poisoned by an error that does not name its tasks: {error}")
         if self._following is not None and self._following.kind not in _ENDS_NOTHING:
             following = replace(self._following, seq=dies.seq + 1)

@@ -16,7 +16,7 @@ from routilux.graph.context import active
 from routilux.graph.view import View
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 _READS: Final = ("__getitem__", "__contains__")
 _WRITES: Final = ("__setitem__", "__delitem__")
@@ -37,6 +37,11 @@ class Access(NamedTuple):
     """The line of the user's code, as file:line."""
 
 
+def _key_of(how: str, args: Sequence[Any]) -> str | None:
+    # An accumulator's kind comes before its key; an iteration has no key.
+    return args[1 if how == "adds to" else 0] if args else None
+
+
 @contextmanager
 def recorded_accesses() -> Iterator[list[Access]]:
     """Record the accesses of handlers in the `with` block."""
@@ -54,8 +59,7 @@ def recorded_accesses() -> Iterator[list[Access]]:
 
     def recorded(original: Callable[..., Any], how: str) -> Callable[..., Any]:
         def method(view: View, *args: Any, **kwargs: Any) -> Any:
-            key = args[how == "adds to"] if args else None
-            note(view, how, key)
+            note(view, how, _key_of(how, args))
             return original(view, *args, **kwargs)
 
         return method

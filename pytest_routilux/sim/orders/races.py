@@ -26,7 +26,6 @@ from pytest_routilux.sim.oracle import (
 from pytest_routilux.sim.results import Outcome
 from pytest_routilux.sim.simulator.execution import UNVARIED
 from pytest_routilux.sim.simulator.model import Finding
-from pytest_routilux.sim.simulator.scheduler import FIFO_ORDER
 from pytest_routilux.text import shown
 from routilux.codec.equality import first_difference
 
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.oracle import Mask
     from pytest_routilux.sim.results import Checks
     from pytest_routilux.sim.simulator.model import Host, Undisturbed, World
-    from pytest_routilux.sim.simulator.scheduler import Order
     from routilux import JobState
 
 _COMPARED: Final = ("status", "error", "shared", "outputs", "effects")
@@ -49,7 +47,6 @@ ORDER_KINDS: Final = ("lost-update", "race", "depends-on-order", "raises-in-orde
 class OrderResult:
     """What a run in one order has shown: its view, and the test's own view."""
 
-    order: Order
     view: View
     custom: object
     digest: str
@@ -76,12 +73,12 @@ class OrderChecks:
         handlers = self.fifo.host.flow.plan().handlers.values()
         return bool(self.fifo.case.faults) or any(one.deadline is not None for one in handlers)
 
-    def add_serial(self, order: Order, world: World, hosts: Sequence[Host]) -> Finding | None:
+    def add_serial(self, world: World, hosts: Sequence[Host]) -> Finding | None:
         """Add a run one task at a time; return a finding if it differs from the ones before."""
         found = self._broken(world, hosts)
         if found is not None:
             return found
-        result = self._result(order, world, hosts[-1].job)
+        result = self._result(world, hosts[-1].job)
         if all(result.digest != known.digest for known in self.serial):
             self.serial.append(result)
         first = self.serial[0]
@@ -89,17 +86,17 @@ class OrderChecks:
             return None
         return self._difference(first, result, "depends-on-order")
 
-    def check(self, order: Order, world: World, hosts: Sequence[Host]) -> Finding | None:
+    def check(self, world: World, hosts: Sequence[Host]) -> Finding | None:
         """Return a finding if a concurrent run differs from the runs one task at a time."""
         found = self._broken(world, hosts)
-        return found or self._race(self._result(order, world, hosts[-1].job))
+        return found or self._race(self._result(world, hosts[-1].job))
 
     def check_fifo(self, view: View, custom: object) -> Finding | None:
         """Return a finding if the run in FIFO order differs from the runs one task at a time.
 
         `view` and `custom` are what it has shown; what lies outside has changed since.
         """
-        return self._race(self._seen(FIFO_ORDER, view, custom, self.fifo.world))
+        return self._race(self._seen(view, custom, self.fifo.world))
 
     def _race(self, result: OrderResult) -> Finding | None:
         if self._unfit or not self.serial:
@@ -118,19 +115,19 @@ class OrderChecks:
         assert job is not None, "it is not stuck"
         return check_invariant(self.checks, job, world)
 
-    def _result(self, order: Order, world: World, job: JobState | None) -> OrderResult:
+    def _result(self, world: World, job: JobState | None) -> OrderResult:
         assert job is not None, "it is not stuck"
         view, custom = view_of(job, world), None
         if self.checks.view is not None:
             custom = self.checks.view(Outcome(job, world.calls))
-        return self._seen(order, view, custom, world)
+        return self._seen(view, custom, world)
 
-    def _seen(self, order: Order, view: View, custom: object, world: World) -> OrderResult:
+    def _seen(self, view: View, custom: object, world: World) -> OrderResult:
         """Return the result of a run, with its effects as their services see them."""
         view = {**view, "effects": _deliveries(world)}
         if self.checks.view is not None:
-            return OrderResult(order, view, custom, canonical(custom))
-        return OrderResult(order, view, custom, canonical(unordered(self._compared(view))))
+            return OrderResult(view, custom, canonical(custom))
+        return OrderResult(view, custom, canonical(unordered(self._compared(view))))
 
     def _compared(self, view: View) -> View:
         """Return the parts of a view that no order may change.

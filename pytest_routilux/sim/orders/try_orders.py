@@ -103,7 +103,9 @@ class OrderRuns:
             orders = sampled_orders(schedules, self.choices, scope.seed)
         else:
             orders = some_orders(self.choices, scope.seed)
-        any(self._try(order) for order in self._part(orders))
+        for order in self._part(orders):
+            if self._try(order):
+                return
 
     def _search(self) -> None:
         coverage = self._coverage
@@ -175,7 +177,7 @@ class OrderRuns:
     def _check(self, order: Order, world: World, hosts: list[Host]) -> bool:
         self._add(world, hosts)
         check = self._checks.add_serial if order.serial else self._checks.check
-        return self._found(check(order, world, hosts), order, world, hosts)
+        return self._found(check(world, hosts), order, world, hosts)
 
     def _found(
         self, finding: Finding | None, order: Order, world: World, hosts: list[Host]

@@ -464,15 +464,8 @@ class Runtime:
         job.history_limit = self.history_limit
         drive = self.drive_of(plan, job)
         with self.environment.lock:
-            if job_id in self.environment.driven:
-                raise DuplicateJobError(
-                    f"job {job_id!r} is running in this runtime; choose another job_id"
-                )
-            if job_id in self.environment.job_ids:
-                raise DuplicateJobError(
-                    f"job {job_id!r} was already started in this runtime; `Flow.resume` continues"
-                    " that job; for other work choose another job_id"
-                )
+            if chosen:
+                self._check_unused(job_id)
             now, queued = drive.now_ns(), after_ns is not None
             commit = drive.machine.start(entry, slot, payload, now, queued=queued)
             if after_ns is not None:
@@ -482,6 +475,17 @@ class Runtime:
             if chosen and self.store is None:
                 self.environment.job_ids.add(job_id)
         return drive
+
+    def _check_unused(self, job_id: str) -> None:
+        if job_id in self.environment.driven:
+            raise DuplicateJobError(
+                f"job {job_id!r} is running in this runtime; choose another job_id"
+            )
+        if job_id in self.environment.job_ids:
+            raise DuplicateJobError(
+                f"job {job_id!r} was already started in this runtime; `Flow.resume` continues"
+                " that job; for other work choose another job_id"
+            )
 
     def _commit_first(self, drive: Drive, commit: Commit, *, claims: bool = False) -> None:
         """Commit the start or the resumption of a job, which from then on is running here."""

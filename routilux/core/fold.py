@@ -125,6 +125,8 @@ class FoldedJob:
 
         Once a task has failed, only the tasks that report a failure run; then the job is failed.
         """
+        if not self._pending:
+            return ()
         if self._failed:
             return [task for task in self.pending_tasks if task.task_id in self._reports]
         return [task for task in self.pending_tasks if not task.gathers]

@@ -95,7 +95,7 @@ class Scope:
 
 def gathers_in(shape: Sequence[str]) -> bool:
     """Return whether a flow of this shape may have gathers."""
-    return any("(gathers" in line for line in shape)
+    return "(gathers" in "\n".join(shape)
 
 
 def create(

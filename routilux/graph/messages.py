@@ -94,7 +94,9 @@ class ErrorInfo:
         trace = error.__traceback__
         info = cls(
             _name_of(type(error)),
-            _bounded(message),
+            message
+            if message.isascii() and len(message) <= _LONGEST_MESSAGE
+            else _bounded(message),
             None if trace is None else _place(trace),
         )
         if hasattr(error, "__notes__"):

@@ -56,7 +56,8 @@ def start_up(rounds: int) -> Measurement:
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
 
     def suite(*options: str) -> Callable[[], None]:
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
+        plugins = ("-p", "no:cacheprovider", "-p", "no:asyncio")  # which warns at each start
+        command = [sys.executable, "-m", "pytest", "-q", *plugins, *options]
 
         def run() -> None:
             subprocess.run(

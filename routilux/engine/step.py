@@ -28,7 +28,7 @@ from routilux.graph.context import Context, active
 from routilux.graph.gathered import Gathered
 from routilux.graph.messages import ErrorInfo, StepInput, StepOutcome, traceback_of
 from routilux.retry.error_handler import ErrorHandler, RetryAfter
-from routilux.retry.raised import is_failure, leaves_of, requested_delay_ns
+from routilux.retry.raised import is_cancellation, is_failure, leaves_of, requested_delay_ns
 
 if TYPE_CHECKING:
     from routilux.graph.context import StepHost
@@ -135,7 +135,7 @@ def _failure(
     if not isinstance(error, Exception) and not is_failure(error):
         return None
     if step.timeout_ns is not None and _is_late(step, context, host):
-        return timed_out(step, context.charged)
+        return timed_out(step, context.charged, error)
     outcome = failure(step.number, error)
     if step.final or not handler.is_retryable(type(error), outcome.leaf_types):
         info = cast("ErrorInfo", outcome.error)
@@ -148,14 +148,42 @@ def _failure(
     return outcome
 
 
-def timed_out(step: StepInput, charged: str | None = None) -> StepOutcome:
-    """Return the outcome of a step that timed out; `charged` says where it waited in real time."""
-    limit = (step.timeout_ns or 0) / SECOND
-    error = StepTimeoutError(
-        f"attempt {step.attempt} of {step.task.routine_id} took longer than its timeout of"
-        f" {limit:g} s" + ("" if charged is None else f" of real time: it waited at {charged}")
+def timed_out(
+    step: StepInput, charged: str | None = None, raised: BaseException | None = None
+) -> StepOutcome:
+    """Return the outcome of a step that timed out.
+
+    `charged` says where it waited in real time, `raised` is what its handler raised at last.
+    """
+    waited = ""
+    if charged is not None:
+        waited = f" of real time: it waited at {charged}"
+    elif raised is not None and is_cancellation(type(raised)):
+        waited = f": it waited at {_waited_at(raised)}"
+    outcome = failure(
+        step.number,
+        StepTimeoutError(
+            f"attempt {step.attempt} of {step.task.routine_id} took longer than its timeout of"
+            f" {(step.timeout_ns or 0) / SECOND:g} s{waited}"
+        ),
     )
-    return failure(step.number, error)
+    if raised is not None:
+        info = cast("ErrorInfo", outcome.error)
+        info.where, info.traceback = ErrorInfo.of(raised).where, traceback_of(raised, skip=1)
+    return outcome
+
+
+def _waited_at(cancellation: BaseException) -> str:
+    """Return the last line of the handler's own package in which a wait was cancelled."""
+    place, own, trace = "an unknown line", "routilux", cancellation.__traceback__
+    while trace is not None:
+        package = trace.tb_frame.f_globals.get("__name__", "").partition(".")[0]
+        if own == "routilux":
+            own = package  # after the frames of the engine comes the handler
+        if package == own:
+            place = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place
 
 
 def failure(number: int, error: BaseException) -> StepOutcome:

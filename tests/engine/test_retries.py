@@ -180,7 +180,10 @@ def test_a_sleep_ends_with_the_timeout_of_its_attempt(workers, is_async):
     with no_thread_remains():
         job = one(ErrorHandler(timeout=2.5), slow_async if is_async else slow, workers)
     late = "attempt 1 of a took longer than its timeout of 2.5 s"
+    if is_async:
+        late += f": it waited at {__file__}:{slow_async.__code__.co_firstlineno + 2}"
     assert ("StepTimeoutError", late) == error_of(job)
+    assert not is_async or ", in slow_async\n" in job.error.traceback
     assert 2.5 == ended_at(job)
     errors = {asyncio.CancelledError} if is_async else {StepTimeoutError, NoActiveStepError}
     assert seen[0] in errors

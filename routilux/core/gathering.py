@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from routilux.core.commits import CommitKind
 from routilux.core.parts import Delivery, Gathering, PendingTask, Place
-from routilux.core.wire import LONGEST_ID
+from routilux.core.wire.ranges import LONGEST_ID
 from routilux.errors import CorruptStateError, IllegalTransitionError
 from routilux.graph.messages import GATHER, Collected, DroppedTask, Task
 

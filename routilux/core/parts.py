@@ -18,18 +18,8 @@ from typing import TYPE_CHECKING, Final
 from routilux import codec
 from routilux.clocks.durations import from_ns
 from routilux.codec.copying import is_flat
-from routilux.core.wire import (
-    duration,
-    effect_data,
-    error_data,
-    in_range,
-    instant,
-    load_effect,
-    load_error,
-    load_keeps,
-    payload,
-    task_id,
-)
+from routilux.core.wire.errors import effect_data, error_data, load_effect, load_error
+from routilux.core.wire.ranges import duration, in_range, instant, load_keeps, payload, task_id
 from routilux.errors import CorruptStateError
 from routilux.graph.growing import plain_values
 from routilux.graph.messages import GATHER, DroppedTask, Task

@@ -2,7 +2,8 @@
 
 Invariants:
 - A form is a commit in which each null is a cell; a row has the number of its form and these cells.
-- A commit is a row if enough commits have its form; all others are objects of their own.
+- A commit is a row if enough commits have its form; all others are objects of their own. So is the
+  last one, whose number and time then prove those of the job.
 - A row is read as the object that it stands for, with all the checks of that object, at the path of
   the row.
 - The values that rows stand for have the limits of values that are written in full.
@@ -51,7 +52,7 @@ def write(commits: Sequence[Commit], since_ns: int, path: str) -> Rows:
 
     Raises `UnserializableError` with the path (below `path`) of a value that can't be saved.
     """
-    found = [_form(commit, since_ns) for commit in commits] if len(commits) >= FEWEST else []
+    found = [_form(commit, since_ns) for commit in commits[:-1]] if len(commits) > FEWEST else []
     often = Counter(form for form, _ in found)
     forms = [form for form, count in often.items() if count >= FEWEST]
     if sum(often[form] * _size(codec.loads(form, untag=False)) for form in forms) > codec.MAX_NODES:
@@ -62,7 +63,7 @@ def write(commits: Sequence[Commit], since_ns: int, path: str) -> Rows:
     def texts() -> Iterator[str]:
         for i, commit in enumerate(commits):
             place = f"{path}[{i}]"
-            number = numbers.get(found[i][0]) if found else None
+            number = numbers.get(found[i][0]) if i < len(found) else None
             if number is None:
                 yield commit.dumps(place)
             else:
@@ -90,6 +91,9 @@ def expand(
         if (size := _size(form)) > _LARGEST:
             raise CorruptStateError(place, f"must have at most {_LARGEST} values, not {size}")
         sizes.append((size, _holes(form)))
+    if commits and type(commits[-1]) is list:
+        place = f"{path}.commits[{len(commits) - 1}]"
+        raise CorruptStateError(place, "is the last commit, which must be an object, not a row")
     left = codec.MAX_NODES
     for i, entry in enumerate(commits):
         place = f"{path}.commits[{i}]"

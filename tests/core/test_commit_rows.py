@@ -90,6 +90,23 @@ def test_a_job_that_keeps_few_commits_is_saved_with_rows():
     assert [*job.commits] == [*JobState.deserialize(data).commits]
 
 
+@pytest.mark.parametrize("name", ["seq", "updated_ns"])
+def test_rows_do_not_move_with_a_number_of_a_job_without_its_first_commits(name):
+    copies: list[JobState] = []
+
+    class Copies:
+        def on_commit(self, job: JobState, commit: Commit) -> None:
+            copies.append(job.copy())
+
+    with Runtime(clock=FakeClock(), history_limit=40, observers=[Copies()]) as runtime:
+        _counter(100).execute("a", runtime=runtime)
+    data = saved(copies[89])
+    assert {list} == {*map(type, data["commits"][:-1])}
+    data[name] += 1
+    with pytest.raises(CorruptStateError):
+        JobState.deserialize(data)
+
+
 def _counter(steps: int) -> Flow:
     def counts(self: Routine, n: int = 0) -> None:
         if n < steps:
@@ -158,6 +175,7 @@ def test_rows_of_more_values_than_a_document_may_have_are_refused_to_write_and_t
         (lambda d: d.update(commit_forms={}), "commit_forms", "is of type dict, not list"),
         (lambda d: d["commits"].insert(3, d["commits"][3]), "commits", "numbered without a gap"),
         (lambda d: d["commits"].pop(3), "commits", "numbered without a gap"),
+        (lambda d: d.update(commits=d["commits"][:9]), "commits[8]", "which must be an object"),
     ],
 )
 def test_rows_that_do_not_fit_are_refused_with_their_path(change, path, reason):

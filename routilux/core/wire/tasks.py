@@ -35,6 +35,10 @@ def emissions_text(emissions: Sequence[Emission], path: str) -> str:
 
     Emissions of one event in a row are one object.
     """
+    if len(emissions) == 1:
+        [emission] = emissions
+        text = codec.value_text(emission.payload, f"{path}[0].payload")
+        return f'[{{"event":{quoted(emission.event)},"payload":{text}}}]'
     parts: list[str] = []
     payloads: list[str] = []
     event = None
@@ -86,6 +90,8 @@ def tasks_text(tasks: Sequence[Task], emissions: Sequence[Emission], path: str) 
 
     Tasks of which the next emissions make the like are written once, with their number.
     """
+    if len(tasks) == 1:
+        return f"[{_task_text(tasks[0], emissions, f'{path}[0]')}]"
     parts: list[str] = []
     at = 0
     while at < len(tasks):

@@ -130,23 +130,26 @@ class RoutineState:
 
 
 @dataclass(slots=True)
-class Delivery:
-    """A payload that a gather has received, with the routine and the event that sent it."""
+class Deliveries:
+    """Payloads that a gather has received from one step, with the routine and the event.
 
-    payload: dict[str, object]
+    They are one object: each further object of a delivery would cost the garbage collector time.
+    """
+
     routine_id: str
     event: str
+    payloads: list[dict[str, object]]
 
     def serialize(self, path: str) -> dict[str, object]:
         return {
             "routine_id": self.routine_id,
             "event": self.event,
-            "payload": codec.encode(self.payload, f"{path}.payload"),
+            "payloads": codec.encode(self.payloads, f"{path}.payloads"),
         }
 
 
-Entry = Delivery | DroppedTask | str
-"""What is at a place of a gather: a delivery, a dropped task, or the id of a pending task."""
+Entry = Deliveries | DroppedTask | str
+"""What is at a place of a gather: deliveries, a dropped task, or the id of a pending task."""
 
 
 class Place:
@@ -402,7 +405,7 @@ class Output:
 def _entry_data(entry: Entry, path: str) -> object:
     if isinstance(entry, str):
         return entry
-    return entry.serialize(path) if isinstance(entry, Delivery) else {"dropped": entry.task_id}
+    return entry.serialize(path) if isinstance(entry, Deliveries) else {"dropped": entry.task_id}
 
 
 def load_entries(
@@ -420,9 +423,14 @@ def load_entries(
                 raise CorruptStateError(f"{place}.dropped", f"{task_id!r} is no dropped task")
             entries.append(dropped[task_id])
         else:
-            f = codec.check_fields(entry, place, _DELIVERY)
-            payload(f["payload"], f"{place}.payload")
-            entries.append(Delivery(f["payload"], f["routine_id"], f["event"]))
+            f = codec.check_fields(entry, place, _DELIVERIES)
+            for k, values in enumerate(f["payloads"]):
+                if type(values) is not dict:
+                    raise CorruptStateError(f"{place}.payloads[{k}]", "must be a JSON object")
+                payload(values, f"{place}.payloads[{k}]")
+            if not f["payloads"]:
+                raise CorruptStateError(f"{place}.payloads", "is empty")
+            entries.append(Deliveries(**f))
     return entries
 
 
@@ -474,7 +482,7 @@ _SPECIAL: codec.Fields = {
     "keeps": list,
     "gathering": list,
 }
-_DELIVERY: codec.Fields = {"routine_id": str, "event": str, "payload": dict}
+_DELIVERIES: codec.Fields = {"routine_id": str, "event": str, "payloads": list}
 _OUTPUT: codec.Fields = {"seq": int, "routine_id": str, "event": str, "data": dict, "task_id": str}
 _DROPPED_TASK: codec.Fields = {
     **dict.fromkeys(("task_id", "routine_id", "slot", "outcome"), str),

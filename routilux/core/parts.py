@@ -318,10 +318,12 @@ class PendingTask:
             "delay_ns": self.delay_ns,
             "first_started_ns": self.first_started_ns,
             "conflicts": self.conflicts,
-            "effects": {
-                name: effect_data(effect, f"{path}.effects[{name!r}]")
-                for name, effect in (self.effects or {}).items()
-            },
+            "effects": codec.encoded_object(
+                {
+                    name: effect_data(effect, f"{path}.effects[{name!r}]")
+                    for name, effect in (self.effects or {}).items()
+                }
+            ),
             **special,
         }
 

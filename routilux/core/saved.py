@@ -57,10 +57,12 @@ def job_members(job: FoldedJob, *, history: bool) -> dict[str, object]:
         "recoveries": job.recoveries,
         **stops,
         "shape": list(job.shape),
-        "routine_states": {
-            routine_id: state._serialize(f"$.routine_states[{routine_id!r}]")
-            for routine_id, state in job.routine_states.items()
-        },
+        "routine_states": codec.encoded_object(
+            {
+                routine_id: state._serialize(f"$.routine_states[{routine_id!r}]")
+                for routine_id, state in job.routine_states.items()
+            }
+        ),
         "shared_data": codec.encode(job.shared_data, "$.shared_data"),
         "pending_tasks": _saved("$.pending_tasks", job.pending_tasks),
         "outputs": _saved("$.outputs", job.outputs),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from routilux import codec
 from routilux.codec import quoted
+from routilux.codec.encoding import TAG
 from routilux.codec.schema import check_fields
 from routilux.core.wire.ranges import in_range, payload
 from routilux.errors import CorruptStateError
@@ -32,11 +33,15 @@ def writes_text(writes: Writes, path: str) -> str:
     if writes.removed:
         parts.append(f'"removed":[{",".join(map(quoted, writes.removed))}]')
     if writes.patches:
-        found = ",".join(
-            f"{quoted(key)}:{patches_text(each, f'{path}.patches[{key!r}]')}"
+        found = [
+            (quoted(key), patches_text(each, f"{path}.patches[{key!r}]"))
             for key, each in writes.patches.items()
-        )
-        parts.append(f'"patches":{{{found}}}')
+        ]
+        if TAG in writes.patches:  # as `encode` does with such a dict
+            pairs = ",".join([f"[{key},{text}]" for key, text in found])
+            parts.append(f'"patches":{{"{TAG}":"dict","value":[{pairs}]}}')
+        else:
+            parts.append(f'"patches":{{{",".join([f"{key}:{text}" for key, text in found])}}}')
     return f"{{{','.join(parts)}}}"
 
 

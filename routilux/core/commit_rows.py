@@ -11,6 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from itertools import count
 from operator import itemgetter
@@ -35,7 +36,6 @@ FEWEST: Final = 20
 """The fewest commits of one form that are written as rows."""
 _MOST_KEYS: Final = 4  # of written keys that are cells of their own
 _MOST_TASKS: Final = 4  # the same of created tasks
-
 _LARGEST: Final = 100  # values of a form, so that a short row does not stand for many
 
 _Cell = tuple["Callable[[Any, str], str]", Any]
@@ -57,7 +57,7 @@ def write(commits: Sequence[Commit], since_ns: int, path: str) -> Rows:
     found = [_form(commit, since_ns) for commit in commits[:-1]] if len(commits) > FEWEST else []
     often = Counter([form for form, _ in found])
     forms = [form for form, count in often.items() if count >= FEWEST]
-    if sum(often[form] * _size(codec.loads(form, untag=False)) for form in forms) > codec.MAX_NODES:
+    if sum(often[form] * _size(json.loads(form)) for form in forms) > codec.MAX_NODES:
         reason = f"have more than {codec.MAX_NODES:,} values; save fewer values"
         raise UnserializableError(path, reason)
     numbers = {form: number for number, form in enumerate(forms)}

@@ -132,6 +132,15 @@ def test_a_value_that_cannot_be_saved_is_refused_with_its_path():
     assert "$.commits[9].state.patches['rows'][0].extend[0].n" == refusal.value.path
 
 
+def test_a_name_with_a_lone_surrogate_is_refused_in_rows_too():
+    job = collecting(30)
+    for commit in job.commits:
+        for emission in commit.emissions:
+            emission.event = "a \udcff"
+    with pytest.raises(UnserializableError, match="lone surrogate at index 2"):
+        job.dumps()
+
+
 def test_rows_of_more_values_than_a_document_may_have_are_refused_to_write_and_to_read(
     monkeypatch,
 ):

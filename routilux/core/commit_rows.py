@@ -4,9 +4,9 @@ Invariants:
 - A form is a commit in which each null is a cell; a row has the number of its form and these cells.
 - A commit is a row if enough commits have its form; all others are objects of their own. So is the
   last one, whose number and time then prove those of the job.
-- A row is read as the object that it stands for, with all the checks of that object, at the path of
+- A row is read as the object that it represents, with all the checks of that object, at the path of
   the row.
-- The values that rows stand for have the limits of values that are written in full.
+- The values that rows represent have the limits of values that are written in full.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FEWEST: Final = 20
 """The fewest commits of one form that are written as rows."""
 _MOST_KEYS: Final = 4  # of written keys that are cells of their own
 _MOST_TASKS: Final = 4  # the same of created tasks
-_LARGEST: Final = 100  # values of a form, so that a short row does not stand for many
+_LARGEST: Final = 100  # values of a form, so that a short row does not mean many
 
 _Cell = tuple["Callable[[Any, str], str]", Any]
 """How to write a cell: a function that takes a value and its path, and the value."""
@@ -253,7 +253,7 @@ class _Form:
         self._after, self._took = cells["after_ns"], cells.get("took_ns")
 
     def filled(self, row: list[Any], seq: int, since_ns: int, path: str) -> dict[str, Any]:
-        """Return the commit that a row stands for."""
+        """Return the commit that a row represents."""
         after, took = row[self._after], 0 if self._took is None else row[self._took]
         for name, value in (("after_ns", after), ("took_ns", took)):
             if type(value) is not int:

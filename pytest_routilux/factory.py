@@ -3,9 +3,10 @@
 Invariants:
 - A function is called like a handler: its parameters name fields of the payload, and `**rest` takes
   the others. A single parameter called `payload` takes the whole payload as a dict.
+- A function of `gather=` takes one parameter, a `Gathered`, and runs once with all results.
 - The dict that a function returns is emitted as `output`; None emits nothing.
 - The fields of `output` are the parameters of the next functions. If there are none, or if a next
-  function takes the whole payload, the function may emit any field.
+  function takes the whole payload or gathers, the function may emit any field.
 - A function is saved by its name. Loading finds it in a module that is imported already, and
   neither imports nor calls it. A function without such a name, such as a lambda, can't be saved.
 """
@@ -18,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from pytest_routilux.frames import definition_of, object_named
 from pytest_routilux.text import shown
@@ -36,17 +37,19 @@ Node = Routine | Function
 
 
 class FlowFactory:
-    """A factory of flows with the shapes `chain`, `fan_out` and `fan_in`.
+    """A factory of flows with the shapes `chain`, `fan_out`, `fan_in` and `gather`.
 
     `chain=[a, b]` connects each entry to the next, `fan_out=(source, [a, b])` one to several, and
-    `fan_in=([a, b], target)` several to one. The shapes can be combined. A function or routine that
-    two shapes share is one routine of the flow, so `fan_out` and `fan_in` with the same middle make
-    a diamond. Within one shape each entry is a routine of its own. Ids are the names of functions
-    and of routine classes; a name that is taken gets `_2`, `_3`, …
+    `fan_in=([a, b], target)` several to one, which runs once for each result. The target of
+    `gather=([a, b], target)` runs once, with all results as a `Gathered`. The shapes can be
+    combined. A function or routine that two shapes share is one routine of the flow, so `fan_out`
+    and `gather` with the same middle make a diamond. Within one shape each entry is a routine of
+    its own. Ids are the names of functions and of routine classes; a name that is taken gets `_2`,
+    `_3`, …
 
     Routines are connected from `output` (else their only event) to `input` (else their only slot
-    besides `trigger`, else `trigger`). The other options are those of `Flow`. Raises
-    `FlowDefinitionError` for routines that can't be connected.
+    besides `trigger`, else `trigger`), and for `gather` to their only gather slot. The other
+    options are those of `Flow`. Raises `FlowDefinitionError` for routines that can't be connected.
 
     >>> def parse(text): return {"n": int(text)}
     >>> def double(n): return {"n": 2 * n}
@@ -55,6 +58,11 @@ class FlowFactory:
     ['parse', 'double', 'double_2']
     >>> flow.execute("parse", {"text": "21"}).outputs[0].data
     {'n': 84}
+    >>> def negate(n): return {"n": -n}
+    >>> def both(found): return {"all": [result["n"] for result in found]}
+    >>> flow = FlowFactory()(fan_out=(parse, [double, negate]), gather=([double, negate], both))
+    >>> [output.data for output in flow.execute("parse", {"text": "21"}).outputs]
+    [{'all': [42, -21]}]
     """
 
     def __call__(
@@ -63,6 +71,7 @@ class FlowFactory:
         chain: Sequence[Node] = (),
         fan_out: tuple[Node, Sequence[Node]] | None = None,
         fan_in: tuple[Sequence[Node], Node] | None = None,
+        gather: tuple[Sequence[Node], Node] | None = None,
         flow_id: str | None = None,
         execution_strategy: ExecutionStrategy = "sequential",
         max_workers: int = 4,
@@ -75,14 +84,18 @@ class FlowFactory:
             source, targets = _pair(fan_out, "fan_out=(source, [target, ...])")
             first, *rest = draft.add([cast(Node, source), *_nodes(targets, "fan_out")], "fan_out")
             draft.edges += [(first, target) for target in rest]
-        if fan_in is not None:
-            sources, target = _pair(fan_in, "fan_in=([source, ...], target)")
-            *rest, last = draft.add([*_nodes(sources, "fan_in"), cast(Node, target)], "fan_in")
+        for name, shape in (("fan_in", fan_in), ("gather", gather)):
+            if shape is None:
+                continue
+            sources, target = _pair(shape, f"{name}=([source, ...], target)")
+            *rest, last = draft.add([*_nodes(sources, name), cast(Node, target)], name)
             draft.edges += [(source, last) for source in rest]
+            if name == "gather":
+                draft.gathers.add(last)
         if not draft.nodes:
             raise FlowDefinitionError(
-                "the flow would be empty; give chain=[...], fan_out=(source, [...]) or"
-                " fan_in=([...], target)"
+                "the flow would be empty; give chain=[...], fan_out=(source, [...]),"
+                " fan_in=([...], target) or gather=([...], target)"
             )
         flow = Flow(flow_id, execution_strategy=execution_strategy, max_workers=max_workers)
         flow.set_error_handler(error_handler)
@@ -93,22 +106,26 @@ class FunctionRoutine(Routine):
     """A routine whose slots `trigger` and `input` both call one plain function.
 
     `fields` are the fields of the event `output`; with `more` the function may return others too.
+    With `gather` it has the gather slot `input` alone.
     """
 
     routine_name = "pytest_routilux.FunctionRoutine"
 
-    def __init__(self, function: PlainFunction, fields: Sequence[str], more: bool) -> None:
+    def __init__(
+        self, function: PlainFunction, fields: Sequence[str], more: bool, gather: bool = False
+    ) -> None:
         super().__init__()
         self.function = function
         self.more = more
-        handler = self._handler()
-        self.define_slot("trigger", handler=handler)
-        self.define_slot("input", handler=handler)
+        handler = self._handler(takes_payload=function.takes_payload and not gather)
+        if not gather:
+            self.define_slot("trigger", handler=handler)
+        self.define_slot("input", handler=handler, gather=gather)
         self.output = self.define_event("output", fields)
 
-    def _handler(self) -> Function:
+    def _handler(self, *, takes_payload: bool) -> Function:
         function = self.function.function
-        if self.function.takes_payload:
+        if takes_payload:
 
             def take_all(**payload: object) -> object:
                 return self._returned(function(payload))
@@ -224,12 +241,16 @@ def _found(name: str) -> Function | None:
     return found if inspect.isfunction(found) else None
 
 
+_ANY: Final = Binding(frozenset(), frozenset(), True)  # a gather takes every payload
+
+
 class _Draft:
     """The nodes and edges of a flow that is not built yet."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, Routine | PlainFunction] = {}
         self.edges: list[tuple[str, str]] = []
+        self.gathers: set[str] = set()
         self._ids: dict[tuple[Node, int], str] = {}
 
     def add(self, nodes: Sequence[Node], where: str) -> list[str]:
@@ -274,20 +295,34 @@ class _Draft:
             flow.add_routine(node, routine_id)
         for source, target in self.edges:
             event = _event_of(flow.routines[source], source)
-            flow.connect(source, event, target, _slot_of(flow.routines[target], target).name)
+            flow.connect(source, event, target, self._slot(flow.routines[target], target).name)
         return flow
 
     def _function_routine(self, routine_id: str, function: PlainFunction) -> FunctionRoutine:
         targets = [self._binding(target) for source, target in self.edges if source == routine_id]
         fields = list(dict.fromkeys(name for target in targets for name in sorted(target.names)))
         more = not targets or any(target.takes_rest for target in targets)
+        if routine_id in self.gathers:
+            return FunctionRoutine(function, fields, more, True)
         return FunctionRoutine(function, fields, more)
 
     def _binding(self, routine_id: str) -> Binding:
         node = self.nodes[routine_id]
         if isinstance(node, PlainFunction):
-            node = FunctionRoutine(node, (), True)
-        return _slot_of(node, routine_id).binding
+            node = FunctionRoutine(node, (), True, routine_id in self.gathers)
+        slot = self._slot(node, routine_id)
+        return _ANY if slot.gather else slot.binding
+
+    def _slot(self, routine: Routine, routine_id: str) -> Slot:
+        if routine_id not in self.gathers:
+            return _slot_of(routine, routine_id)
+        gathers = [name for name, slot in routine.slots.items() if slot.gather]
+        if not gathers:
+            raise FlowDefinitionError(
+                f"gather: {routine_id} has no gather slot; define one by define_slot(...,"
+                " gather=True), or use fan_in"
+            )
+        return routine.slots[_one_of(gathers, "input", "gather slot", routine_id)]
 
 
 def _event_of(routine: Routine, routine_id: str) -> str:

@@ -26,7 +26,7 @@ from routilux.clocks.durations import SECOND, from_ns, instant_ns
 from routilux.codec.signature import DIGEST_BYTES, new_mac, with_digest, without_digest
 from routilux.core.commits import history_length
 from routilux.core.state import JobState
-from routilux.core.wire import in_range
+from routilux.core.wire.ranges import in_range
 from routilux.errors import CorruptStateError, SavedStateError
 from routilux.flow import Flow
 from routilux.monitor import ExecutionMonitor

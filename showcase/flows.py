@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from routilux import ErrorHandler, ErrorStrategy, ExecutionStrategy, Flow, StepTimeoutError
 from showcase.routines.api import APICallRoutine, DatabaseWriteRoutine, NotificationRoutine
 from showcase.routines.fan import (
+    AwaitLastRoutine,
     CountPicturesRoutine,
     GatherRoutine,
     ResizeRoutine,
@@ -86,13 +88,23 @@ def api_to_database(
     return flow
 
 
-def fan_out_and_in(max_workers: int, tally_seconds: float = 0.1, *, by_hand: bool = False) -> Flow:
+def fan_out_and_in(
+    max_workers: int,
+    tally_seconds: float = 0.1,
+    *,
+    collector: Literal["gather", "count", "last"] = "gather",
+) -> Flow:
     """Return split → resize → tally → gather; a picture gets 2 retries and is then dropped.
 
-    `by_hand` counts the pictures instead of gathering them.
+    By hand the `collector` does a `count` of the pictures, or waits for the `last`, which is wrong.
     """
     flow = Flow("fan_out_and_in", execution_strategy="concurrent", max_workers=max_workers)
-    resize = ResizeRoutine(reports=by_hand)
+    collectors = {
+        "gather": GatherRoutine,
+        "count": CountPicturesRoutine,
+        "last": AwaitLastRoutine,
+    }
+    resize = ResizeRoutine(reports=collector == "count")
     resize.set_error_handler(
         ErrorHandler(
             ErrorStrategy.RETRY,
@@ -106,10 +118,10 @@ def fan_out_and_in(max_workers: int, tally_seconds: float = 0.1, *, by_hand: boo
     flow.add_routine(SplitRoutine(), "split")
     flow.add_routine(resize, "resize")
     flow.add_routine(TallyRoutine(tally_seconds), "tally")
-    flow.add_routine(CountPicturesRoutine() if by_hand else GatherRoutine(), "gather")
+    flow.add_routine(collectors[collector](), "gather")
     flow.connect("split", "picture", "resize", "input")
     flow.connect("resize", "output", "tally", "input")
-    if by_hand:
+    if collector == "count":
         flow.connect("resize", "error", "gather", "dropped")
     flow.connect("tally", "output", "gather", "done")
     return flow

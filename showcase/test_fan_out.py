@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import pytest
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_routilux import FlowReport, FlowSim
-    from routilux import Commit, FakeClock, JobState, Runtime
+    from routilux import Commit, FakeClock, Flow, JobState, Runtime
 
 SECOND = 1_000_000_000
 
@@ -193,12 +193,47 @@ def test_three_hundred_pictures_lose_no_update(
         verify("nothing is pending", (), job.pending_tasks)
 
 
-@pytest.mark.parametrize("by_hand", [False, True], ids=["gather slot", "by hand"])
-def test_the_album_is_the_same_in_every_order_of_the_work(by_hand: bool, flow_sim: FlowSim) -> None:
-    albums = [
-        flow_sim.run(lambda: fan_out_and_in(4, by_hand=by_hand), "split", pictures(ALBUM), seed=n)
-        for n in range(5)
-    ]
+@pytest.mark.parametrize("collector", ["gather", "count"])
+def test_the_album_is_the_same_in_every_order_of_the_work(
+    collector: Literal["gather", "count"], flow_sim: FlowSim
+) -> None:
+    def build() -> Flow:
+        return fan_out_and_in(4, collector=collector)
+
+    albums = [flow_sim.run(build, "split", pictures(ALBUM), seed=n) for n in range(5)]
     names = [name for name, _, failures in ALBUM if failures <= 2]
     dropped = [name for name, _, failures in ALBUM if failures > 2]
     assert 5 * [{"done": names, "dropped": dropped}] == [a.job.outputs[0].data for a in albums]
+
+
+# --- a collector that is wrong --------------------------------------------------------------------
+
+FEW = (("ash", 0.4, 0), ("birch", 0.4, 0), ("cedar", 0.4, 0))
+
+
+def test_a_collector_that_waits_for_the_last_picture_is_found(
+    flow_sim: FlowSim, flow_report: FlowReport
+) -> None:
+    with pytest.raises(pytest.fail.Exception) as failure:
+        flow_sim.explore(
+            lambda: fan_out_and_in(3, collector="last"),
+            "split",
+            pictures(FEW),
+            schedules="all",
+            crashes="none",
+        )
+
+    found = str(failure.value)
+    flow_report.add(found, title="🪢 The report on a collector that waits for the last picture")
+    assert found.startswith("DEPENDS ON ORDER: ")
+    words = " ".join(found.split())
+    assert 'why gather reads ctx.state["names"] (showcase/routines/fan.py:' in words
+    assert "its tasks come in another order, and so does the result" in words
+    assert "fix wait for all with a gather slot (gather=True)" in words
+
+
+def test_the_gather_slot_gives_one_album_in_all_orders(flow_sim: FlowSim) -> None:
+    coverage = flow_sim.explore(
+        lambda: fan_out_and_in(3), "split", pictures(FEW), schedules="all", crashes="none"
+    )
+    assert "complete" == coverage.word

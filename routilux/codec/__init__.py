@@ -6,7 +6,15 @@ Invariants:
 """
 
 from routilux.codec.decoding import decode, foreign_types, loads
-from routilux.codec.encoding import bounded, dumps, dumps_object, encode, quoted, value_text
+from routilux.codec.encoding import (
+    bounded,
+    dumps,
+    dumps_object,
+    encode,
+    encoded_object,
+    quoted,
+    value_text,
+)
 from routilux.codec.limits import MAX_BYTES, MAX_DEPTH, MAX_DIGITS, MAX_NODES
 from routilux.codec.registry import register_type
 from routilux.codec.schema import Fields, check_fields
@@ -23,6 +31,7 @@ __all__ = [
     "dumps",
     "dumps_object",
     "encode",
+    "encoded_object",
     "foreign_types",
     "loads",
     "quoted",

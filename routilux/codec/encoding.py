@@ -65,6 +65,17 @@ def encode(value: object, path: str = "$") -> Any:
         raise UnserializableError(path, reason) from None
 
 
+def encoded_object(members: Mapping[str, object]) -> object:
+    """Return an object of encoded `members` under any names, such as the ids of routines.
+
+    >>> encoded_object({"$type": 1})
+    {'$type': 'dict', 'value': [['$type', 1]]}
+    """
+    if TAG in members:
+        return {TAG: "dict", "value": [[name, member] for name, member in members.items()]}
+    return members
+
+
 def _encode(value: object, depth: int) -> object:
     return _ENCODERS.get(type(value), _encode_form)(value, depth)
 

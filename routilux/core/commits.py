@@ -17,19 +17,10 @@ from routilux import codec
 from routilux.clocks.durations import from_ns
 from routilux.codec import quoted
 from routilux.codec.schema import check_fields, fits
-from routilux.core.wire import (
-    duration,
-    effect_data,
-    error_data,
-    in_range,
-    instant,
-    load_effect,
-    load_emission,
-    load_error,
-    load_task,
-    load_writes,
-    writes_text,
-)
+from routilux.core.wire.errors import effect_data, error_data, load_effect, load_error
+from routilux.core.wire.ranges import duration, in_range, instant
+from routilux.core.wire.tasks import emissions_text, load_emissions, load_tasks, tasks_text
+from routilux.core.wire.writes import load_writes, writes_text
 from routilux.errors import CorruptStateError
 from routilux.graph.messages import (
     GATHER,
@@ -188,9 +179,9 @@ class Commit:
         if self.worker:
             text += f',"worker":{self.worker}'
         if self.emissions:
-            text += f',"emissions":[{",".join(self._emission_texts(path))}]'
+            text += f',"emissions":{emissions_text(self.emissions, f"{path}.emissions")}'
         if self.tasks:
-            text += f',"tasks":[{",".join(self._task_texts(path))}]'
+            text += f',"tasks":{tasks_text(self.tasks, self.emissions, f"{path}.tasks")}'
         if self.state is not None:
             text += f',"state":{writes_text(self.state, f"{path}.state")}'
         if self.shared is not None:
@@ -206,29 +197,6 @@ class Commit:
         if self.effect is not None:
             text += f',"effect":{codec.dumps(effect_data(self.effect, f"{path}.effect"))}'
         return codec.bounded(f"{text}}}", path)
-
-    def _emission_texts(self, path: str) -> list[str]:
-        return [
-            f'{{"event":{quoted(emission.event)},"payload":'
-            f"{codec.value_text(emission.payload, f'{path}.emissions[{i}].payload')}}}"
-            for i, emission in enumerate(self.emissions)
-        ]
-
-    def _task_texts(self, path: str) -> list[str]:
-        texts = []
-        for i, task in enumerate(self.tasks):
-            text = (
-                f'{{"task_id":{quoted(task.task_id)},"routine_id":{quoted(task.routine_id)}'
-                f',"slot":{quoted(task.slot)},"emission":{task.emission}'
-            )
-            if task.emission < 0 or self.emissions[task.emission].payload is not task.payload:
-                text += f',"payload":{codec.value_text(task.payload, f"{path}.tasks[{i}].payload")}'
-            if task.keeps:
-                text += f',"keeps":[{",".join(map(quoted, task.keeps))}]'
-            if task.into is not None:
-                text += f',"into":{quoted(task.into)}'
-            texts.append(f"{text}}}")
-        return texts
 
     @classmethod
     def load(cls, data: object, path: str) -> Commit:
@@ -256,10 +224,10 @@ class Commit:
             raise CorruptStateError("", f"{name!r} is not a valid {known.__name__}")
         emissions: tuple[Emission, ...] = ()
         if "emissions" in f:
-            emissions = tuple([load_emission(e, i) for i, e in enumerate(f["emissions"])])
+            emissions = load_emissions(f["emissions"])
         tasks: tuple[Task, ...] = ()
         if "tasks" in f:
-            tasks = tuple([load_task(e, emissions, i) for i, e in enumerate(f["tasks"])])
+            tasks = load_tasks(f["tasks"], emissions)
         if not fitting:
             _check_form(kind, f)
         if "detail" in f:

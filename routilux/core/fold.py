@@ -15,7 +15,7 @@ from routilux.codec.equality import same_value
 from routilux.core.commits import Commit, CommitKind, JobStatus
 from routilux.core.gathering import create, gathers_in
 from routilux.core.parts import Output, PendingTask, RoutineState, RoutineStatus
-from routilux.core.wire import in_range, texts
+from routilux.core.wire.ranges import in_range, texts
 from routilux.errors import IllegalTransitionError
 from routilux.graph.growing import plain_values
 from routilux.graph.messages import DroppedTask

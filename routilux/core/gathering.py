@@ -14,8 +14,8 @@ import hashlib
 from typing import TYPE_CHECKING, Final
 
 from routilux.core.commits import CommitKind
-from routilux.core.parts import Delivery, Gathering, PendingTask, Place
-from routilux.core.wire import LONGEST_ID
+from routilux.core.parts import Deliveries, Gathering, PendingTask, Place
+from routilux.core.wire.ranges import LONGEST_ID
 from routilux.errors import CorruptStateError, IllegalTransitionError
 from routilux.graph.messages import GATHER, Collected, DroppedTask, Task
 
@@ -143,9 +143,7 @@ def _advance(
             place.entry = dropped
     for task in commit.tasks:
         if task.into is not None:
-            source, event = str(commit.routine_id), commit.emissions[task.emission].event
-            _enter(places, task.into, Delivery(task.payload, source, event), pending)
-            _gathering(pending, task.into).deliveries += 1
+            _deliver(places, commit, task, task.into, pending)
             continue
         for gather in task.keeps:
             _gathering(pending, gather).waits_for += 1
@@ -189,7 +187,7 @@ def link(
                 own[gather] = last
                 gathering.waits_for += 1
             else:
-                gathering.deliveries += isinstance(entry, Delivery)
+                gathering.deliveries += len(entry.payloads) if isinstance(entry, Deliveries) else 0
     for task in pending.values():
         own, keeps = places.get(task.task_id, {}), task.task.keeps
         if own.keys() != set(keeps):
@@ -250,19 +248,19 @@ def wrong_gathers(commit: Commit, pending: Mapping[str, PendingTask]) -> str | N
 
 def _collect(ready: PendingTask, gathering: Gathering) -> None:
     """Give a gather that waits for no task what its step needs."""
-    deliveries: list[Delivery] = []
+    payloads: list[dict[str, object]] = []
+    sources: list[tuple[str, str]] = []
     dropped: list[DroppedTask] = []
     for entry in gathering.entries():
-        if isinstance(entry, Delivery):
-            deliveries.append(entry)
+        if isinstance(entry, Deliveries):
+            payloads += entry.payloads
+            sources += [(entry.routine_id, entry.event)] * len(entry.payloads)
         elif isinstance(entry, DroppedTask):
             dropped.append(entry)
     task = ready.task
-    values: dict[str, object] = {p: [entry.payload for entry in deliveries] for p in task.payload}
+    values: dict[str, object] = dict.fromkeys(task.payload, payloads)
     ready.task = Task(task.task_id, task.routine_id, task.slot, values, False, GATHER, task.keeps)
-    gathering.collected = Collected(
-        tuple(dropped), tuple([(entry.routine_id, entry.event) for entry in deliveries])
-    )
+    gathering.collected = Collected(tuple(dropped), tuple(sources))
 
 
 def _gathering(pending: Mapping[str, PendingTask], gather: str) -> Gathering:
@@ -270,6 +268,24 @@ def _gathering(pending: Mapping[str, PendingTask], gather: str) -> Gathering:
     if gathering is None:
         raise IllegalTransitionError(f"task {gather} is not a gather")
     return gathering
+
+
+def _deliver(
+    places: dict[str, Place],
+    commit: Commit,
+    task: Task,
+    gather: str,
+    pending: Mapping[str, PendingTask],
+) -> None:
+    _gathering(pending, gather).deliveries += 1
+    event = commit.emissions[task.emission].event
+    place = places.get(gather)
+    last = None if place is None else place.entry
+    if isinstance(last, Deliveries) and last.event == event:  # of this commit, as the place is
+        last.payloads.append(task.payload)
+    else:
+        entry = Deliveries(str(commit.routine_id), event, [task.payload])
+        _enter(places, gather, entry, pending)
 
 
 def _enter(

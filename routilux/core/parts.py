@@ -18,18 +18,8 @@ from typing import TYPE_CHECKING, Final
 from routilux import codec
 from routilux.clocks.durations import from_ns
 from routilux.codec.copying import is_flat
-from routilux.core.wire import (
-    duration,
-    effect_data,
-    error_data,
-    in_range,
-    instant,
-    load_effect,
-    load_error,
-    load_keeps,
-    payload,
-    task_id,
-)
+from routilux.core.wire.errors import effect_data, error_data, load_effect, load_error
+from routilux.core.wire.ranges import duration, in_range, instant, load_keeps, payload, task_id
 from routilux.errors import CorruptStateError
 from routilux.graph.growing import plain_values
 from routilux.graph.messages import GATHER, DroppedTask, Task
@@ -140,23 +130,26 @@ class RoutineState:
 
 
 @dataclass(slots=True)
-class Delivery:
-    """A payload that a gather has received, with the routine and the event that sent it."""
+class Deliveries:
+    """Payloads that a gather has received from one step, with the routine and the event.
 
-    payload: dict[str, object]
+    They are one object: each further object of a delivery would cost the garbage collector time.
+    """
+
     routine_id: str
     event: str
+    payloads: list[dict[str, object]]
 
     def serialize(self, path: str) -> dict[str, object]:
         return {
             "routine_id": self.routine_id,
             "event": self.event,
-            "payload": codec.encode(self.payload, f"{path}.payload"),
+            "payloads": codec.encode(self.payloads, f"{path}.payloads"),
         }
 
 
-Entry = Delivery | DroppedTask | str
-"""What is at a place of a gather: a delivery, a dropped task, or the id of a pending task."""
+Entry = Deliveries | DroppedTask | str
+"""What is at a place of a gather: deliveries, a dropped task, or the id of a pending task."""
 
 
 class Place:
@@ -325,10 +318,12 @@ class PendingTask:
             "delay_ns": self.delay_ns,
             "first_started_ns": self.first_started_ns,
             "conflicts": self.conflicts,
-            "effects": {
-                name: effect_data(effect, f"{path}.effects[{name!r}]")
-                for name, effect in (self.effects or {}).items()
-            },
+            "effects": codec.encoded_object(
+                {
+                    name: effect_data(effect, f"{path}.effects[{name!r}]")
+                    for name, effect in (self.effects or {}).items()
+                }
+            ),
             **special,
         }
 
@@ -412,7 +407,7 @@ class Output:
 def _entry_data(entry: Entry, path: str) -> object:
     if isinstance(entry, str):
         return entry
-    return entry.serialize(path) if isinstance(entry, Delivery) else {"dropped": entry.task_id}
+    return entry.serialize(path) if isinstance(entry, Deliveries) else {"dropped": entry.task_id}
 
 
 def load_entries(
@@ -430,9 +425,14 @@ def load_entries(
                 raise CorruptStateError(f"{place}.dropped", f"{task_id!r} is no dropped task")
             entries.append(dropped[task_id])
         else:
-            f = codec.check_fields(entry, place, _DELIVERY)
-            payload(f["payload"], f"{place}.payload")
-            entries.append(Delivery(f["payload"], f["routine_id"], f["event"]))
+            f = codec.check_fields(entry, place, _DELIVERIES)
+            for k, values in enumerate(f["payloads"]):
+                if type(values) is not dict:
+                    raise CorruptStateError(f"{place}.payloads[{k}]", "must be a JSON object")
+                payload(values, f"{place}.payloads[{k}]")
+            if not f["payloads"]:
+                raise CorruptStateError(f"{place}.payloads", "is empty")
+            entries.append(Deliveries(**f))
     return entries
 
 
@@ -484,7 +484,7 @@ _SPECIAL: codec.Fields = {
     "keeps": list,
     "gathering": list,
 }
-_DELIVERY: codec.Fields = {"routine_id": str, "event": str, "payload": dict}
+_DELIVERIES: codec.Fields = {"routine_id": str, "event": str, "payloads": list}
 _OUTPUT: codec.Fields = {"seq": int, "routine_id": str, "event": str, "data": dict, "task_id": str}
 _DROPPED_TASK: codec.Fields = {
     **dict.fromkeys(("task_id", "routine_id", "slot", "outcome"), str),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, cast
 from routilux.core.commits import CommitKind, JobStatus
 from routilux.core.gathering import gathers_in, wrong_gathers
 from routilux.core.parts import DROPPED_AS
-from routilux.core.wire import texts
+from routilux.core.wire.ranges import texts
 from routilux.errors import CorruptStateError, IllegalTransitionError
 from routilux.graph.messages import GATHER
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from routilux import codec
+from routilux.core import commit_rows
 from routilux.core.commits import Commit, JobStatus
 from routilux.core.fold import FoldedJob
 from routilux.core.gathering import check_gathers, gathers_in, link
@@ -23,7 +24,8 @@ from routilux.core.parts import (
     load_entries,
 )
 from routilux.core.replay import check_unfolded, replay
-from routilux.core.wire import error_data, in_range, instant, load_error, payload, texts
+from routilux.core.wire.errors import error_data, load_error
+from routilux.core.wire.ranges import in_range, instant, payload, texts
 from routilux.errors import CorruptStateError
 
 if TYPE_CHECKING:
@@ -37,7 +39,7 @@ def job_members(job: FoldedJob, *, history: bool) -> dict[str, object]:
 
     A field that is an iterator yields the JSON texts of an array's entries.
     """
-    commits = enumerate(job._commits) if history else ()
+    commits = commit_rows.write(job._commits if history else (), job.started_ns, "$.commits")
     stops: dict[str, object] = {}
     if job.stops:
         stops["stops"] = list(job.stops)
@@ -55,10 +57,12 @@ def job_members(job: FoldedJob, *, history: bool) -> dict[str, object]:
         "recoveries": job.recoveries,
         **stops,
         "shape": list(job.shape),
-        "routine_states": {
-            routine_id: state._serialize(f"$.routine_states[{routine_id!r}]")
-            for routine_id, state in job.routine_states.items()
-        },
+        "routine_states": codec.encoded_object(
+            {
+                routine_id: state._serialize(f"$.routine_states[{routine_id!r}]")
+                for routine_id, state in job.routine_states.items()
+            }
+        ),
         "shared_data": codec.encode(job.shared_data, "$.shared_data"),
         "pending_tasks": _saved("$.pending_tasks", job.pending_tasks),
         "outputs": _saved("$.outputs", job.outputs),
@@ -66,7 +70,8 @@ def job_members(job: FoldedJob, *, history: bool) -> dict[str, object]:
             codec.dumps(dropped_data(task, f"$.dropped[{i}]")) for i, task in enumerate(job.dropped)
         ),
         "error": None if job.error is None else error_data(job.error),
-        "commits": (commit.dumps(f"$.commits[{i}]") for i, commit in commits),
+        **({"commit_forms": iter(commits.forms)} if commits.forms else {}),
+        "commits": commits.commits,
     }
 
 
@@ -76,7 +81,7 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
     Each commit replaces its data in the list. Otherwise the garbage collector would visit twice as
     many objects, which takes longer than all the rest.
     """
-    f = codec.check_fields(data, path, _JOB_FIELDS, _STOP_FIELDS)
+    f = codec.check_fields(data, path, _JOB_FIELDS, _OPTIONAL_FIELDS)
     job = new(f["job_id"])
     job.flow_id = f["flow_id"]
     try:
@@ -123,8 +128,11 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
         _link(job, gathered, f["pending_tasks"], f"{path}.pending_tasks")
     job.error = None if f["error"] is None else load_error(f["error"], f"{path}.error")
     commits = f["commits"]
-    for i, entry in enumerate(commits):
-        commits[i] = Commit.load(entry, f"{path}.commits[{i}]")
+    entries = commit_rows.expand(
+        commits, f.get("commit_forms", []), job.seq - len(commits) + 1, job.started_ns, path
+    )
+    for i, (place, entry) in enumerate(entries):
+        commits[i] = Commit.load(entry, place)
     job._commits = commits
     _check(job, path)
     return job
@@ -171,4 +179,8 @@ _JOB_FIELDS: Final[codec.Fields] = {
     **dict.fromkeys(("routine_states", "shared_data"), dict),
     "error": (dict, type(None)),
 }
-_STOP_FIELDS: Final[codec.Fields] = {"stops": list, "interruption": dict, "interrupted_task": str}
+_OPTIONAL_FIELDS: Final[codec.Fields] = {
+    **dict.fromkeys(("stops", "commit_forms"), list),
+    "interruption": dict,
+    "interrupted_task": str,
+}

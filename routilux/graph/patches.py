@@ -21,6 +21,7 @@ from typing import Any, Final
 from routilux.codec import registry
 from routilux.codec.copying import copy_value
 from routilux.codec.equality import same_value
+from routilux.codec.limits import MAX_DIGITS
 from routilux.graph.growing import Growing, is_encodable, plain
 
 ABSENT: Final[Any] = object()
@@ -30,6 +31,7 @@ _EXACTLY: Final = Context(
     prec=10_000, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[InvalidOperation, Overflow]
 )
 """Adds decimals alike in every thread, process and program."""
+_TOO_BIG: Final = 10**MAX_DIGITS
 _NUMBERS: Final = frozenset({int, float, complex, Decimal, timedelta})
 _ORDERED: Final = frozenset({int, float, Decimal, timedelta, str, bytes, date, datetime, time})
 
@@ -62,9 +64,12 @@ def _add(old: Any, operand: Any) -> Any:
     try:
         if Decimal in (type(old), type(operand)):
             return _EXACTLY.add(old, operand)
-        return old + operand
+        total = old + operand
     except (TypeError, ArithmeticError) as error:
         raise PatchError(str(error)) from None
+    if type(total) is int and not -_TOO_BIG < total < _TOO_BIG:
+        raise PatchError(f"the sum has more than {MAX_DIGITS:,} digits")
+    return total
 
 
 def _extend(old: Any, operand: list[Any]) -> Any:

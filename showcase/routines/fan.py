@@ -3,7 +3,8 @@
 Invariants:
 - Each item has a task and a retry budget of its own.
 - A gather slot gets the items that are done, in the order of the album, and the dropped ones.
-- By hand the same takes a count, and the event `error` of each item that is given up.
+- By hand the same takes a count, and the event `error` of each item that is given up. To wait for
+  the last item is wrong: the last one that was emitted need not be the last one that arrives.
 - What a step only adds to is kept by accumulators: steps that run at once never conflict there.
 - Totals that a handler reads and writes are in `ctx.shared`: there a step may have to run again.
 """
@@ -17,7 +18,14 @@ from routilux import Gathered, Routine
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["CountPicturesRoutine", "GatherRoutine", "ResizeRoutine", "SplitRoutine", "TallyRoutine"]
+__all__ = [
+    "AwaitLastRoutine",
+    "CountPicturesRoutine",
+    "GatherRoutine",
+    "ResizeRoutine",
+    "SplitRoutine",
+    "TallyRoutine",
+]
 
 
 class SplitRoutine(Routine):
@@ -26,11 +34,11 @@ class SplitRoutine(Routine):
     def __init__(self) -> None:
         super().__init__()
         self.define_slot("trigger", handler=self.split)
-        self.define_event("picture", ["name", "seconds", "failures", "of"])
+        self.define_event("picture", ["name", "seconds", "failures", "number", "of"])
 
     def split(self, pictures: Sequence[dict[str, object]]) -> None:
-        for picture in pictures:
-            self.emit("picture", **picture, of=len(pictures))
+        for number, picture in enumerate(pictures, 1):
+            self.emit("picture", **picture, number=number, of=len(pictures))
 
 
 class ResizeRoutine(Routine):
@@ -44,18 +52,18 @@ class ResizeRoutine(Routine):
     def __init__(self, *, reports: bool = False) -> None:
         super().__init__()
         self.define_slot("input", handler=self.resize)
-        self.define_event("output", ["name", "size", "attempt", "of"])
+        self.define_event("output", ["name", "size", "attempt", "number", "of"])
         if reports:
             self.define_event("error", ["payload", "attempt", "message"])
 
-    def resize(self, name: str, seconds: float, failures: int, of: int) -> None:
+    def resize(self, name: str, seconds: float, failures: int, number: int, of: int) -> None:
         self.ctx.sleep(seconds)
         if self.ctx.attempt <= failures:
             raise OSError(f"{name}: no memory at attempt {self.ctx.attempt}")
         size = 100 + 10 * len(name)
         self.ctx.state.add("pictures", 1)
         self.ctx.state.maximum("largest", size)
-        self.emit("output", name=name, size=size, attempt=self.ctx.attempt, of=of)
+        self.emit("output", name=name, size=size, attempt=self.ctx.attempt, number=number, of=of)
 
 
 class TallyRoutine(Routine):
@@ -67,15 +75,15 @@ class TallyRoutine(Routine):
         super().__init__()
         self.seconds = seconds
         self.define_slot("input", handler=self.add)
-        self.define_event("output", ["name", "size", "attempt", "of"])
+        self.define_event("output", ["name", "size", "attempt", "number", "of"])
 
-    def add(self, name: str, size: int, attempt: int, of: int) -> None:
+    def add(self, name: str, size: int, **picture: int) -> None:
         shared = self.ctx.shared
         count = cast(int, shared.get("count", 0))
         total = cast(int, shared.get("bytes", 0))
         self.ctx.sleep(self.seconds)  # long enough for others to add theirs meanwhile
         shared["count"], shared["bytes"] = count + 1, total + size
-        self.emit("output", name=name, size=size, attempt=attempt, of=of)
+        self.emit("output", name=name, size=size, **picture)
 
 
 class GatherRoutine(Routine):
@@ -113,3 +121,17 @@ class CountPicturesRoutine(Routine):
         done, dropped = (sorted(arrived.get(key, [])) for key in ("done", "dropped"))
         if len(done) + len(dropped) == of:
             self.emit("album", done=done, dropped=dropped)
+
+
+class AwaitLastRoutine(Routine):
+    """Does the same wrong: emits the album when the picture with the last number arrives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("done", handler=self.done)
+        self.define_event("album", ["done"])
+
+    def done(self, name: str, number: int, of: int) -> None:
+        self.ctx.state.append("names", name)
+        if number == of:
+            self.emit("album", done=sorted(cast("list[str]", self.ctx.state["names"])))

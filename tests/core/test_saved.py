@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from routilux import codec
+from routilux import Flow, Runtime, codec
 from routilux.core.state import JobState
 from routilux.errors import UnserializableError
 from tests.core.stories import (
@@ -19,7 +19,7 @@ from tests.core.stories import (
     text_of,
 )
 from tests.persist.orders import DOUBLED, DROPPED, spoil
-from tests.routines import refused_at
+from tests.routines import Works, refused_at
 
 WAYS = [by_document, by_text, by_folding]
 
@@ -45,6 +45,22 @@ def test_an_error_names_the_path_of_a_value_that_can_not_be_saved():
     with pytest.raises(UnserializableError) as refusal:
         story.job.serialize()
     assert refusal.value.path == "$.pending_tasks[0].payload.n.deep[0]"
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_a_routine_and_an_effect_may_be_called_like_a_tag(done):
+    def calls(self):
+        self.ctx.once("$type", lambda: 1)
+        if not done:
+            raise ValueError("no stock")
+
+    flow = Flow("tags")
+    flow.add_routine(Works(calls), "$type")
+    job = flow.execute("$type", runtime=Runtime())
+    again = JobState.deserialize(job.serialize())
+    assert job == again
+    assert done or "$type" in again.pending_tasks[0].effects
+    assert ["$type"] == [*again.routine_states]
 
 
 CONTRADICTS = "does not match the job's commits"

@@ -21,7 +21,8 @@ from pytest_routilux.settings import add_options
 from routilux import Runtime, SqliteStore, codec, saved_state
 from routilux.cli import _parser, main
 from routilux.codec import registry
-from routilux.core import commits, parts, saved, wire
+from routilux.core import commits, parts, saved
+from routilux.core.wire import errors, tasks, writes
 from routilux.flow import _CONNECTION_FIELDS, _FLOW_FIELDS
 from routilux.graph import saved_routine
 from routilux.graph.patches import ACCUMULATORS
@@ -208,15 +209,16 @@ MEMBERS: dict[str, tuple[codec.Fields, codec.Fields]] = {
     "A flow": (_FLOW_FIELDS, {}),
     "A routine": (saved_routine._FIELDS, saved_routine._OPTIONAL),
     "A connection": (_CONNECTION_FIELDS, {}),
-    "A job": (saved._JOB_FIELDS, saved._STOP_FIELDS),
+    "A job": (saved._JOB_FIELDS, saved._OPTIONAL_FIELDS),
     "The state of a routine": (parts._ROUTINE_STATE, {}),
     "A pending task": (parts._PENDING_TASK, parts._SPECIAL),
     "An output": (parts._OUTPUT, {}),
     "A dropped task": (parts._DROPPED_TASK, {}),
-    "An error": (wire._ERROR_REQUIRED, wire._ERROR_OPTIONAL),
-    "An effect": (wire._EFFECT_FIELDS, {}),
+    "An error": (errors._ERROR_REQUIRED, errors._ERROR_OPTIONAL),
+    "An effect": (errors._EFFECT_FIELDS, {}),
     "A commit": (commits._COMMON, commits._OTHERS),
-    "What a step changed": ({}, wire._WRITES_FIELDS),
+    "A created task": (tasks._TASK_REQUIRED, tasks._TASK_OPTIONAL),
+    "What a step changed": ({}, writes._WRITES_FIELDS),
 }
 
 
@@ -298,6 +300,7 @@ def test_a_saved_file_has_the_members_of_the_tables() -> None:
         *(("A dropped task", entry) for entry in job["dropped"]),
         *(("An error", entry["error"]) for entry in job["dropped"]),
         *(("A commit", entry) for entry in job["commits"]),
+        *(("A created task", t) for entry in job["commits"] for t in entry.get("tasks", [])),
         *(("What a step changed", entry["state"]) for entry in job["commits"] if "state" in entry),
     ]
 

@@ -325,6 +325,10 @@ def test_a_job_is_not_resumed_where_its_gathers_have_changed():
 # --- wrong data -----------------------------------------------------------------------------------
 
 
+def _delivered(payloads: object) -> dict[str, object]:
+    return {"routine_id": "work", "event": "done", "payloads": payloads}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -333,6 +337,9 @@ def test_a_job_is_not_resumed_where_its_gathers_have_changed():
         (lambda p: p[0]["gathering"].append({"dropped": "0.9"}), "is no dropped task"),
         (lambda p: p[0]["gathering"].append(7), "not a JSON object"),
         (lambda p: p[0]["gathering"].append({"routine_id": "work"}), "is missing"),
+        (lambda p: p[0]["gathering"].append(_delivered([])), "is empty"),
+        (lambda p: p[0]["gathering"].append(_delivered([7])), "must be a JSON object"),
+        (lambda p: p[0]["gathering"].append(_delivered({})), "is of type dict, not list"),
         (lambda p: p[0].pop("gathering"), "must be in a gather"),
         (lambda p: p[1].update(gathering=[]), "must be in a gather"),
         (lambda p: p[1].update(keeps=["0.g9"]), "do not agree"),
@@ -370,7 +377,10 @@ def test_a_saved_gather_that_does_not_fit_is_refused(change, message, history):
         (lambda c: c[2]["tasks"][0].update(routine_id="work"), "as work.done"),
         (lambda c: c[2]["tasks"][0].update(keeps=["0.g0"]), "is not a gather that its task keeps"),
         (lambda c: c[2]["tasks"][0].pop("into"), "does not match the job's commits"),
-        (lambda c: c[1]["tasks"][0].pop("keeps"), "is not a gather that its task keeps open"),
+        (
+            lambda c: c[1]["tasks"][0]["tasks"][0].pop("keeps"),
+            "is not a gather that its task keeps open",
+        ),
     ],
 )
 def test_a_commit_whose_gathers_do_not_fit_is_refused(change, message):

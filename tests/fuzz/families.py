@@ -249,6 +249,22 @@ def _deliver(story: Story, task: str, *, again: str | None = None) -> None:
     story.step(CommitKind.DONE, task, emissions=(emission,), tasks=tuple(tasks))
 
 
+def _fanned_out(n: int) -> Story:
+    """A step of many emissions, each of which makes two tasks, which end alike."""
+    story = Story()
+    emissions = [Emission("out", {"n": i}, True) for i in range(n)]
+    tasks = [
+        Task(f"0.{2 * i + k}", "a", "trigger", emission.payload, True, i)
+        for i, emission in enumerate(emissions)
+        for k in range(2)
+    ]
+    story.step(CommitKind.DONE, emissions=tuple(emissions), tasks=tuple(tasks))
+    for i in range(2 * n - 1):
+        patch = {"x": [Patch("extend", [i])]}
+        story.step(CommitKind.DONE, f"0.{i}", state=Writes({"last": i}, (), patch))
+    return story
+
+
 def _gathered(n: int) -> Story:
     story = Story(gather=True)
     story.spread(2 * n)
@@ -307,6 +323,7 @@ JOBS: Final[dict[str, Callable[[int], Story]]] = {
         [[]],
     ),
     "a payload of many tasks": _shared_payload,
+    "emissions of one step": _fanned_out,
     "outputs": _outputs,
     "retries": _retries,
     "conflicts": _conflicts,
@@ -469,6 +486,7 @@ def flow_document(name: str, n: int) -> Document:
 def small_documents() -> tuple[bytes, ...]:
     """A small document of each family of jobs, and of flows that can be read."""
     jobs = [job_document(name, 7).text for name in JOBS]
+    jobs.append(job_document("emissions of one step", 15).text)  # large enough for rows
     flows = [flow_document(name, 7) for name in FLOWS]
     return (*jobs, *(flow.text for flow in flows))
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routilux import FlowDefinitionError, JobState, codec
+from routilux import FakeClock, FlowDefinitionError, JobState, MemoryStore, Runtime, codec
 from routilux.codec.equality import same_value
 from tests.routines import MODES, Wide, Works, chain, error_of, fan, kinds, retrying, run, send
 from tests.soak import also
@@ -244,12 +244,18 @@ def test_a_step_that_has_read_what_another_one_adds_to_runs_again():
 
 # --- wrong calls ----------------------------------------------------------------------------------
 
+MOST = 10**4_000 - 1  # the largest integer that can be saved
 WRONG = {
     "add": [
         (lambda view: view.add("text", 1), r"ctx.shared: can't add to 'text': str is not a number"),
         (lambda view: view.add("x", "1"), "str is not a number"),
         (lambda view: view.add("x", True), "bool is not a number"),
         (lambda view: (view.add("x", 1), view.add("x", timedelta(1))), "unsupported operand"),
+        (
+            lambda view: (view.add("x", MOST), view.add("x", 1)),
+            "the sum has more than 4,000 digits",
+        ),
+        (lambda view: (view.add("x", -MOST), view.add("x", -1)), "the sum has more than 4,000"),
     ],
     "extend": [
         (lambda view: view.append("text", 1), "can't append to 'text': str is not a list"),
@@ -323,6 +329,31 @@ def test_a_commit_of_a_list_that_grows_has_only_the_new_item():
     assert [{"n": n, "text": "x" * 20} for n in range(ROWS)] == job.routine_states["b"].state[
         "rows"
     ]
+
+
+def test_any_text_is_a_key_that_can_be_added_to_and_saved():
+    names = ["$type", "", '"', "a b", "é"]
+
+    def body(self, n=0):
+        for name in names:
+            self.ctx.state.append(name, n)
+            self.ctx.shared.add(name, 1)
+        if n < 30:
+            self.emit("out", n=n + 1)
+
+    flow = chain(a=body)
+    flow.connect("a", "out", "a", "trigger")
+    store = MemoryStore()
+    job = flow.execute("a", runtime=Runtime(clock=FakeClock(), store=store), job_id="j")
+
+    job.raise_for_status()
+    for again in (
+        JobState.deserialize(job.serialize()),
+        Runtime(store=store).load("j", history=True),
+        Runtime(store=store).load("j", history=False),
+    ):
+        assert job == again
+        assert {name: [*range(31)] for name in names} == again.routine_states["a"].state
 
 
 changes_of_data = st.lists(

@@ -10,6 +10,7 @@ from routilux import (
     ErrorHandler,
     Flow,
     FlowDefinitionError,
+    Gathered,
     JobState,
     Routine,
     Runtime,
@@ -41,6 +42,33 @@ def total(n):
 
 def order(sku, price):
     return {"sku": sku, "price": price}
+
+
+def gathers(found):
+    return {"found": [payload["n"] for payload in found], "dropped": [*found.dropped]}
+
+
+def total_of(found, dropped):
+    return {"total": sum(found), "none": dropped}
+
+
+class Numbers(Works):
+    def __init__(self) -> None:
+        super().__init__(self.count)
+
+    @staticmethod
+    def count(self: Routine) -> None:
+        for n in range(10):
+            self.emit("out", n=n)
+
+
+class Collect(Routine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("all", handler=self.collect, gather=True)
+
+    def collect(self, found: Gathered) -> None:
+        self.ctx.state["found"] = [dict(payload) for payload in found]
 
 
 class Fetch(Works):
@@ -107,6 +135,51 @@ def test_fan_out_and_fan_in_with_the_same_middle_are_a_diamond(flow_factory):
     )
     assert ["Fetch", "parse", "double", "negate", "total"] == list(flow.routines)
     assert [{"total": 42}, {"total": -21}] == outputs(run(flow, "Fetch"))
+
+
+def test_a_gather_runs_once_with_the_results_of_all_sources(flow_factory):
+    flow = flow_factory(
+        chain=[Fetch(), parse],
+        fan_out=(parse, [double, negate]),
+        gather=([double, negate], gathers),
+    )
+    assert flow.routines["gathers"].slots["input"].gather
+    assert ["input"] == list(flow.routines["gathers"].slots)
+    assert [{"found": [42, -21], "dropped": []}] == outputs(run(flow, "Fetch"))
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
+def test_a_gather_of_many_results_comes_back_from_its_saved_form(flow_factory, strategy):
+    flow = flow_factory(
+        chain=[gathers, total_of],
+        gather=([Numbers()], gathers),
+        execution_strategy=strategy,
+        error_handler=ErrorHandler("continue"),
+    )
+    twin = Flow.deserialize(flow.serialize())
+    assert flow.fingerprint == twin.fingerprint
+    for one in (flow, twin):
+        assert [{"total": 45, "none": []}] == outputs(run(one, "Numbers"))
+
+
+def test_a_gathering_routine_is_the_target_of_each_shape(flow_factory):
+    for shape in ("chain", "fan_in", "gather"):
+        nodes = [double, Collect()] if shape == "chain" else ([double], Collect())
+        job = run(flow_factory(**{shape: nodes}), "double", {"n": 4})
+        assert [{"n": 8}] == job.routine_states["Collect"].state["found"]
+
+
+def test_a_gather_that_takes_payload_gets_all_payloads(flow_factory):
+    flow = flow_factory(gather=([double], lambda payload: {"all": [*payload]}))
+    assert [{"all": [{"n": 8}]}] == outputs(run(flow, "double", {"n": 4}))
+
+
+def test_an_async_function_gathers(flow_factory):
+    async def sums(found):
+        return {"sum": sum(payload["n"] for payload in found)}
+
+    flow = flow_factory(fan_out=(parse, [double, negate]), gather=([double, negate], sums))
+    assert [{"sum": 7}] == outputs(run(flow, "parse", {"text": "7"}))
 
 
 def test_a_function_twice_in_a_chain_is_two_routines(flow_factory):
@@ -196,6 +269,11 @@ def test_an_invalid_return_value_fails_the_task(flow_factory, result, message):
         ({"chain": parse}, "needs a list of routines and functions, not "),
         ({"fan_out": [parse, [double]]}, "expected fan_out=(source, [target, ...]), got "),
         ({"fan_in": (double, negate, total)}, "expected fan_in=([source, ...], target), got "),
+        ({"gather": (double, negate, total)}, "expected gather=([source, ...], target), got "),
+        ({"gather": (double, total)}, "gather needs a list of routines and functions, not "),
+        ({"gather": ([double], Store())}, "gather: Store has no gather slot; define one by"),
+        ({"gather": ([double], order)}, "is a gather slot, but its handler"),
+        ({"gather": ([double], total), "chain": [total, double]}, "itself"),
         ({"fan_out": (parse, double)}, "needs a list of routines and functions, not "),
         ({"chain": [Fetch(), order]}, "the handler needs 'price', 'sku', but the event carries"),
         ({"chain": [Splitter(), double]}, "Splitter has these events: 'even', 'odd'"),

@@ -227,9 +227,18 @@ def _whole(row: Row) -> Row:
 def _shape(row: Row) -> Row:
     return {
         **{name: row.get(name) for name in ("kind", "task_id", "routine_id", "attempt", "status")},
-        "emissions": [emission["event"] for emission in row.get("emissions", ())],
-        "tasks": [(task["task_id"], task["routine_id"]) for task in row.get("tasks", ())],
+        "emissions": [
+            (emission["event"], len(emission.get("payloads", (1,))))
+            for emission in row.get("emissions", ())
+        ],
+        "tasks": [_task_shape(task) for task in row.get("tasks", ())],
     }
+
+
+def _task_shape(task: Row) -> object:
+    if "times" in task:
+        return task["times"], [_task_shape(one) for one in task["tasks"]]
+    return task["task_id"], task["routine_id"]
 
 
 def _first_difference(

@@ -116,7 +116,7 @@ def _depends(
         return why, fix
     writes, reads, other, key = meeting.writes, meeting.reads, meeting.other, meeting.key
     who = writes.routine_id
-    if writes.how == "adds to" and reads is None:
+    if writes.sums_floats and reads is None:
         why = (
             f"{who} adds floats to {key}{at(writes.where)}: each sum is rounded, so the total"
             " depends on the order"
@@ -244,9 +244,11 @@ def _meeting(finding: Finding, accesses: Sequence[Access]) -> _Meeting | None:
             continue
         reads = [
             one
-            for one in accesses[:number]
+            for place, one in enumerate(accesses)
             if one.how == "reads" and one.key is not None and _same(one, access)
+            # What is added is read later, if at all.
             if _is_before(one, access)
+            and (place < number or (access.how == "adds to" and one.task_id == access.task_id))
         ]
         if finding.kind in ("race", "lost-update"):  # a read of the step itself is checked
             reads.sort(key=lambda one: one.task_id != access.task_id)

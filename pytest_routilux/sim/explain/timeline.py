@@ -19,7 +19,7 @@ from pytest_routilux.sim.simulator.model import Call, Note
 from pytest_routilux.text import padded, shorten, shown, width
 from routilux import Commit, CommitKind, codec
 from routilux.clocks.durations import seconds_text
-from routilux.core.wire import writes_text
+from routilux.core.wire.writes import writes_text
 from routilux.timeline import describe, plain
 
 if TYPE_CHECKING:

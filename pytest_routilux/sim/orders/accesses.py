@@ -35,6 +35,8 @@ class Access(NamedTuple):
     """`reads`, `writes` or `adds to`."""
     where: str
     """The line of the user's code, as file:line."""
+    sums_floats: bool = False
+    """Whether it adds a float to a number, so that the order of such steps changes the sum."""
 
 
 def _key_of(how: str, args: Sequence[Any]) -> str | None:
@@ -48,18 +50,19 @@ def recorded_accesses() -> Iterator[list[Access]]:
     found: list[Access] = []
     originals = {name: getattr(View, name) for name in (*_READS, *_WRITES, _ADDS, *_ALL)}
 
-    def note(view: View, how: str, key: str | None) -> None:
+    def note(view: View, how: str, args: Sequence[Any]) -> None:
         context = active.get()
         frame = users_frame(outwards(inspect.currentframe()))
         if context is not None and context.step is not None and frame is not None:
             task = context.step.task
             where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
             shared = view._name == "ctx.shared"
-            found.append(Access(task.routine_id, task.task_id, shared, key, how, where))
+            key, sums = _key_of(how, args), args[:1] == ("add",) and type(args[-1]) is float
+            found.append(Access(task.routine_id, task.task_id, shared, key, how, where, sums))
 
     def recorded(original: Callable[..., Any], how: str) -> Callable[..., Any]:
         def method(view: View, *args: Any, **kwargs: Any) -> Any:
-            note(view, how, _key_of(how, args))
+            note(view, how, args)
             return original(view, *args, **kwargs)
 
         return method

@@ -44,7 +44,7 @@ from routilux import (
 from routilux.clocks.durations import SECOND
 from routilux.codec.equality import first_difference
 from routilux.core.machine import Machine
-from routilux.core.wire import writes_text
+from routilux.core.wire.writes import writes_text
 from routilux.engine.threads import Threads
 
 if TYPE_CHECKING:

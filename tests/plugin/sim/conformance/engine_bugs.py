@@ -841,7 +841,7 @@ def a_gather_gets_its_deliveries_in_the_order_of_their_arrival(patch: Patch) -> 
     original = gathers._enter
 
     def enter(places: Any, gather: str, entry: Any, pending: Any) -> Any:
-        if isinstance(entry, gathers.Delivery):  # in a place of its own, behind all others
+        if isinstance(entry, gathers.Deliveries):  # in a place of its own, behind all others
             last = pending[gather].gathering.first
             while last.next is not None:
                 last = last.next

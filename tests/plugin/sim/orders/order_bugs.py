@@ -172,6 +172,23 @@ def closes_at_the_last_index(self: Any, n: int) -> None:
         self.emit("out", n=self.ctx.state["got"])
 
 
+def appends_until_the_last_index(self: Any, n: int) -> None:
+    self.ctx.state.append("got", n)
+    if n == 2:
+        self.emit("out", n=sorted(self.ctx.state["got"]))
+
+
+def counts_to_two(self: Any, n: int) -> None:
+    self.ctx.state.add("count", 1)
+    if self.ctx.state["count"] == 2:
+        self.emit("out", n=n)
+
+
+def keeps_the_largest_so_far(self: Any, n: int) -> None:
+    self.ctx.state.maximum("most", n)
+    self.emit("out", n=self.ctx.state["most"])
+
+
 def closes_after_two(self: Any, n: int) -> None:
     got = [*self.ctx.state.get("got", []), n]
     self.ctx.state["got"] = got
@@ -408,6 +425,24 @@ PAIRS: dict[str, Pair] = {
         fan(passes, closes, gather=True),
         "depends-on-order",
         ["join", "gather"],
+    ),
+    "accumulating join closes at the last index": Pair(
+        fan(passes, appends_until_the_last_index),
+        fan(passes, closes, gather=True),
+        "depends-on-order",
+        ['join reads ctx.state["got"]', "adds to it", "gather=True"],
+    ),
+    "join counts by an accumulator": Pair(
+        fan(passes, counts_to_two),
+        fan(passes, closes, gather=True),
+        "depends-on-order",
+        ['join reads ctx.state["count"]', "adds to it", "gather=True"],
+    ),
+    "largest so far by an accumulator": Pair(
+        fan(passes, keeps_the_largest_so_far),
+        fan(passes, closes, gather=True),
+        "depends-on-order",
+        ['join reads ctx.state["most"]', "adds to it", "gather=True"],
     ),
     "counting join closes early": Pair(
         fan(passes, closes_after_two),

@@ -1,0 +1,1 @@
+"""Saved forms of the values in jobs and commits."""

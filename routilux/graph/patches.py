@@ -319,7 +319,10 @@ _WHOLE: Final = Patch("entries", ({}, [], {})), float("inf")
 
 
 def same(a: Any, b: Any) -> bool:
-    """Return whether two values are the same; faster than `same_value` for lists and dicts."""
+    """Return whether two values are the same, and so is the order of keys in their dicts.
+
+    It is faster than `same_value` for lists and dicts.
+    """
     if a is b:
         return True
     if type(a) is not type(b):
@@ -330,7 +333,18 @@ def same(a: Any, b: Any) -> bool:
                 return True
         except ValueError:  # the other one holds a value that can't be encoded
             pass
-    return same_value(a, b)
+    return same_value(a, b) and _in_same_order(a, b)
+
+
+def _in_same_order(a: Any, b: Any) -> bool:
+    """Return whether the keys of two equal values have the same order, at every level."""
+    if type(a) is dict:
+        pairs = zip(a.items(), b.items(), strict=True)
+        return all(
+            same_value(key, other) and _in_same_order(value, its_value)
+            for (key, value), (other, its_value) in pairs
+        )
+    return type(a) not in (list, tuple) or all(map(_in_same_order, a, b))
 
 
 def _type(value: object) -> str:

@@ -67,7 +67,7 @@ def test_a_patch_turns_the_old_value_into_the_new_one(data: st.DataObject, old: 
         after = plain(patched(kept, found))
         assert same_value(new, after)
         assert _orders(new) == _orders(after)
-        assert (found == []) == same_value(old, new)
+        assert (found == []) == (same_value(old, new) and _orders(old) == _orders(new))
     assert same_value(before, old)
     assert same_value(before, plain(kept))
 
@@ -97,6 +97,12 @@ def _orders(value: Any) -> Any:
         ([], [1], None),
         ([1, 2], [3, 4], None),
         ({"a": 1, "b": 2}, {"b": 2, "a": 1, "c": 3}, None),  # another order
+        ({"a": 1, "b": 2}, {"b": 2, "a": 1}, None),
+        (
+            [1, 2, ({"a": 1, "b": 2},)],
+            [1, 2, ({"b": 2, "a": 1},)],
+            Patch("entries", ({2: ({"b": 2, "a": 1},)}, [], {})),
+        ),
         ([1, 2, 3], (1, 2, 3, 4), None),
         ("text", "texts", None),
         ({1, 2}, {1, 2, 3}, None),

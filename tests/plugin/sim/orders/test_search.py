@@ -83,7 +83,7 @@ def test_pruning_loses_no_order_of_outputs_and_calls_if_these_count(recipe):
 
 @pytest.mark.soak
 @given(recipe=recipes())
-@settings(random_orders, max_examples=examples(0.6))
+@settings(random_orders, max_examples=examples(2))
 def test_pruning_loses_no_outcome_of_many_flows(recipe):
     assume(is_small(recipe))
     check_same(recipe)

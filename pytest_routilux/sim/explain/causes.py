@@ -310,7 +310,7 @@ _STORE: Final = "The store breaks the contract of JobStore, not the flow"
 CAUSES: Final[dict[str, Reason]] = {
     "invariant": Reason(
         "the test's invariant=... does not hold at the end of this run",
-        "compare what it reads of outcome.job and outcome.calls with the rows and lines above",
+        "compare what it reads of outcome.job and outcome.calls with the rows above and the lines below",
     ),
     "always": Reason(
         "the test's always=... is checked after every commit, also while the job runs",
@@ -332,7 +332,7 @@ CAUSES: Final[dict[str, Reason]] = {
         " routilux.register_type",
     ),
     "stuck": Reason(
-        "no host can finish the job: each host that resumes it ends as shown above",
+        "no host can finish the job: each host that resumes it ends as the timeline shows",
         "the code that raises must succeed, or raise an Exception that an ErrorHandler handles",
     ),
     "leaked-thread": Reason(

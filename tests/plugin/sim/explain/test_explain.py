@@ -303,7 +303,7 @@ def cells_of(line: str) -> int:
     return len(line) + wide - sum(category(char) == "Mn" for char in line)
 
 
-LABELS = ("smallest cause  ", "    t ", "why    ", "fix    ", "tried  ", "repro  ")
+LABELS = ("smallest cause  ", "why    ", "fix    ", "    t ", "tried  ", "repro  ")
 
 
 def assert_well_formed(text, *, crash=True, most=32, columns=100):

@@ -20,7 +20,7 @@ from pytest_routilux.handler_assertions import ADVICE
 from pytest_routilux.sim.explain.timeline import where_text
 from pytest_routilux.sim.isolation.forked_hosts import ENDS_PROCESS
 from pytest_routilux.sim.isolation.hidden_state import hidden_state
-from pytest_routilux.text import bare_name
+from pytest_routilux.text import bare_name, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from pytest_routilux.sim.isolation.hidden_state import HiddenChange
     from pytest_routilux.sim.results import Reference
-    from pytest_routilux.sim.simulator.model import Disturbed, Finding
+    from pytest_routilux.sim.simulator.model import Disturbed, Finding, World
 
 _OF_USERS: Final = ("always", "payload-changed", "changed-by-saving", "unreadable")
 """Kinds that are found as rules of the engine are, but that a flow or a test can cause."""
@@ -82,6 +82,16 @@ class Failure:
         names = [] if call is None else call.arguments
         return next((name for name in names if name == "key" or name.startswith("idem")), None)
 
+    @property
+    def names_of_once(self) -> list[str]:
+        """The names of `ctx.once` in the task of the repeated call, if two runs differ in them."""
+        call, run = self.finding.call, self.disturbed
+        if call is None or run is None:
+            return []
+        here, usual = (_names_of_once(call.task_id, one.world) for one in (run, self.reference.run))
+        names = list(dict.fromkeys([*usual, *here]))
+        return [shown(name, 24) for name in names[:2]] if len(names) > len(usual) > 0 else []
+
     @cached_property
     def hidden(self) -> HiddenChange | None:
         """The change of unsaved state that fits the finding best."""
@@ -103,6 +113,11 @@ class Failure:
         """Return the code line `where` as ` (file:line)`."""
         line = where_text(where, self.root) if where else ""  # also "" for this plugin's code
         return f" ({line})" if line else ""
+
+
+def _names_of_once(task_id: str, world: World) -> list[object]:
+    recorded = [one for one in world.commits if one.effect is not None and one.task_id == task_id]
+    return list(dict.fromkeys((commit.detail or {})["name"] for commit in recorded))
 
 
 def reason_of(failure: Failure) -> Reason:
@@ -153,6 +168,17 @@ def _effect_repeated(failure: Failure) -> Reason:
         if call.parameter is None:
             return Reason(why, f"{declares}: the double takes {passed} as the key")
         fix = f"{declares}, or pass {failure.key_text}: both must name the same parameter"
+        return Reason(why, fix)
+    names = failure.names_of_once
+    if names:
+        why = (
+            f"the call{failure.at(failure.finding.hint)} is in ctx.once under a name that varies:"
+            f" {' and '.join(names)}. The next attempt finds no result under its own name"
+        )
+        fix = (
+            "one name for one effect: a constant, or made of the payload\n"
+            f"and {failure.effect}(..., {failure.key_text}): a crash can come before the record"
+        )
         return Reason(why, fix)
     why = f"the call carried no key, so the {service} could not tell the repeat from a new call"
     fix = (
@@ -310,7 +336,7 @@ _STORE: Final = "The store breaks the contract of JobStore, not the flow"
 CAUSES: Final[dict[str, Reason]] = {
     "invariant": Reason(
         "the test's invariant=... does not hold at the end of this run",
-        "compare what it reads of outcome.job and outcome.calls with the rows above and the lines below",
+        "compare what it reads of outcome.job and outcome.calls with the table and the timeline",
     ),
     "always": Reason(
         "the test's always=... is checked after every commit, also while the job runs",

@@ -161,7 +161,9 @@ def _problem(finding: Finding, disturbed: Disturbed | None) -> str:
 def _cause(cause: Cause, case: Case, disturbed: Disturbed | None, columns: int) -> list[str]:
     room = columns - 16
     point = None if disturbed is None else disturbed.point
-    if point is None:
+    if disturbed is None:
+        happens = "0 crashes (the undisturbed run shows it)"
+    elif point is None:
         happens = "0 crashes"
     elif point.kind.startswith("store"):
         happens = "1 failed write of the store"

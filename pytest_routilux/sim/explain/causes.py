@@ -21,6 +21,7 @@ from pytest_routilux.sim.explain.timeline import where_text
 from pytest_routilux.sim.isolation.forked_hosts import ENDS_PROCESS
 from pytest_routilux.sim.isolation.hidden_state import hidden_state
 from pytest_routilux.text import bare_name, shown
+from routilux.codec.equality import same_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from pytest_routilux.sim.isolation.hidden_state import HiddenChange
     from pytest_routilux.sim.results import Reference
-    from pytest_routilux.sim.simulator.model import Disturbed, Finding, World
+    from pytest_routilux.sim.simulator.model import Call, Disturbed, Finding, World
 
 _OF_USERS: Final = ("always", "payload-changed", "changed-by-saving", "unreadable")
 """Kinds that are found as rules of the engine are, but that a flow or a test can cause."""
@@ -84,13 +85,13 @@ class Failure:
 
     @property
     def names_of_once(self) -> list[str]:
-        """The names of `ctx.once` in the task of the repeated call, if two runs differ in them."""
+        """Two names under which two runs recorded the repeated call; none if they agree."""
         call, run = self.finding.call, self.disturbed
         if call is None or run is None:
             return []
-        here, usual = (_names_of_once(call.task_id, one.world) for one in (run, self.reference.run))
-        names = list(dict.fromkeys([*usual, *here]))
-        return [shown(name, 24) for name in names[:2]] if len(names) > len(usual) > 0 else []
+        usual, here = (_names_of_once(call, one.world) for one in (self.reference.run, run))
+        apart = [*(usual - here), *(here - usual)]
+        return [shown(name, 24) for name in apart] if len(usual) == len(here) == 1 else []
 
     @cached_property
     def hidden(self) -> HiddenChange | None:
@@ -115,9 +116,15 @@ class Failure:
         return f" ({line})" if line else ""
 
 
-def _names_of_once(task_id: str, world: World) -> list[object]:
-    recorded = [one for one in world.commits if one.effect is not None and one.task_id == task_id]
-    return list(dict.fromkeys((commit.detail or {})["name"] for commit in recorded))
+def _names_of_once(call: Call, world: World) -> set[object]:
+    """Return the names under which the task of `call` recorded the results of this effect."""
+    results = [one.result for one in world.calls if one.effect == call.effect]
+    return {
+        (commit.detail or {})["name"]
+        for commit in world.commits
+        if commit.effect is not None and commit.task_id == call.task_id
+        if any(same_value(commit.effect.result, result) for result in results)
+    }
 
 
 def reason_of(failure: Failure) -> Reason:

@@ -264,6 +264,15 @@ class VaryingOnce(bugs.Charge):
         self.emit("output", receipt=receipt)
 
 
+class OnceForAnother(bugs.Charge):
+    """Calls outside of `once`, which has a name that varies."""
+
+    def charge(self, order: str, amount: float) -> None:
+        self.ctx.once(f"audit {uuid4()}", len, order)
+        receipt = bugs.gateway(order=order, amount=amount)
+        self.emit("output", receipt=receipt)
+
+
 class DigestOfAttempt(bugs.Charge):
     def __init__(self) -> None:
         super().__init__()
@@ -281,7 +290,8 @@ def test_a_name_of_once_that_varies_is_named_and_a_constant_one_is_not():
     text = " ".join(text_of(case_of(VaryingOnce)).split())
     assert "is in ctx.once under a name that varies: 'charge " in text
     assert "fix one name for one effect" in text
-    assert "name that varies" not in text_of(case_of(bugs.OnceAlone))
+    for twin in (bugs.OnceAlone, OnceForAnother):
+        assert "name that varies" not in text_of(case_of(twin))
 
 
 def test_a_key_that_is_a_digest_is_not_called_a_uuid():

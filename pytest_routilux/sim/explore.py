@@ -137,6 +137,8 @@ def _explore(
         if result.failures or reference.finding is not None:
             coverage.notes.append("pairs of crashes: not tried, a single crash shows a failure")
             return result
+        if reference.other is not None:
+            coverage.notes.append("pairs of crashes: tried in one order, FIFO")
         for disturbed, found_in_pair in crash_pairs(run, every, checks, result):
             _add(result, disturbed, found_in_pair)
             checks.progress(coverage)

@@ -20,7 +20,8 @@ from pytest_routilux.handler_assertions import ADVICE
 from pytest_routilux.sim.explain.timeline import where_text
 from pytest_routilux.sim.isolation.forked_hosts import ENDS_PROCESS
 from pytest_routilux.sim.isolation.hidden_state import hidden_state
-from pytest_routilux.text import bare_name
+from pytest_routilux.text import bare_name, shown
+from routilux.codec.equality import same_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     from pytest_routilux.sim.isolation.hidden_state import HiddenChange
     from pytest_routilux.sim.results import Reference
-    from pytest_routilux.sim.simulator.model import Disturbed, Finding
+    from pytest_routilux.sim.simulator.model import Call, Disturbed, Finding, World
 
 _OF_USERS: Final = ("always", "payload-changed", "changed-by-saving", "unreadable")
 """Kinds that are found as rules of the engine are, but that a flow or a test can cause."""
@@ -82,6 +83,16 @@ class Failure:
         names = [] if call is None else call.arguments
         return next((name for name in names if name == "key" or name.startswith("idem")), None)
 
+    @property
+    def names_of_once(self) -> list[str]:
+        """Two names under which two runs recorded the repeated call; none if they agree."""
+        call, run = self.finding.call, self.disturbed
+        if call is None or run is None:
+            return []
+        usual, here = (_names_of_once(call, one.world) for one in (self.reference.run, run))
+        apart = [*(usual - here), *(here - usual)]
+        return [shown(name, 24) for name in apart] if len(usual) == len(here) == 1 else []
+
     @cached_property
     def hidden(self) -> HiddenChange | None:
         """The change of unsaved state that fits the finding best."""
@@ -103,6 +114,17 @@ class Failure:
         """Return the code line `where` as ` (file:line)`."""
         line = where_text(where, self.root) if where else ""  # also "" for this plugin's code
         return f" ({line})" if line else ""
+
+
+def _names_of_once(call: Call, world: World) -> set[object]:
+    """Return the names under which the task of `call` recorded the results of this effect."""
+    results = [one.result for one in world.calls if one.effect == call.effect]
+    return {
+        (commit.detail or {})["name"]
+        for commit in world.commits
+        if commit.effect is not None and commit.task_id == call.task_id
+        if any(same_value(commit.effect.result, result) for result in results)
+    }
 
 
 def reason_of(failure: Failure) -> Reason:
@@ -153,6 +175,17 @@ def _effect_repeated(failure: Failure) -> Reason:
         if call.parameter is None:
             return Reason(why, f"{declares}: the double takes {passed} as the key")
         fix = f"{declares}, or pass {failure.key_text}: both must name the same parameter"
+        return Reason(why, fix)
+    names = failure.names_of_once
+    if names:
+        why = (
+            f"the call{failure.at(failure.finding.hint)} is in ctx.once under a name that varies:"
+            f" {' and '.join(names)}. The next attempt finds no result under its own name"
+        )
+        fix = (
+            "one name for one effect: a constant, or made of the payload\n"
+            f"and {failure.effect}(..., {failure.key_text}): a crash can come before the record"
+        )
         return Reason(why, fix)
     why = f"the call carried no key, so the {service} could not tell the repeat from a new call"
     fix = (
@@ -310,7 +343,7 @@ _STORE: Final = "The store breaks the contract of JobStore, not the flow"
 CAUSES: Final[dict[str, Reason]] = {
     "invariant": Reason(
         "the test's invariant=... does not hold at the end of this run",
-        "compare what it reads of outcome.job and outcome.calls with the rows and lines above",
+        "compare what it reads of outcome.job and outcome.calls with the table and the timeline",
     ),
     "always": Reason(
         "the test's always=... is checked after every commit, also while the job runs",
@@ -332,7 +365,7 @@ CAUSES: Final[dict[str, Reason]] = {
         " routilux.register_type",
     ),
     "stuck": Reason(
-        "no host can finish the job: each host that resumes it ends as shown above",
+        "no host can finish the job: each host that resumes it ends as the timeline shows",
         "the code that raises must succeed, or raise an Exception that an ErrorHandler handles",
     ),
     "leaked-thread": Reason(

@@ -1,7 +1,8 @@
 """Writes the report on a failure of a simulation.
 
 Invariants:
-- The parts have one order and one layout, by the width of the terminal, 80 to 100 columns.
+- The parts have one order and one layout, by the width of the terminal, 80 to 100 columns. The
+  finding, its smallest cause, what differs, why, and the fix come before the timeline.
 - The limits below keep a text at about 25 lines. The timeline gets the lines that are left.
 - Only lines that differ are marked `>`; equal parts share one line.
 - The text always says how much was tried. The command that repeats the failure comes last and is
@@ -107,11 +108,11 @@ def explain_cause(
         *_cause(cause, case, disturbed, columns),
         *_compared(reference, finding, disturbed, columns),
         "",
-    ]
-    below = [
-        "",
         *_labelled("why", reason.why.split("\n"), 4, columns),
         *_labelled("fix", reason.fix.split("\n"), 6, columns),
+        "",
+    ]
+    below = [
         *_labelled("tried", _tried(exploration, finding), 2, columns),
     ]
     if repro is not None:
@@ -160,7 +161,9 @@ def _problem(finding: Finding, disturbed: Disturbed | None) -> str:
 def _cause(cause: Cause, case: Case, disturbed: Disturbed | None, columns: int) -> list[str]:
     room = columns - 16
     point = None if disturbed is None else disturbed.point
-    if point is None:
+    if disturbed is None:
+        happens = "0 crashes (the undisturbed run shows it)"
+    elif point is None:
         happens = "0 crashes"
     elif point.kind.startswith("store"):
         happens = "1 failed write of the store"

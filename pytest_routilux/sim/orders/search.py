@@ -194,7 +194,7 @@ class Search:
         """Yield each run in an order that can differ, with its tape."""
         routines = self._plan.routines
         widths = {name: routine.max_concurrency for name, routine in routines.items()}
-        gathers = {} if self._plan.gathers is None else self._plan.gathers.upstream
+        gathers = _gathers_after(self._plan)
         while True:
             trace = Trace(
                 self._plan.width,
@@ -223,3 +223,14 @@ class Search:
             if not self._path:
                 self._complete = True
                 return
+
+
+def _gathers_after(plan: Plan) -> dict[str, frozenset[str]]:
+    """Return, for each routine, the routines with a gather to which its tasks can deliver."""
+    if plan.gathers is None:
+        return {}
+    slots = plan.gathers.slots
+    return {
+        name: frozenset(slots[number].routine_id for number in numbers)
+        for name, numbers in plan.gathers.upstream.items()
+    }

@@ -7,6 +7,8 @@ Invariants:
 - Two transitions that `commute` lead to the same state in both orders, as far as a flow can see:
   the same values, the same tasks in flight. Where it is not known, they do not commute.
 - What a step reads counts when it starts (its snapshot) and when it ends (the check for conflicts).
+- The state of a routine needs no record: steps that use it run one at a time, so they meet in the
+  lane of their routine.
 - In a run that is `blind`, no two transitions commute: something depends on the clock, or on what
   no transition shows.
 """
@@ -33,6 +35,7 @@ _DOUBLES: Final = "the doubles of effects"
 _CALLS: Final = "the order of calls"
 _EMISSIONS: Final = "the order of emissions"
 _EXACT: Final = (int, Decimal)
+_AGAIN: Final = frozenset({CommitKind.CONFLICT, CommitKind.RETRY})
 _OVER: Final = frozenset({JobStatus.RUNNING, JobStatus.COMPLETED})
 
 
@@ -41,34 +44,34 @@ class Transition:
     """What one transition touches.
 
     `task` is the task that continues. `adds` are the keys that it changes only by an accumulator
-    whose operands commute, with the accumulator. `lanes` counts the tasks that it creates, by
-    routine; `freed` are the routines of which it ends a step. `flights` are the steps in flight
-    before it, `waiting` the routines that tasks wait for then; `created` are the tasks that it
-    creates. `alone`: it commutes with no other transition.
+    whose operands commute, with the accumulator. `created` counts the tasks that it creates, by
+    routine; `freed` are the routines of which it ends a step, `joins` those with a gather that it
+    may start. `flights` is the number of steps in flight before it; `busy` counts them by routine,
+    with the tasks that wait. `alone`: it commutes with no other transition.
     """
 
     task: str
     flights: int
-    waiting: frozenset[str] = frozenset()
+    busy: Counter[str]
     reads: set[str] = field(default_factory=set)
     writes: set[str] = field(default_factory=set)
     adds: dict[str, str] = field(default_factory=dict)
-    lanes: Counter[str] = field(default_factory=Counter)
+    created: Counter[str] = field(default_factory=Counter)
     freed: set[str] = field(default_factory=set)
-    created: int = 0
+    joins: frozenset[str] = frozenset()
     alone: bool = False
 
     @property
-    def ends(self) -> int:
-        """The number of steps that it ends."""
-        return len(self.freed)
+    def starts(self) -> set[str]:
+        """The routines that it gives more to do."""
+        return {*self.created, *self.joins}
 
 
 class Trace:
     """Records the transitions of one run.
 
-    `width` is the most steps in flight, `limits` the most of each routine, `gathers` the numbers of
-    the gathers that wait for each. `ordered`: the order of emissions and of the calls of doubles
+    `width` is the most steps in flight, `limits` the most of each routine, `gathers` the routines
+    with a gather that waits for each. `ordered`: the order of emissions and of the calls of doubles
     counts.
     """
 
@@ -76,7 +79,7 @@ class Trace:
         self,
         width: int,
         limits: Mapping[str, int],
-        gathers: Mapping[str, set[int]],
+        gathers: Mapping[str, frozenset[str]],
         *,
         blind: bool = False,
         ordered: bool = False,
@@ -90,15 +93,14 @@ class Trace:
         self.starting = False
         """Whether the decision to make is which task starts."""
         self._flights = 0
-        self._waiting: Counter[str] = Counter()  # by routine, tasks that have not started
+        self._busy: Counter[str] = Counter()  # by routine, tasks that have not ended
         self._reads: dict[int, frozenset[str]] = {}  # by the number of the step
-        self.current = Transition("", 0)
+        self.current = Transition("", 0, Counter())
         """The transition that runs now; the first one starts the job."""
 
     def next(self, task: str, *, alone: bool) -> None:
         """Begin the transition that continues `task`."""
-        waiting = frozenset(name for name, count in self._waiting.items() if count)
-        self.current = Transition(task, self._flights, waiting, alone=alone)
+        self.current = Transition(task, self._flights, self._busy.copy(), alone=alone)
 
     def begin(self, step: StepInput, options: Sequence[PendingTask], *, alone: bool) -> None:
         """Record that a step starts, one of `options`."""
@@ -107,8 +109,6 @@ class Trace:
         if alone or self._flights + len(options) > self.width:
             current.alone = True  # which task starts first depends on which step ends first
         self._flights += 1
-        self._waiting[step.task.routine_id] -= 1
-        current.reads.add(f"state of {step.task.routine_id}")
 
     def read_all(self) -> None:
         """Record that a step starts that may read any shared key."""
@@ -138,31 +138,32 @@ class Trace:
         if commit.delay_ns:
             self.blind = True
         if step is not None and commit.kind is not CommitKind.EFFECT:
-            self._flights -= 1
-            current.freed.add(step.task.routine_id)
-            # The last one starts the gather, which takes its snapshot then.
-            for number in self._gathers.get(step.task.routine_id, ()):
-                current.writes.add(f"gather {number}")
-            if commit.kind is CommitKind.CONFLICT:
-                self._waiting[step.task.routine_id] += 1  # it runs again
             current.reads |= self._reads.pop(step.number, frozenset([_ALL_SHARED]))
-        if commit.state is not None:
-            name = f"state of {commit.routine_id}"
-            self._write(dict.fromkeys(commit.state.keys, name), commit.state)
+            self._end(step.task.routine_id, done=commit.kind not in _AGAIN)
         if commit.shared is not None:
-            self._write({key: _shared(key) for key in commit.shared.keys}, commit.shared)
+            self._write(commit.shared)
         if commit.emissions and self._ordered:
             current.writes.add(_EMISSIONS)
         for task in commit.tasks:
             if task.into is None:
-                current.lanes[task.routine_id] += 1
-                self._waiting[task.routine_id] += 1
-                current.created += 1
+                current.created[task.routine_id] += 1
+                self._busy[task.routine_id] += 1
 
-    def _write(self, names: Mapping[str, str], writes: Writes) -> None:
+    def _end(self, routine_id: str, *, done: bool) -> None:
+        current, joins = self.current, self._gathers.get(routine_id, frozenset())
+        self._flights -= 1
+        self._busy[routine_id] -= done
+        current.freed.add(routine_id)
+        if joins:
+            # The last step that a gather waits for starts it; in another state this is the last.
+            current.joins |= joins
+            current.reads.add(_ALL_SHARED)
+            self.deliver_call()
+
+    def _write(self, writes: Writes) -> None:
         current = self.current
-        for key, name in names.items():
-            patches = writes.patches.get(key, ())
+        for key in writes.keys:
+            name, patches = _shared(key), writes.patches.get(key, ())
             kinds = {current.adds.get(name), *(patch.kind for patch in patches)} - {None}
             if len(kinds) == 1 and all(_is_unordered(patch) for patch in patches):
                 current.adds[name] = kinds.pop() or ""
@@ -184,22 +185,17 @@ def _is_unordered(patch: Patch) -> bool:
 def commute(a: Transition, b: Transition, trace: Trace) -> bool:
     """Return whether two transitions, both possible in one state, lead to one state in any order.
 
-    `a` has run in that state, so its `flights` are those of the state.
+    `a` has run in that state, so its `flights` and `busy` are those of the state. `b` may have run
+    in an earlier one, so a task that only now waits for its end makes them differ.
     """
     if a.alone or b.alone or trace.blind:
         return False
-    flights = a.flights
-    after_a = flights - a.ends + a.created
-    after_b = flights - b.ends + b.created
-    both = after_a - b.ends + b.created
-    if max(after_a, after_b, both) > trace.width:
-        return False
-    more_a, more_b = a.lanes.keys(), b.lanes.keys()
-    most = flights + a.created + b.created
-    freed = (a.freed & more_b) | (b.freed & more_a) | (a.freed & b.freed)
-    for routine in (more_a & more_b) | (a.waiting & freed):
-        if trace.limits[routine] < most:
-            return False
+    starts = a.created.total() + b.created.total() + len(a.joins | b.joins)
+    if a.flights - len(a.freed) - len(b.freed) + starts > trace.width:
+        return False  # they compete for the last workers
+    for name in (a.starts & (b.starts | b.freed)) | (b.starts & a.freed):
+        if a.busy[name] + a.created[name] + b.created[name] > trace.limits[name]:
+            return False  # one of them makes a task wait that the other starts
     return not (_touches(a, b) or _touches(b, a) or _clash(a, b))
 
 

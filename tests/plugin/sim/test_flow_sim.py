@@ -167,7 +167,7 @@ def test_a_job_that_fails_without_a_crash_fails_the_test(option, pytester):
     result.stdout.fnmatch_lines(
         [
             "UNEXPECTED END: the undisturbed job failed: OSError: no line*",
-            "smallest cause  0 crashes, 0 faults, FIFO order",
+            "smallest cause  0 crashes (the undisturbed run shows it), 0 faults, FIFO order",
             "why    no crash is needed: the undisturbed job ends like this (test_shop.py:*",
             'fix    mend the flow; if the job should end like this, pass ends="failed" to*',
         ]

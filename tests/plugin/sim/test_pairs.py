@@ -115,6 +115,16 @@ def retries() -> Flow:
     return flow
 
 
+@pytest.mark.parametrize("flow", [retries, fan])
+def test_it_is_said_that_the_pairs_of_a_concurrent_flow_ran_in_one_order(flow):
+    concurrent = flow is fan
+    params = {"orders": ["A", "B"]} if concurrent else {"order": "A7"}
+    checks = Checks(isolated=False, scope=Scope("some", "pairs"))
+    found = explore(Case(flow, "split" if concurrent else "work", params), START, checks)
+    assert not found.failures
+    assert concurrent == ("pairs of crashes: tried in one order, FIFO" in found.coverage.notes)
+
+
 @pytest.mark.parametrize("shape", ["chain", "fan"])
 def test_pairs_that_are_left_out_show_nothing_new(shape):
     fails = Raises("work", ConnectionError("no answer"), [1, 2])

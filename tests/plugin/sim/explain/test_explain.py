@@ -8,8 +8,10 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache, partial
+from hashlib import sha256
 from pathlib import Path
 from unicodedata import category, east_asian_width
+from uuid import uuid4
 
 import pytest
 from hypothesis import given, settings
@@ -30,7 +32,7 @@ from pytest_routilux.sim.shrink import Cause, shrink
 from pytest_routilux.sim.simulator.effects import Effect
 from pytest_routilux.sim.simulator.model import Call, Case, Disturbed, Finding
 from pytest_routilux.text import plain, shorten, width, wrapped
-from routilux import Commit, Flow, Routine
+from routilux import Commit, ErrorHandler, Flow, Routine
 from routilux.clocks.durations import instant_ns
 from tests.plugin import golden
 from tests.plugin.sim import bugs
@@ -255,6 +257,49 @@ def test_only_the_repeated_one_of_several_calls_at_one_instant_is_marked():
     assert "gateway.charge('A7a', 19.9)" in marked[0]
 
 
+class VaryingOnce(bugs.Charge):
+    def charge(self, order: str, amount: float) -> None:
+        name = f"charge {uuid4()}"
+        receipt = self.ctx.once(name, bugs.gateway, order=order, amount=amount)
+        self.emit("output", receipt=receipt)
+
+
+class OnceForAnother(bugs.Charge):
+    """Calls outside of `once`, which has a name that varies."""
+
+    def charge(self, order: str, amount: float) -> None:
+        self.ctx.once(f"audit {uuid4()}", len, order)
+        receipt = bugs.gateway(order=order, amount=amount)
+        self.emit("output", receipt=receipt)
+
+
+class DigestOfAttempt(bugs.Charge):
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_error_handler(ErrorHandler("retry", max_retries=3, retry_delay=0.1))
+
+    def charge(self, order: str, amount: float) -> None:
+        key = sha256(f"{order}-{self.ctx.attempt}".encode()).hexdigest()[:32]
+        receipt = bugs.gateway(order=order, amount=amount, key=key)
+        if self.ctx.attempt < 2:
+            raise bugs.GatewayDown("no answer")
+        self.emit("output", receipt=receipt)
+
+
+def test_a_name_of_once_that_varies_is_named_and_a_constant_one_is_not():
+    text = " ".join(text_of(case_of(VaryingOnce)).split())
+    assert "is in ctx.once under a name that varies: 'charge " in text
+    assert "fix one name for one effect" in text
+    for twin in (bugs.OnceAlone, OnceForAnother):
+        assert "name that varies" not in text_of(case_of(twin))
+
+
+def test_a_key_that_is_a_digest_is_not_called_a_uuid():
+    text = text_of(case_of(DigestOfAttempt))
+    assert "carries another key, which changes with the attempt" in " ".join(text.split())
+    assert "uuid" not in text.lower()
+
+
 def test_an_effect_that_is_lost_names_the_attribute_that_it_may_depend_on():
     text = text_of(case_of(bugs.FirstTwoFree, bugs.ThreeOrders))
     head = "EFFECT LOST: gateway.charge('A7c', 19.9) ran 0x, undisturbed run 1x"
@@ -303,7 +348,7 @@ def cells_of(line: str) -> int:
     return len(line) + wide - sum(category(char) == "Mn" for char in line)
 
 
-LABELS = ("smallest cause  ", "    t ", "why    ", "fix    ", "tried  ", "repro  ")
+LABELS = ("smallest cause  ", "why    ", "fix    ", "    t ", "tried  ", "repro  ")
 
 
 def assert_well_formed(text, *, crash=True, most=32, columns=100):

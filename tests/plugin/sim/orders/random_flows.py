@@ -29,6 +29,12 @@ def reads(self: Any, n: int) -> int:
     return n + int(self.ctx.shared.get("x", 0))
 
 
+def reads_and_calls(self: Any, n: int) -> int:
+    read = n + int(self.ctx.shared.get("x", 0))
+    put(n)  # without a key: an attempt that meets a conflict repeats it
+    return read
+
+
 def writes(self: Any, n: int) -> int:
     self.ctx.shared["x"] = n + 1
     return n
@@ -113,7 +119,17 @@ SAFE_OPS: Final = (writes_another_key, adds_int, unites, sleeps, calls)
 """What gives the same result in each order."""
 OPS: Final = (
     *SAFE_OPS,
-    *(reads, writes, increments, reads_all_keys, adds_float, reads_sum, maximum, appends),
+    *(
+        reads,
+        reads_and_calls,
+        writes,
+        increments,
+        reads_all_keys,
+        adds_float,
+        reads_sum,
+        maximum,
+        appends,
+    ),
     *(counts, fails_once, refuses_odd, calls_numbered),
 )
 

@@ -83,7 +83,7 @@ def test_pruning_loses_no_order_of_outputs_and_calls_if_these_count(recipe):
 
 @pytest.mark.soak
 @given(recipe=recipes())
-@settings(random_orders, max_examples=examples(0.6))
+@settings(random_orders, max_examples=examples(2))
 def test_pruning_loses_no_outcome_of_many_flows(recipe):
     assume(is_small(recipe))
     check_same(recipe)
@@ -183,7 +183,7 @@ def test_a_clean_flow_raises_no_alarm(recipe):
 
 @pytest.mark.soak
 @given(recipe=recipes(SAFE_OPS))
-@settings(random_orders, max_examples=examples(1))
+@settings(random_orders, max_examples=examples(4.2))
 def test_many_clean_flows_raise_no_alarm(recipe):
     assume(is_small(recipe))
     check_clean(recipe)

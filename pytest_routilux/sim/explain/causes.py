@@ -67,6 +67,11 @@ class Failure:
         return f'{self._parameter}=self.ctx.key("{self.effect.rpartition(".")[2]}")'
 
     @property
+    def key_of_item(self) -> str:
+        """The same argument for a call that a loop makes for each item."""
+        return f'{self._parameter}=self.ctx.key(f"{self.effect.rpartition(".")[2]}-{{item}}")'
+
+    @property
     def double_text(self) -> str:
         """The double that takes such a key, as code."""
         return f'flow_sim.effect("{self.effect}", key="{self._parameter}")'
@@ -92,6 +97,18 @@ class Failure:
         usual, here = (_names_of_once(call, one.world) for one in (self.reference.run, run))
         apart = [*(usual - here), *(here - usual)]
         return [shown(name, 24) for name in apart] if len(usual) == len(here) == 1 else []
+
+    @property
+    def calls_in_loop(self) -> int:
+        """How often one line of one undisturbed attempt made the repeated call."""
+        call = self.finding.call
+        if call is None:
+            return 0
+        return sum(
+            (other.effect, other.where, other.task_id, other.attempt)
+            == (call.effect, call.where, call.task_id, call.attempt)
+            for other in self.reference.run.world.calls
+        )
 
     @cached_property
     def hidden(self) -> HiddenChange | None:
@@ -188,6 +205,19 @@ def _effect_repeated(failure: Failure) -> Reason:
         )
         return Reason(why, fix)
     why = f"the call carried no key, so the {service} could not tell the repeat from a new call"
+    times = failure.calls_in_loop
+    if times > 1:
+        line = failure.at(failure.finding.hint)
+        why = (
+            f"a loop{line} makes the call {times} times in one attempt, and the next attempt begins"
+            f" the loop anew; {why}"
+        )
+        fix = (
+            f"{failure.effect}(..., {failure.key_of_item}): a key of its own for each item\n"
+            "or emit each item: a task of its own, so that only its own call is repeated\n"
+            f"(that call still needs a key; the double: {failure.double_text})"
+        )
+        return Reason(why, fix)
     fix = (
         f"{failure.effect}(..., {failure.key_text}): the same on every attempt and host\n"
         f"(its double: {failure.double_text}; for a query: reads=True)\n"

@@ -294,6 +294,30 @@ def test_a_name_of_once_that_varies_is_named_and_a_constant_one_is_not():
         assert "name that varies" not in text_of(case_of(twin))
 
 
+class ChargesEach(bugs.Charge):
+    def charge(self, order: str, amount: float) -> None:
+        for part in ("a", "b", "c"):
+            receipt = bugs.gateway(order=order + part, amount=amount)
+        self.emit("output", receipt=receipt)
+
+
+class ChargesEachOnItsLine(bugs.Charge):
+    def charge(self, order: str, amount: float) -> None:
+        bugs.gateway(order=order + "a", amount=amount)
+        receipt = bugs.gateway(order=order + "b", amount=amount)
+        self.emit("output", receipt=receipt)
+
+
+def test_a_loop_that_begins_anew_is_named_and_calls_without_a_loop_are_not():
+    text = " ".join(text_of(case_of(ChargesEach)).split())
+    assert (
+        "makes the call 3 times in one attempt, and the next attempt begins the loop anew" in text
+    )
+    assert 'key=self.ctx.key(f"charge-{item}")): a key of its own for each item' in text
+    for twin in (ChargesEachOnItsLine, bugs.Charge):
+        assert "begins the loop anew" not in text_of(case_of(twin))
+
+
 def test_a_key_that_is_a_digest_is_not_called_a_uuid():
     text = text_of(case_of(DigestOfAttempt))
     assert "carries another key, which changes with the attempt" in " ".join(text.split())

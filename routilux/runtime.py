@@ -521,8 +521,10 @@ class Runtime:
     def drive_of(self, plan: Plan, job: JobState, context: Context | None = None) -> Drive:
         """Return a `Drive` that runs `job` with `plan` in this runtime.
 
-        Its handlers see the context variables of `context`, by default of the caller.
+        Its handlers see the context variables of `context`, by default of the caller. Raises
+        `FlowDefinitionError` if a routine can't run on the runtime's executor.
         """
+        self.threads.check(plan)
         if context is None:
             context = copy_context()
             context.run(active.set, None)  # or a job would keep the one whose handler started it

@@ -6,7 +6,7 @@ Invariants:
 - A step with an async handler needs no thread, and takes up no room: it runs on an event loop. On
   an executor of other processes it runs there.
 - Every executor that is no `ThreadPoolExecutor` is one of other processes: it gets and returns
-  data (`engine/remote`), and time is real. If the number of its workers is unknown, as with Dask, at
+  data (`engine/remote`), and time is real. If its number of workers is unknown, as with Dask, at
   most `UNKNOWN_SIZE` steps are sent at once, or as many as one job may run.
 - A process that a handler forks ends when it returns from the handler: it has no other thread.
 - A thread that was given up keeps its place until it returns: no code can stop it.

@@ -10,7 +10,7 @@ import pytest
 
 from routilux import ErrorInfo, Runtime
 from tests.engine.concurrency import double, remote
-from tests.engine.unportable import VALUES, WAYS, Value, error_of_kind, raise_it, send_it
+from tests.engine.remote.unportable import VALUES, WAYS, Value, error_of_kind, raise_it, send_it
 from tests.routines import MODES, Watcher, chain, error_of, kinds, retrying
 
 

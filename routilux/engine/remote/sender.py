@@ -135,6 +135,7 @@ class Sender:
             return
         flight.sent += 1
         try:
+            _refuse_closed(self._executor)
             flight.call = self._executor.submit(call.func, *call.args, flight.sent)
         except Exception as refused:
             self._end(flight, StepNotRunError(refused))
@@ -168,6 +169,16 @@ def _unsendable(step: StepInput, error: BaseException) -> UnserializableError:
     ]
     reason = f"can't be sent to the executor's process: {text_of(error)}; {CURE}"
     return UnserializableError(culprit(places), reason)
+
+
+def _refuse_closed(executor: Executor) -> None:
+    """Raise if a client of Dask is closed, or closes: its calls would never end."""
+    status = getattr(getattr(executor, "_client", None), "status", None)
+    if status in ("closing", "closed"):
+        raise RoutiluxError(
+            "the Dask client of the runtime's executor is closed, perhaps because its scheduler was"
+            " away for too long; make a new client, and a runtime with its executor"
+        )
 
 
 def _do_nothing() -> None:

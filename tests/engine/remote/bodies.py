@@ -75,6 +75,17 @@ def pay_and_die(self: Routine, n: str) -> None:
     self.emit("out", n=self.ctx.attempt, pid=os.getpid())
 
 
+def pay_and_hang(self: Routine, n: str) -> None:
+    """Pay, and in the first run meet the test and never end."""
+    first = not lines(n)
+    self.ctx.once("pay", charge, n)
+    note(f"{n}.keys", f"{self.ctx.attempt} {self.ctx.key('pay')}")
+    if first:
+        release(f"{n}.in")
+        threading.Event().wait()
+    self.emit("out", n=self.ctx.attempt, pid=os.getpid())
+
+
 async def pay_async(self: Routine, n: str) -> None:
     await self.ctx.asleep(0.001)
     pid = await self.ctx.aonce("pay", charge_async, n)

@@ -20,12 +20,14 @@ from tests.engine.remote.bodies import (
     lines,
     meet,
     pay_and_die,
+    pay_and_hang,
     pay_async,
     pipe,
     spread,
     tell_context,
     until_cancelled,
 )
+from tests.engine.remote.dask_parts import Part
 from tests.routines import (
     MODES,
     PATIENCE,
@@ -140,3 +142,25 @@ def test_a_stored_job_is_kept_commit_by_commit(client):
     with Runtime(executor=client.get_executor(), store=store) as runtime:
         job = chain(a=remote(double)).execute("a", {"n": 3}, job_id="j", runtime=runtime)
         assert job == runtime.load("j")
+
+
+def test_a_scheduler_that_restarts_breaks_no_job(tmp_path):
+    path, store = str(tmp_path / "paid"), MemoryStore()
+    running = pipe(Path(f"{path}.in"))
+    flow = chain(a=remote(pay_and_hang))
+    with (
+        Part() as scheduler,
+        Part(scheduler.port, "worker"),
+        distributed.Client(scheduler.address) as client,
+        no_thread_remains(),
+        Runtime(executor=client.get_executor(), store=store) as runtime,
+    ):
+        run = flow.start("a", {"n": path}, job_id="j", runtime=runtime)
+        meet(running)
+        scheduler.kill()
+        with Part(scheduler.port), Part(scheduler.port, "worker"):
+            run.wait(PATIENCE).raise_for_status()
+    job = runtime.load("j")
+    assert ["start", "effect", "done"] == kinds(job)
+    assert ["paid"] == lines(path), "the run after the restart has the recorded effect"
+    assert ["1 j/0/pay"] * 2 == lines(f"{path}.keys")

@@ -6,7 +6,7 @@ Invariants:
 - Request and reply are JSON, each signed with a key that travels with the step. A message without
   the right signature is dropped before it is parsed; the reply's signature covers the request.
 - An effect is committed before its request is answered. If another run of the same step has already
-  recorded the effect, the reply is that record, and the later run goes on with it.
+  recorded the effect, the reply is that record, and the later run continues with it.
 - A forked child closes its copies of the sockets: only the process that runs the job answers.
 - In the process that runs the job, a question is a call in the same thread. An executor may run a
   step inside `submit`, where the engine holds the lock of the runtime.
@@ -216,7 +216,7 @@ def _serve(
                 return
             reply = codec.dumps(codec.encode(answer(codec.loads(body)))).encode()
             connection.sendall(_framed(hmac.digest(key, signature + reply, "sha256"), reply))
-        except Exception as error:  # the step can't go on; it learns it from the closed connection
+        except Exception as error:  # the closed connection ends the step
             if not isinstance(error, OSError):
                 _log.warning("the channel for remote steps can't answer: %s", ErrorInfo.of(error))
         finally:

@@ -7,7 +7,7 @@ Invariants:
   can't build the routine, or that `ctx` could not ask. This is trouble of the host, not of the job.
 - An attempt fails by `UnserializableError` if its input or its outcome can't be sent.
 - `ctx.once`, `ctx.key` and `ctx.cancelled` ask the process that runs the job. An effect is
-  recorded there before the handler goes on.
+  recorded there before the handler continues.
 - The step's time is that of its job: when it was sent, and monotonic progress since it arrived. So
   a host with a wrong wall clock does no harm.
 - An async handler runs on an event loop of its own, and is cancelled at its timeout.

@@ -10,6 +10,8 @@ Invariants:
   the same attempt and idempotency keys; after `_MOST_SENDS` calls this is trouble of the host.
 - An executor that reports the death of a process has run the step. Any other error of an executor
   is trouble of the host.
+- No call is kept once it has ended, not even by a cycle: Dask keeps the result of a call that
+  somebody holds, and runs the call again if the worker that has the result dies.
 - The end of each step is reported once. The outcome of a step that is sent twice is known by its
   number.
 """
@@ -72,7 +74,8 @@ class Sender:
         self._lock = Lock()
         self._channel: Channel | None = None
         self._closing = False
-        self._first_call: Future[None] | None = None  # of the executor's processes
+        self._first_call: Future[None] | None = None  # of the executor's processes; until it ends
+        self._begun = False  # whether it has ended well
         self._flights: dict[int, _Flight] = {}  # by the number of the step
 
     def check(self, plan: Plan) -> None:
@@ -94,13 +97,16 @@ class Sender:
             if self._channel is None:
                 self._channel = Channel(reachable_host(self._executor))
             first_call = self._first_call
-            if first_call is None or (first_call.done() and _refusal(first_call) is not None):
+            if first_call is None and not self._begun:
                 first_call = self._first_call = self._executor.submit(_do_nothing)
             self._flights[step.number] = flight
             self._channel.add(driven, step)
             address = self._channel.address
         call = partial(run_remote, PACKAGE, step.number, form, data, variables, address)
-        first_call.add_done_callback(partial(self._begin, flight, call))
+        if first_call is None:
+            self._submit(flight, call)
+        else:
+            first_call.add_done_callback(partial(self._begin, flight, call))
 
     def withdraw(self, step: StepInput) -> None:
         """Cancel the call of a step, if the executor can."""
@@ -125,6 +131,10 @@ class Sender:
 
     def _begin(self, flight: _Flight, call: partial[Reply], first_call: Future[None]) -> None:
         error = _refusal(first_call)
+        with self._lock:
+            self._begun = error is None
+            if self._first_call is first_call:
+                self._first_call = None
         if error is None:
             self._submit(flight, call)
         else:
@@ -136,11 +146,12 @@ class Sender:
         flight.sent += 1
         try:
             _refuse_closed(self._executor)
-            flight.call = self._executor.submit(call.func, *call.args, flight.sent)
+            future = self._executor.submit(call.func, *call.args, flight.sent)
         except Exception as refused:
             self._end(flight, StepNotRunError(refused))
         else:
-            flight.call.add_done_callback(partial(self._take, flight, call))
+            flight.call = future  # which `_end` forgets
+            future.add_done_callback(partial(self._take, flight, call))
 
     def _take(self, flight: _Flight, call: partial[Reply], future: Future[Reply]) -> None:
         if future.cancelled() and not flight.withdrawn and flight.sent < _MOST_SENDS:
@@ -150,6 +161,7 @@ class Sender:
 
     def _end(self, flight: _Flight, outcome: StepOutcome | BaseException) -> None:
         step = flight.step
+        flight.call = None
         with self._lock:
             if self._flights.pop(step.number, None) is None:
                 return

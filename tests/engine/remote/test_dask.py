@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,6 +137,21 @@ def test_a_cancelled_job_does_not_wait_for_its_step_which_is_told(runtime, tmp_p
     run.cancel("enough")
     assert JobStatus.CANCELLED is run.wait(PATIENCE).status
     assert "cancelled\n" == Path(told).read_text()
+
+
+def test_dask_keeps_no_call_that_has_ended(runtime, client):
+    gc.disable()
+    try:
+        flow = chain(a=remote(fail_once))
+        flow.set_error_handler(retrying(retry_delay=0))
+        flow.execute("a", runtime=runtime)
+        turns = 0
+        while client.futures and turns < 1_000:  # the event loop of the client forgets them
+            client.sync(asyncio.sleep, 0)
+            turns += 1
+        assert [] == list(client.futures), "Dask would run them again if their worker died"
+    finally:
+        gc.enable()
 
 
 def test_a_stored_job_is_kept_commit_by_commit(client):

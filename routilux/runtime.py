@@ -68,6 +68,9 @@ _log = logging.getLogger("routilux")
 class Runtime:
     """Runs any number of flows and jobs for any number of threads.
 
+    `executor` runs the handlers: threads of a `ThreadPoolExecutor`, or with any other executor
+    other processes, such as those of a `ProcessPoolExecutor` or of Dask. Only a routine that can be
+    saved can go there; another one raises `FlowDefinitionError` when its job starts.
     `observers` are notified of every commit. `max_steps`, `max_recoveries` and `history_limit`
     bound the attempts of a job, its resumptions without progress, and the commits that it keeps in
     memory; None means no limit. An invalid limit raises `FlowDefinitionError`, an `executor`

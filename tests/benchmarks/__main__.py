@@ -72,7 +72,7 @@ BENCHMARKS: list[Benchmark] = [
     (x.two_cores, [(300_000, 100, 3)], (10, 3, 1)),
     (x.bytes_of_a_step, [(1_024,)], (1_024,)),
     (x.dask_steps, [(100, 7)], (2, 1)),
-    (x.memory_of_the_owner, [(100_000, 32)], (20, 4)),
+    (x.memory_of_the_owner, [(20_000, 32)], (20, 4)),
     (x.death_of_a_worker, [(5,)], (1,)),
 ]
 

@@ -13,11 +13,10 @@ import signal
 import tempfile
 import time as real
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from resource import RUSAGE_SELF, getrusage
 from statistics import median
 from time import perf_counter_ns
 from typing import Any
@@ -28,6 +27,7 @@ from routilux import Flow, Routine, Runtime
 from tests.benchmarks.asynchronous import _fresh
 from tests.benchmarks.crowds import _resident
 from tests.benchmarks.race import MILLISECOND, Figure, Measurement, Race, Target, percent, time
+from tests.engine.remote.dask_parts import Part
 
 
 class Split(Routine):
@@ -82,7 +82,7 @@ def die(path: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def nothing(n: int) -> None:
+def nothing(n: int, data: bytes = b"") -> None:
     """Do nothing."""
 
 
@@ -301,47 +301,67 @@ def dask_steps(steps: int, rounds: int) -> Measurement:
     return Measurement(Race({"measure": measure}, perf_counter_ns), 1, figures)
 
 
-def dask_memory(tasks: int, width: int, *, on_dask: bool) -> int:
-    """Return how many bytes a fan-out takes at most in the process that runs the job."""
+def _memory(tasks: int, width: int, kind: str) -> int:
+    """Return how many bytes a fan-out adds to the process that runs the job.
 
-    def most(runtime: Runtime) -> int:
-        fan_out(width).execute("split", {"n": width}, runtime=runtime)
+    The scheduler is another process: a `LocalCluster` would keep its records in this one.
+    """
+
+    def most(run: Callable[[int], object]) -> int:
+        run(width)
         before = _resident()
-        fan_out(width).execute("split", {"n": tasks}, runtime=runtime).raise_for_status()
-        return getrusage(RUSAGE_SELF).ru_maxrss * 1024 - before
+        run(tasks)
+        return _resident() - before
 
-    if not on_dask:
-        return most(Runtime(history_limit=100))
-    with cluster() as client:
-        return most(Runtime(executor=client.get_executor(), history_limit=100))
+    def execute(runtime: Runtime) -> Callable[[int], object]:
+        return lambda n: fan_out(width).execute("split", {"n": n}, runtime=runtime)
+
+    if kind == "threads":
+        return most(execute(Runtime(history_limit=100)))
+    import distributed
+
+    with ExitStack() as stack:
+        scheduler = stack.enter_context(Part())
+        for _ in range(2):
+            stack.enter_context(Part(scheduler.port, "worker"))
+        executor = stack.enter_context(distributed.Client(scheduler.address)).get_executor()
+        if kind == "dask":
+            return most(execute(Runtime(executor=executor, history_limit=100)))
+        return most(lambda n: _submit_bare(executor, n, width))
+
+
+def _submit_bare(executor: Executor, tasks: int, width: int) -> None:
+    """Make calls of the size of a step, so many at once."""
+    flying: set[Future[None]] = set()
+    for n in range(tasks):
+        flying.add(executor.submit(nothing, n, b"%d" % tasks + b"x" * 600))
+        if len(flying) == width:
+            _, flying = wait(flying, return_when=FIRST_COMPLETED)
+    wait(flying)
 
 
 def memory_of_the_owner(tasks: int, width: int) -> Measurement:
-    """Compare the memory of a fan-out on Dask with that of the same fan-out in threads."""
+    """Compare the memory of a fan-out on Dask with that of the fan-out in threads and bare Dask."""
     pytest.importorskip("distributed")
-    most: dict[bool, int] = {}
+    most: dict[str, int] = {}
 
     def measure() -> None:
-        for on_dask in (True, False):
-            most[on_dask] = _fresh(_dask_memory, tasks, width, on_dask)
+        for kind in ("dask", "threads", "bare"):
+            most[kind] = _fresh(_memory, tasks, width, kind)
 
     def figures() -> list[Figure]:
-        more = (most[True] - most[False]) / tasks
+        ratio = most["dask"] / max(most["threads"] + most["bare"], 1)
         return [
             Figure(
                 f"memory of {tasks:,} tasks on Dask",
-                most[True] / max(most[False], 1),
-                f"{most[True] / 2**20:.1f} MiB, {more:+,.0f} bytes a task",
-                f"in threads {most[False] / 2**20:.1f} MiB",
-                Target(more, 100, " bytes more a task"),
+                ratio,
+                f"{most['dask'] / 2**20:.1f} MiB",
+                f"threads {most['threads'] / 2**20:.1f} + bare {most['bare'] / 2**20:.1f} MiB",
+                Target(ratio, 1.2, " ×"),
             )
         ]
 
     return Measurement(Race({"measure": measure}, perf_counter_ns), 1, figures)
-
-
-def _dask_memory(tasks: int, width: int, on_dask: bool) -> int:
-    return dask_memory(tasks, width, on_dask=on_dask)
 
 
 def death_of_a_worker(rounds: int) -> Measurement:

@@ -132,7 +132,10 @@ def test_an_effect_is_recorded_by_its_saved_form_whatever_pickle_makes_of_it(pro
     [
         ("can't be pickled", "$.n: can't be sent to the executor's process: TypeError: no way out"),
         ("ends who pickles it", "$.n: can't be sent to the executor's process: SystemExit: no way"),
-        ("can't be unpickled in the child", "$: the step can't be loaded in the executor's process"),
+        (
+            "can't be unpickled in the child",
+            "$: the step can't be loaded in the executor's process",
+        ),
     ],
 )
 def test_a_payload_that_can_not_travel_fails_its_attempt_only(processes, way, place):

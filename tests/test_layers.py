@@ -69,6 +69,7 @@ LATE: Final = {
     ("routilux.engine.environment", "platform"): "slow, and only a runtime with a store needs it",
     ("routilux.engine.environment", "routilux"): "asyncio is slow, and only async handlers need it",
     ("routilux.engine.remote.run", "asyncio"): "slow, and only async handlers need it",
+    ("routilux.engine.threads", "routilux"): "sockets are slow, and few runtimes need them",
     ("routilux.errors", "difflib"): "slow, and only a misspelt name needs it",
     ("routilux.persist.postgres_connection", "psycopg"): "an extra: it may not be installed",
     ("routilux.runtime", "asyncio"): "slow, and only aexecute needs it",

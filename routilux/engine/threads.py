@@ -18,7 +18,6 @@ from weakref import WeakKeyDictionary, finalize
 from routilux.engine.driver import InlineDriver
 from routilux.engine.loop import Loop
 from routilux.engine.pool import AsyncDriver, PoolDriver, steps_at_once
-from routilux.engine.remote.sender import Sender
 from routilux.engine.waiting import refuse_blocked_loop, running_drive
 from routilux.errors import FlowDefinitionError
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from routilux.engine.drive import Drive
     from routilux.engine.driver import Driver
     from routilux.engine.environment import Environment
+    from routilux.engine.remote.sender import Sender
     from routilux.graph.plan import Plan
 
 _log = logging.getLogger("routilux")
@@ -51,6 +51,9 @@ class Threads:
         self._process = os.getpid()
         self._sender: Sender | None = None
         if executor is not None and not isinstance(executor, ThreadPoolExecutor):
+            # Sockets are slow to import, and only an executor of other processes needs them.
+            from routilux.engine.remote.sender import Sender
+
             self._sender = Sender(executor)
         self._closed = False  # then no pool is kept
         self._size = getattr(executor, "_max_workers", _BACKGROUND_WORKERS)

@@ -16,7 +16,7 @@ Invariants:
 from __future__ import annotations
 
 import pickle
-import platform
+import socket
 import sys
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -126,9 +126,9 @@ class _RemoteHost:
         except Exception as error:
             host, port, _ = self._channel
             raise self._refusal(
-                f"ctx.{_ASKERS[what]} on {platform.node()} must ask the process that runs the job,"
-                f" and can't reach it at {host}:{port} ({text_of(error)}); let the hosts of the"
-                " executor connect to that host, or run this step on its own threads"
+                f"ctx.{_ASKERS[what]} on {socket.gethostname()} must ask the process that runs the"
+                f" job, and can't reach it at {host}:{port} ({text_of(error)}); let the hosts of the"
+                " executor connect to that host, or leave out the executor"
             ) from None
         if "trouble" in reply:
             raise self._refusal(f"the process that runs the job can't answer: {reply['trouble']}")
@@ -163,7 +163,7 @@ def run_remote(
     """
     if version != PACKAGE:
         reason = (
-            f"the process on {platform.node()} has routilux {PACKAGE}, and the job runs with"
+            f"the process on {socket.gethostname()} has routilux {PACKAGE}, and the job runs with"
             f" routilux {version}; install the same version on every host that runs steps"
         )
         return "refused", reason, None

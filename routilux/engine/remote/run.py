@@ -127,8 +127,8 @@ class _RemoteHost:
             host, port, _ = self._channel
             raise self._refusal(
                 f"ctx.{_ASKERS[what]} on {socket.gethostname()} must ask the process that runs the"
-                f" job, and can't reach it at {host}:{port} ({text_of(error)}); let the hosts of the"
-                " executor connect to that host, or leave out the executor"
+                f" job, and can't reach it at {host}:{port} ({text_of(error)}); let the hosts of"
+                " the executor connect to that host, or leave out the executor"
             ) from None
         if "trouble" in reply:
             raise self._refusal(f"the process that runs the job can't answer: {reply['trouble']}")

@@ -68,6 +68,9 @@ _log = logging.getLogger("routilux")
 class Runtime:
     """Runs any number of flows and jobs for any number of threads.
 
+    `executor` runs the handlers: threads of a `ThreadPoolExecutor`, or with any other executor
+    other processes, such as those of a `ProcessPoolExecutor` or of Dask. Only a routine that can be
+    saved can go there; another one raises `FlowDefinitionError` when its job starts.
     `observers` are notified of every commit. `max_steps`, `max_recoveries` and `history_limit`
     bound the attempts of a job, its resumptions without progress, and the commits that it keeps in
     memory; None means no limit. An invalid limit raises `FlowDefinitionError`, an `executor`
@@ -525,8 +528,10 @@ class Runtime:
     def drive_of(self, plan: Plan, job: JobState, context: Context | None = None) -> Drive:
         """Return a `Drive` that runs `job` with `plan` in this runtime.
 
-        Its handlers see the context variables of `context`, by default of the caller.
+        Its handlers see the context variables of `context`, by default of the caller. Raises
+        `FlowDefinitionError` if a routine can't run on the runtime's executor.
         """
+        self.threads.check(plan)
         if context is None:
             context = copy_context()
             context.run(active.set, None)  # or a job would keep the one whose handler started it

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-SLOW = {"start_up", "hosted_steps", "workers", "long_history"}
+SLOW = {
+    *("start_up", "hosted_steps", "workers", "long_history"),
+    *("two_cores", "dask_steps", "memory_of_the_owner", "death_of_a_worker"),
+}
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ from routilux.persist.store import POLL, lost
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Mapping
 
     from routilux.clocks.clock import Key
     from routilux.core.commits import Commit
@@ -295,7 +295,7 @@ class Drive:
 
     def record(self, step: StepInput, name: str, effect: RecordedEffect) -> None:
         """Commit the result of an effect."""
-        with self.environment.lock:  # the caller is the step's own thread
+        with self.environment.lock:  # the caller is a thread of the step
             self._check_error(step)
             commit = self.machine.effect(step, name, effect, self.now_ns())
             if commit is None:
@@ -309,6 +309,19 @@ class Drive:
                 if self.loop is not None:
                     self.loop.fail(self, error)
                 raise
+
+    def recorded(self, step: StepInput) -> Mapping[str, RecordedEffect]:
+        """Return the effects that are recorded for the task of a step, by name."""
+        pending = self.machine.job._pending.get(step.task.task_id)
+        return (pending and pending.effects) or {}
+
+    def record_first(self, step: StepInput, name: str, effect: RecordedEffect) -> RecordedEffect:
+        """Record an effect unless another run of the step has done so; return the record."""
+        with self.environment.lock:
+            found = self.recorded(step).get(name) if self.machine.is_in_flight(step) else None
+            if found is None:
+                self.record(step, name, effect)
+            return found or effect
 
     def opened(self, context: Context) -> None:
         """Keep the open context of a step that may be given up."""
@@ -373,15 +386,8 @@ class Drive:
     def take_outcome(self, step: StepInput, outcome: StepOutcome, now: int) -> Commit | None:
         """Return the commit that ends a step; None if the step has ended, or is abandoned.
 
-        The effects that the outcome carries are committed first. A step that was cancelled because
-        this host leaves counts only if it succeeds.
+        A step that was cancelled because this host leaves counts only if it succeeds.
         """
-        if outcome.effects:
-            for name, effect in outcome.effects.items():
-                at = max(now, self.machine.job.updated_ns)
-                recorded = self.machine.effect(step, name, effect, at)
-                if recorded is not None:
-                    self.commit(recorded)
         if self._open:
             self._open.pop(step.number, None)
         if self.tasks:

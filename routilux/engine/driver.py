@@ -17,10 +17,10 @@ from routilux.graph.context import StepHost
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from routilux.clocks.clock import Clock, Key
-    from routilux.graph.messages import StepInput, StepOutcome, Task
+    from routilux.graph.messages import RecordedEffect, StepInput, StepOutcome, Task
     from routilux.graph.plan import Plan
 
 
@@ -38,6 +38,12 @@ class Driven(StepHost, Protocol):
         self, step: StepInput, report: Callable[[StepOutcome | BaseException], None]
     ) -> None:
         """Run one attempt on an event loop, and `report` the outcome in the loop's thread."""
+
+    def recorded(self, step: StepInput) -> Mapping[str, RecordedEffect]:
+        """Return the effects that are recorded for the task of a step, by name."""
+
+    def record_first(self, step: StepInput, name: str, effect: RecordedEffect) -> RecordedEffect:
+        """Record an effect unless another run of the step has done so; return the record."""
 
 
 class StepNotRunError(Exception):
@@ -73,6 +79,9 @@ class Driver(Protocol):
 
     def give_up(self, step: StepInput) -> None:
         """Note that the engine waits no longer for a step, which may run on."""
+
+    def withdraw(self, step: StepInput) -> None:
+        """Keep a step of a cancelled job from running, if another process has not begun it."""
 
     def start(self, driven: Driven, step: StepInput) -> None:
         """Accept a step of the job `driven`."""
@@ -152,6 +161,9 @@ class InlineDriver:
     def give_up(self, step: StepInput) -> None:
         """Make room for the next step: only one on an event loop can be given up."""
         self.room = True
+
+    def withdraw(self, step: StepInput) -> None:
+        """Do nothing: its steps run in this process."""
 
     def block(self, change: int) -> bool:
         """Do nothing: no other step waits for this thread."""

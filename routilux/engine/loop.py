@@ -163,7 +163,7 @@ class Loop:
         if task is None or task.due_ns > now:
             if task is not None:
                 self._watch(drive, task)
-            elif drive.tasks and machine.job.status is _CANCELLED:
+            elif machine.in_flight and machine.job.status is _CANCELLED:
                 self._cancel_steps(drive, now)
             if drive.on_wait is not None and not machine.in_flight:
                 drive.on_wait(drive)
@@ -260,7 +260,10 @@ class Loop:
 
     def _break_off(self, drive: Drive, step: StepInput, error: BaseException) -> None:
         if isinstance(error, StepNotRunError):
-            self.interrupt(drive, error.reason)
+            if drive.machine.job.status is _CANCELLED:
+                drive.machine.abandon(step)  # it was withdrawn
+            else:
+                self.interrupt(drive, error.reason)
         elif isinstance(error, Exception) and not isinstance(error, BrokenExecutor):
             self.fail(drive, error)  # of the engine
         else:
@@ -384,6 +387,8 @@ class Loop:
         for step in drive.machine.flights:
             if drive.cancel_step(step, now):
                 self._watch_limit(drive, step)
+            elif drive.machine.job.status is _CANCELLED:
+                self._driver.withdraw(step)
 
     def _give_up(self, drive: Drive, step: StepInput, now: int) -> None:
         """End a step that outlived its timeout or its cancellation."""

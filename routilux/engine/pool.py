@@ -4,12 +4,10 @@ Invariants:
 - On threads the clock knows a step before the step's thread runs. So a fake clock can't skip the
   step's start.
 - A step with an async handler needs no thread, and takes up no room: it runs on an event loop. On
-  an executor of processes it runs in the process.
-- An executor of processes gets and returns parcels (`engine/remote`), and time is real. Such a step
-  can't ask the store for the owner of the job, so the store is asked before the step is sent. If
-  this host loses the job afterwards, the effects of the step still run.
-- The first step waits until the executor has run a call of ours. So an executor that can't start
-  its processes is never taken for a step that ended its process.
+  an executor of other processes it runs there.
+- Every executor that is no `ThreadPoolExecutor` is one of other processes: it gets and returns
+  data (`engine/remote`), and time is real. If its number of workers is unknown, as with Dask, at
+  most `UNKNOWN_SIZE` steps are sent at once, or as many as one job may run.
 - A process that a handler forks ends when it returns from the handler: it has no other thread.
 - A thread that was given up keeps its place until it returns: no code can stop it.
 - Our threads are daemons, so a handler that hangs can't keep the interpreter from ending. Jobs
@@ -20,10 +18,9 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 from collections import deque
-from concurrent.futures import BrokenExecutor, CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
@@ -31,9 +28,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from routilux.clocks.durations import SECOND
 from routilux.engine.driver import StepNotRunError
-from routilux.engine.remote import Parcel, StepParcel, run_remote
-from routilux.engine.step import end_child, failure
-from routilux.errors import RoutiluxError, UnserializableError
+from routilux.engine.step import end_child
+from routilux.errors import RoutiluxError
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle
@@ -44,12 +40,23 @@ if TYPE_CHECKING:
     from routilux.engine.async_steps import EventLoopQueue
     from routilux.engine.driver import Driven, Ended
     from routilux.engine.loop import Awaited, Loop
-    from routilux.engine.remote import Returned
+    from routilux.engine.remote.sender import Sender
     from routilux.graph.messages import StepInput, StepOutcome, Task
 
 
 _log = logging.getLogger("routilux")
 _NAMED: Final = 10  # steps in a warning
+UNKNOWN_SIZE: Final = 1_000
+"""The steps that are sent at once to an executor whose number of workers is unknown."""
+
+
+def steps_at_once(executor: Executor | None, width: int) -> int:
+    """Return how many steps a pool takes at once if a job may run `width` of them."""
+    if executor is None:
+        return width
+    # An attempt starts when a worker is free: its timeout does not count time in a queue.
+    workers: int | None = getattr(executor, "_max_workers", None)
+    return max(width, UNKNOWN_SIZE) if workers is None else workers
 
 
 class _DaemonThreads:
@@ -109,23 +116,27 @@ def _serve(queue: SimpleQueue[Callable[[], None] | None], idle: deque[None]) -> 
 class PoolDriver:
     """Runs steps in a pool of threads, or on the user's executor.
 
-    `size` is how many steps the pool takes at once: as many as the user's executor has workers, or
-    any number if that is not known. A step that waits for another job does not count: another
+    `sender` sends the steps of an executor of other processes. `size` is how many steps the pool
+    takes at once. A step that waits for another job does not count: another
     thread then runs the next step, so that jobs which wait for each other never wait for a thread.
     """
 
     __slots__ = (
-        *("_blocked", "_clock", "_ended", "_first_call", "_flying", "_given_up", "_signal"),
+        *("_blocked", "_clock", "_ended", "_flying", "_given_up", "_sender", "_signal"),
         *("_tasks", "_threads", "_width", "executor", "size"),
     )
 
-    def __init__(self, clock: Clock, size: int, executor: Executor | None = None) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        size: int,
+        executor: Executor | None = None,
+        sender: Sender | None = None,
+    ) -> None:
         self._clock = clock
-        # An attempt starts when a worker is free: its timeout does not count time in a queue.
-        own = size if executor is None else getattr(executor, "_max_workers", None)
-        self.size = own if own is not None else sys.maxsize
+        self.size = steps_at_once(executor, size)
         self.executor = executor
-        self._first_call: Future[None] | None = None  # of the executor's processes
+        self._sender = sender
         self._width = size
         self._threads = _DaemonThreads(size)
         self._flying = 0
@@ -149,7 +160,7 @@ class PoolDriver:
             return
         if self._flying >= self.size and isinstance(executor, ThreadPoolExecutor):
             executor = None  # its threads wait for other jobs
-        if executor is None or isinstance(executor, ThreadPoolExecutor):
+        if self._sender is None:
             party = self._clock.party(step.who, (driven.ordinal, *step.order))
             try:
                 work = partial(self._work, party, driven, step)
@@ -162,11 +173,12 @@ class PoolDriver:
                 raise
             self._flying += 1
             return
-        driven.check(step)
-        if self._first_call is None:
-            self._first_call = executor.submit(_do_nothing)
-        self._first_call.add_done_callback(partial(self._send, executor, driven, step))
         self._flying += 1
+        try:
+            self._sender.send(driven, step, self._end)
+        except BaseException:
+            self._flying -= 1
+            raise
 
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
         if not self._ended:
@@ -209,13 +221,12 @@ class PoolDriver:
     def _on_loop(self, driven: Driven, task: Task) -> bool:
         """Return whether a task needs no thread and no process of the executor."""
         plan = driven.plan
-        return (plan.has_async and plan.is_async(task)) and (
-            self.executor is None or isinstance(self.executor, ThreadPoolExecutor)
-        )
+        return plan.has_async and plan.is_async(task) and self._sender is None
 
     def give_up(self, step: StepInput) -> None:
         if step.number in self._tasks:
             return
+        self.withdraw(step)
         self._given_up[step.number] = step.who
         if len(self._given_up) == self.size:
             _log.warning(
@@ -225,6 +236,10 @@ class PoolDriver:
                 self.size,
                 ", ".join(sorted(self._given_up.values())[:_NAMED]),
             )
+
+    def withdraw(self, step: StepInput) -> None:
+        if self._sender is not None:
+            self._sender.withdraw(step)
 
     def poke(self) -> None:
         self._signal.set()
@@ -237,7 +252,7 @@ class PoolDriver:
         return full
 
     def widen(self, size: int) -> None:
-        """Take up to `size` steps at once in its own threads; the caller holds the lock."""
+        """Take up to `size` steps at once; the caller holds the lock."""
         if size > self.size:
             self.size = self._width = size
             self._threads.resize(size + self._blocked)
@@ -251,23 +266,6 @@ class PoolDriver:
     def closing(self) -> Callable[[], None]:
         """What `close` calls; it does not keep the pool alive."""
         return self._threads.close
-
-    def _send(
-        self, executor: Executor, driven: Driven, step: StepInput, first_call: Future[None]
-    ) -> None:
-        task, plan = step.task, driven.plan
-        error = _refusal(first_call)
-        if error is None:
-            try:
-                routine_id = task.routine_id
-                code = plan.routines[routine_id], task.slot, plan.handlers[routine_id]
-                future = executor.submit(run_remote, step.number, StepParcel(step), Parcel(code))
-            except Exception as refused:
-                error = refused
-            else:
-                future.add_done_callback(lambda done: self._end(driven, step, _outcome(step, done)))
-        if error is not None:
-            self._end(driven, step, StepNotRunError(error))
 
     def _work(self, party: Party, driven: Driven, step: StepInput) -> None:
         party.start()
@@ -302,9 +300,14 @@ class AsyncDriver(PoolDriver):
     __slots__ = ("__weakref__", "_poked", "_queue", "_timer", "_turns", "loop")
 
     def __init__(
-        self, clock: Clock, queue: EventLoopQueue, size: int, executor: Executor | None
+        self,
+        clock: Clock,
+        queue: EventLoopQueue,
+        size: int,
+        executor: Executor | None,
+        sender: Sender | None,
     ) -> None:
-        super().__init__(clock, size, executor)
+        super().__init__(clock, size, executor, sender)
         self.loop: Loop
         """The loop that runs the jobs; who makes both sets it."""
         self._queue = queue
@@ -371,25 +374,6 @@ class AsyncDriver(PoolDriver):
                 self._timer = event_loop.call_later(
                     max(0.0, delay), self._turn, context=self._queue.context
                 )
-
-
-def _do_nothing() -> None:
-    """Show that a process of the executor has begun."""
-
-
-def _outcome(step: StepInput, done: Future[Returned]) -> StepOutcome | BaseException:
-    """Return the outcome of a step in another process, or what broke off the step."""
-    error = _refusal(done)
-    if error is None:
-        try:
-            return done.result().open(step.number)
-        except Exception as broken:  # else the step would never end
-            return broken
-    if isinstance(error, UnserializableError):
-        return failure(step.number, error)  # of the job's data, not of the executor
-    if isinstance(error, BrokenExecutor) or not isinstance(error, Exception):
-        return error  # the step was running
-    return StepNotRunError(error)  # it could not be sent
 
 
 def _refusal(done: Future[Any]) -> BaseException | None:

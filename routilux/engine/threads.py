@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 from weakref import WeakKeyDictionary, finalize
 
 from routilux.engine.driver import InlineDriver
 from routilux.engine.loop import Loop
-from routilux.engine.pool import AsyncDriver, PoolDriver
+from routilux.engine.pool import AsyncDriver, PoolDriver, steps_at_once
 from routilux.engine.waiting import refuse_blocked_loop, running_drive
 from routilux.errors import FlowDefinitionError
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from routilux.engine.drive import Drive
     from routilux.engine.driver import Driver
     from routilux.engine.environment import Environment
+    from routilux.engine.remote.sender import Sender
+    from routilux.graph.plan import Plan
 
 _log = logging.getLogger("routilux")
 _BACKGROUND_WORKERS: Final = 32
@@ -46,6 +49,12 @@ class Threads:
         self._clock = environment.clock
         self._executor = executor
         self._process = os.getpid()
+        self._sender: Sender | None = None
+        if executor is not None and not isinstance(executor, ThreadPoolExecutor):
+            # Sockets are slow to import, and only an executor of other processes needs them.
+            from routilux.engine.remote.sender import Sender
+
+            self._sender = Sender(executor)
         self._closed = False  # then no pool is kept
         self._size = getattr(executor, "_max_workers", _BACKGROUND_WORKERS)
         self.begin_process()
@@ -53,7 +62,7 @@ class Threads:
     def begin_process(self) -> None:
         """Forget all threads, and in a forked child the executor: its threads are not there."""
         if os.getpid() != self._process:
-            self._executor = None
+            self._executor = self._sender = None
         self._spare: list[PoolDriver] = []
         self.background: Loop | None = None
         self._thread: threading.Thread | None = None  # of that loop
@@ -65,17 +74,18 @@ class Threads:
     def reserve(self, steps: int | None) -> int:
         """Return how many background steps can run at once.
 
-        Makes room for `steps` in the runtime's own threads, also in those that run now, and returns
-        `steps`. Raises `FlowDefinitionError` if the runtime's executor has fewer workers.
+        Makes room for `steps` in the runtime's own threads, also in those that run now, and on an
+        executor of any number of workers; returns `steps`. Raises `FlowDefinitionError` if the
+        runtime's executor has fewer workers.
         """
         if steps is None:
             return self._size
-        if self._executor is None:
+        if self._executor is None or not hasattr(self._executor, "_max_workers"):
             with self._environment.lock:
                 self._size = max(self._size, steps)
                 if self.background is not None and self._pool is not None:
                     self._pool.widen(self._size)
-        elif steps > getattr(self._executor, "_max_workers", steps):
+        elif steps > self._size:
             raise FlowDefinitionError(
                 f"concurrency is {steps}, but the runtime's {type(self._executor).__name__} runs"
                 f" {self._size} step{'s' * (self._size != 1)} at once; give the executor {steps}"
@@ -94,6 +104,13 @@ class Threads:
                     driver.close()
             if self.background is None:
                 self._environment.close_event_loop()
+            if self._sender is not None:
+                self._sender.close()
+
+    def check(self, plan: Plan) -> None:
+        """Raise `FlowDefinitionError` if a routine of a flow can't run on the executor."""
+        if self._sender is not None:
+            self._sender.check(plan)
 
     def end(self, error: BaseException) -> None:
         """Fail all background jobs with `error`, and end their loop.
@@ -185,7 +202,9 @@ class Threads:
         with environment.lock:
             driver = self._on_event_loops.get(event_loop)
             if driver is None:
-                driver = self.async_driver(self._clock, queue, self._size, self._executor)
+                driver = self.async_driver(
+                    self._clock, queue, self._size, self._executor, self._sender
+                )
                 driver.loop = Loop(environment, driver)
                 self._on_event_loops[event_loop] = driver
                 finalize(event_loop, driver.closing)
@@ -218,12 +237,13 @@ class Threads:
         return InlineDriver(self._clock)
 
     def _take_pool(self, size: int, executor: Executor | None) -> PoolDriver:
+        size = steps_at_once(executor, size)
         with self._environment.lock:
             for pool in self._spare:
-                if pool.executor is executor and (executor is not None or pool.size == size):
+                if pool.executor is executor and pool.size == size:
                     self._spare.remove(pool)
                     return pool
-        return PoolDriver(self._clock, size, executor)
+        return PoolDriver(self._clock, size, executor, None if executor is None else self._sender)
 
     def _give_pool(self, pool: PoolDriver, *, broken: bool = False) -> None:
         with self._environment.lock:

@@ -5,8 +5,8 @@ Invariants:
   raises `NoActiveStepError`.
 - What a handler changes in `state` and `shared` is seen by other steps after the commit.
 - Before an effect (`once`, `key`, `idempotency_key`) the engine asks the store which host owns the
-  job. Only an effect that was asked for before the job was lost can run on two hosts. In an
-  executor of processes the question is asked once, before the step is sent to its process.
+  job. Only an effect that was asked for before the job was lost can run on two hosts. A step in
+  another process asks the process that runs the job.
 - Random numbers and ids are derived from the task's id, so that they are the same in every attempt
   and on every host.
 """
@@ -61,10 +61,17 @@ class StepHost(Protocol):
         """Call `check` or `record`, which may wait for a store, without blocking the event loop."""
 
     def check(self, step: StepInput) -> None:
-        """Raise if the step can no longer record an effect."""
+        """Raise if the step can no longer record an effect.
+
+        Adds to the step the effects that another run of the same step has recorded: an executor of
+        other processes may run a step twice.
+        """
 
     def record(self, step: StepInput, name: str, effect: RecordedEffect) -> None:
-        """Commit the result of an effect, or raise."""
+        """Commit the result of an effect, or raise.
+
+        If another run of the same step was first, `effect` gets the result of that run.
+        """
 
     def opened(self, context: Context) -> None:
         """Keep a context for the engine to close after a timeout."""
@@ -166,9 +173,8 @@ class Context:
     def cancelled(self) -> bool:
         """Whether the job was cancelled, or this host has lost it: a long handler should return.
 
-        What the handler still emits and writes is recorded only if the host still owns the job. In
-        an executor of processes it is always False. After its timeout, a step that asks gets a
-        `NoActiveStepError`.
+        What the handler still emits and writes is recorded only if the host still owns the job.
+        After its timeout, a step that asks gets a `NoActiveStepError`, in another process True.
         """
         self._open_step()
         return self._host.cancelled
@@ -188,7 +194,7 @@ class Context:
         """A key by which an external service recognizes a repeated call.
 
         Each use asks the store of the runtime, and raises `LeaseLostError` if this host does not
-        own the job any more. (A step in another process does not ask.)
+        own the job any more.
         """
         step = self._open_step()
         self._host.check(step)
@@ -278,15 +284,18 @@ class Context:
 
         The result is committed before this returns. An error of `fn` is not recorded. Raises
         `LeaseLostError`, without running `fn`, if the store says that this host does not own the
-        job any more (a step in another process does not ask); `FlowDefinitionError` for an
-        async `fn`, a name used twice in an attempt, or other arguments than those recorded;
-        `UnserializableError` for arguments or a result that can't be saved.
+        job any more; `FlowDefinitionError` for an async `fn`, a name used twice in an attempt, or
+        other arguments than those recorded; `UnserializableError` for arguments or a result that
+        can't be saved.
         """
         step = self._open_step()
-        found, digest = self._recorded(step, "once", name, args, kwargs)
+        digest = self._named(step, "once", name, args, kwargs)
+        found = self._recorded(step, "once", name, digest)
+        if found is None:
+            self._host.check(step)
+            found = self._recorded(step, "once", name, digest)
         if found is not None:
             return cast(_T, copy_value(found.result))
-        self._host.check(step)
         result = fn(*args, **kwargs)
         if inspect.isawaitable(result):
             if inspect.iscoroutine(result):
@@ -296,8 +305,10 @@ class Context:
                 f" would have to be awaited; use 'await self.ctx.aonce({name!r}, ...)' in an async"
                 " handler"
             )
-        self._host.record(step, name, self._effect("once", name, digest, result))
-        return result
+        effect = self._effect("once", name, digest, result)
+        own = effect.result
+        self._host.record(step, name, effect)
+        return result if effect.result is own else cast(_T, copy_value(effect.result))
 
     async def aonce(
         self, name: str, fn: Callable[_P, Awaitable[_T]], *args: _P.args, **kwargs: _P.kwargs
@@ -322,10 +333,13 @@ class Context:
         {'sent': 5}
         """
         step = self._open_step()
-        found, digest = self._recorded(step, "aonce", name, args, kwargs)
+        digest = self._named(step, "aonce", name, args, kwargs)
+        found = self._recorded(step, "aonce", name, digest)
+        if found is None:
+            await self._host.acall(self._host.check, step)
+            found = self._recorded(step, "aonce", name, digest)
         if found is not None:
             return cast(_T, copy_value(found.result))
-        await self._host.acall(self._host.check, step)
         awaitable = fn(*args, **kwargs)
         if not inspect.isawaitable(awaitable):
             raise FlowDefinitionError(
@@ -334,18 +348,19 @@ class Context:
             )
         result = await awaitable
         effect = self._effect("aonce", name, digest, result)
+        own = effect.result
         await self._host.acall(self._host.record, step, name, effect)
-        return result
+        return result if effect.result is own else cast(_T, copy_value(effect.result))
 
-    def _recorded(
+    def _named(
         self,
         step: StepInput,
         method: str,
         name: str,
         args: tuple[object, ...],
         kwargs: dict[str, object],
-    ) -> tuple[RecordedEffect | None, str]:
-        """Return the effect `name` of an earlier attempt, and the digest of its arguments."""
+    ) -> str:
+        """Note the name of an effect, and return the digest of its arguments."""
         if self.named is None:
             self.named = set()
         if name in self.named:
@@ -355,14 +370,19 @@ class Context:
             )
         self.named.add(name)
         encoded = codec.encode([list(args), dict(kwargs)], f"$.{method}[{name!r}].arguments")
-        digest = hashlib.sha256(codec.dumps(encoded).encode()).hexdigest()
+        return hashlib.sha256(codec.dumps(encoded).encode()).hexdigest()
+
+    def _recorded(
+        self, step: StepInput, method: str, name: str, digest: str
+    ) -> RecordedEffect | None:
+        """Return the effect `name` of an earlier attempt, or of another run of this one."""
         recorded = (step.effects or {}).get(name)
         if recorded is not None and recorded.arguments != digest:
             raise FlowDefinitionError(
                 f"{method}({name!r}) of {step.task.routine_id} had other arguments in an"
                 " earlier attempt; pass the same arguments in every attempt"
             )
-        return recorded, digest
+        return recorded
 
     def _effect(self, method: str, name: str, digest: str, result: object) -> RecordedEffect:
         self._open_step()

@@ -391,8 +391,6 @@ class StepOutcome:
     """The type of that error."""
     retry_after_ns: int | None = None
     """The wait that a `RetryAfter` asks for, in nanoseconds."""
-    effects: dict[str, RecordedEffect] | None = None
-    """Effects that were not recorded at once, as the step ran in another process."""
     leaf_types: tuple[type[BaseException], ...] = ()
     """The types of an exception group's leaves."""
     spends: bool = True

@@ -11,6 +11,7 @@ Invariants:
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -146,6 +147,8 @@ class Plan:
     handlers: dict[str, ErrorHandler]  # by routine
     gathers: Gathers | None
     has_async: bool  # whether any handler is an `async def` function
+    # What other processes rebuild the routines from; made once, when a job first needs it.
+    forms: dict[str, tuple[str, ...]] | None = dataclasses.field(default=None, compare=False)
 
     def slot(self, routine_id: str, slot: str) -> Slot:
         """Return a slot of a routine; the slot must exist."""

@@ -109,6 +109,8 @@ class Worker:
                 " pass the store of the worker to Runtime(store=...)"
             )
         self._environment = environment = self._runtime.environment
+        for flow in (flow for flows in self._flows.values() for flow in flows):
+            self._runtime.threads.check(flow.plan())
         self._capacity = Capacity(
             environment.lock, self._runtime.threads.reserve(checked_concurrency(concurrency))
         )

@@ -23,6 +23,7 @@ from tests.benchmarks import asynchronous as a
 from tests.benchmarks import collecting as r
 from tests.benchmarks import crowds as c
 from tests.benchmarks import durability as d
+from tests.benchmarks import elsewhere as x
 from tests.benchmarks import engine as e
 from tests.benchmarks import plugin as p
 from tests.benchmarks.race import Figure, Measurement
@@ -67,6 +68,12 @@ BENCHMARKS: list[Benchmark] = [
     (c.group_commit, [(16, 100, 10)], (3, 3, 2)),
     (c.workers, [((1, 2, 4), 5_000, 2)], ((1, 2), 3, 1)),
     (c.long_history, [(100_000,)], (300,)),
+    (x.waits_in_threads, [(500, 5)], (3, 2)),
+    (x.two_cores, [(300_000, 100, 3)], (10, 3, 1)),
+    (x.bytes_of_a_step, [(1_024,)], (1_024,)),
+    (x.dask_steps, [(100, 7)], (2, 1)),
+    (x.memory_of_the_owner, [(20_000, 32)], (20, 4)),
+    (x.death_of_a_worker, [(5,)], (1,)),
 ]
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from routilux import Clock, Routine, Signal
-from tests.routines import PATIENCE, SECOND, Body, Works
+from tests.routines import PATIENCE, SECOND, Body, Importable, saveable
 
 
 def engine_threads() -> set[threading.Thread]:
@@ -181,8 +181,6 @@ def last_until(self: Routine, n: str) -> None:
         signal.pause()
 
 
-class Remote(Works):
-    """A routine that can be sent to another process; its body is one of the functions above."""
-
-    def __init__(self, body: Body) -> None:
-        super().__init__(body, out=["n", "pid"])
+def remote(body: Body) -> Importable:
+    """A routine that can run in another process; its body is one of the functions above."""
+    return saveable(body, out=["n", "pid"])

@@ -20,7 +20,7 @@ from routilux import (
     UnserializableError,
 )
 from routilux.graph.messages import traceback_of
-from tests.engine.concurrency import Remote
+from tests.engine.concurrency import remote
 from tests.routines import MODES, Body, Works, chain, delays, error_of, kinds, retrying, run
 from tests.worker.test_trouble import processes
 
@@ -198,7 +198,7 @@ def fail_in_a_group(self: Routine) -> None:
 
 
 def test_a_group_is_judged_alike_in_another_process():
-    flow = chain(a=Remote(fail_in_a_group))
+    flow = chain(a=remote(fail_in_a_group))
     flow.set_error_handler(HANDLER)
     with processes() as executor, Runtime(executor=executor) as runtime:
         job = flow.execute("a", runtime=runtime)

@@ -27,7 +27,7 @@ from routilux import (
     retry_job,
 )
 from routilux.engine.pool import PoolDriver
-from tests.engine.concurrency import Remote, die, double, fail_once, no_thread_remains
+from tests.engine.concurrency import die, double, fail_once, no_thread_remains, remote
 from tests.routines import (
     MODES,
     PATIENCE,
@@ -41,7 +41,6 @@ from tests.routines import (
     retrying,
     run_by,
     send,
-    sends,
 )
 
 
@@ -66,7 +65,7 @@ def processes() -> Iterator[ProcessPoolExecutor]:
 
 @MODES
 def test_steps_run_in_another_process_and_are_committed_in_this_one(processes, workers):
-    flow = chain(workers=workers, a=Remote(double), b=Remote(double))
+    flow = chain(workers=workers, a=remote(double), b=remote(double))
     with no_thread_remains(), Runtime(executor=processes) as runtime:
         job = flow.execute("a", {"n": 3}, runtime=runtime)
     job.raise_for_status()
@@ -87,7 +86,7 @@ def test_a_step_is_not_sent_to_another_process_when_the_job_is_lost(processes):
             if commit.kind == "done":
                 retry_job(store, "j", take_over=True)
 
-    flow = chain(a=Remote(double), b=Remote(double))
+    flow = chain(a=remote(double), b=remote(double))
     with (
         Runtime(executor=processes, store=store, observers=[TakesOver()]) as runtime,
         pytest.raises(LeaseLostError, match="'j' is free to be taken by any host now: this host"),
@@ -97,7 +96,7 @@ def test_a_step_is_not_sent_to_another_process_when_the_job_is_lost(processes):
 
 
 def test_an_effect_travels_with_the_outcome_of_a_failed_attempt_and_is_not_run_again(processes):
-    flow = chain(a=Remote(fail_once))
+    flow = chain(a=remote(fail_once))
     flow.set_error_handler(retrying(retry_delay=0))
     with Runtime(executor=processes) as runtime:
         job = flow.start("a", runtime=runtime).wait()
@@ -109,8 +108,7 @@ def test_an_effect_travels_with_the_outcome_of_a_failed_attempt_and_is_not_run_a
 @pytest.mark.parametrize(
     ("executor", "body", "how", "error", "reason"),
     [
-        (one_process, sends(1), "execute", (AttributeError, TypeError), "pickle|local object"),
-        (one_process, Remote(die), "start", BrokenExecutor, "terminated"),
+        (one_process, remote(die), "start", BrokenExecutor, "terminated"),
         (shut_down, rest, "execute", RuntimeError, "after shutdown"),
         (shut_down, rest, "start", RuntimeError, "after shutdown"),
     ],

@@ -32,7 +32,7 @@ from routilux import (
     SqliteStore,
     Worker,
 )
-from tests.engine.concurrency import Remote, die_at, last_until, leave
+from tests.engine.concurrency import die_at, last_until, leave, remote
 from tests.persist.stores import STORES
 from tests.routines import (
     PATIENCE,
@@ -97,13 +97,7 @@ TROUBLES: dict[str, tuple[Callable[[], Executor], str]] = {
         "initial",
     ),
     REFUSED: (lambda: Refuses(1), "the queue is full"),
-    "a routine that can't be pickled": (processes, "pickle|local object"),
 }
-
-
-def flow_in(trouble: str, workers: int | None = None) -> Any:
-    can_be_sent = trouble != "a routine that can't be pickled"
-    return chain(workers=workers, a=Remote(rest) if can_be_sent else lambda self: None)
 
 
 @pytest.fixture
@@ -141,7 +135,7 @@ def test_a_worker_raises_the_trouble_of_its_host_and_counts_it_against_no_job(
     trouble, store, store_clock, caplog
 ):
     make, reason = TROUBLES[trouble]
-    flow = flow_in(trouble)
+    flow = chain(a=remote(rest))
     job_id = Runtime(store=store).submit(flow, "a")
     for _ in range(2):
         store_clock.advance(10)
@@ -174,7 +168,7 @@ def test_a_worker_raises_the_trouble_of_its_host_and_counts_it_against_no_job(
 )
 def test_the_trouble_of_a_host_is_not_counted_without_a_store_either(trouble, how, workers):
     make, reason = TROUBLES[trouble]
-    flow, watcher = flow_in(trouble, workers), Watcher()
+    flow, watcher = chain(workers=workers, a=remote(rest)), Watcher()
     runs: list[Callable[[Runtime], object]] = [
         lambda runtime: run_by(how, flow, "a", runtime),
         lambda runtime: flow.resume(watcher.jobs[-1], runtime=runtime),
@@ -218,7 +212,7 @@ def test_a_worker_without_a_thread_counts_nothing_against_its_job(lost, monkeypa
 
 
 def test_only_the_job_that_kills_its_process_is_poisoned_and_its_error_says_how(tmp_path):
-    flows = [chain(a=Remote(body)) for body in (last_until, die_at)]
+    flows = [chain(a=remote(body)) for body in (last_until, die_at)]
     died = {"n": str(tmp_path / "died")}
     flows[1].flow_id = "killer"
     names = ["innocent 0", "innocent 1"]
@@ -319,7 +313,7 @@ def test_the_error_of_a_poisoned_job_names_what_its_handler_raised_each_time(rai
 
 
 def test_a_process_of_an_executor_tells_what_its_handler_raised():
-    watcher, flow = Watcher(), chain(a=Remote(leave))
+    watcher, flow = Watcher(), chain(a=remote(leave))
     with (
         processes() as executor,
         Runtime(executor=executor, observers=[watcher]) as runtime,

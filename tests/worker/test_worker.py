@@ -25,7 +25,7 @@ from routilux import (
 from routilux.engine.observers import Observers
 from tests.engine.concurrency import at_once
 from tests.persist.stores import acquire
-from tests.routines import PATIENCE, SECOND, Works, chain, delays, kinds, rest, send
+from tests.routines import PATIENCE, SECOND, Works, chain, delays, kinds, rest, saveable, send
 from tests.worker.jobs import hosted, retrying, statuses, story, worker
 
 
@@ -341,13 +341,13 @@ def test_a_worker_adds_threads_to_those_that_run_already(store):
 def test_a_worker_refuses_more_jobs_at_once_than_its_executor_runs(executor, size, steps, store):
     name = executor.__name__
     with executor(size) as pool, Runtime(store=store, executor=pool) as runtime:
-        worker(runtime, chain(a=rest), concurrency=size)
+        worker(runtime, chain(a=saveable(rest)), concurrency=size)
         with pytest.raises(
             FlowDefinitionError,
             match=rf"^concurrency is 5, but the runtime's {name} runs {steps} at once; give the"
             " executor 5 workers, or leave out concurrency$",
         ):
-            worker(runtime, chain(a=rest), concurrency=5)
+            worker(runtime, chain(a=saveable(rest)), concurrency=5)
 
 
 def test_a_job_whose_wait_ended_while_no_thread_was_free_is_given_back(store, clock, monkeypatch):

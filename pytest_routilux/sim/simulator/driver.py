@@ -215,6 +215,9 @@ class SimDriver:
     def give_up(self, step: StepInput) -> None:
         """Do nothing: no step outlives its timeout."""
 
+    def withdraw(self, step: StepInput) -> None:
+        """Do nothing: its steps run in this process."""
+
     def __init__(
         self,
         clock: SimClock,

@@ -1,0 +1,1 @@
+"""Steps in other processes: sent by `sender`, run by `run`, in contact by `channel`."""

@@ -15,6 +15,7 @@ from routilux import (
     ErrorHandler,
     FakeClock,
     JobState,
+    Routine,
     Runtime,
 )
 from routilux.engine.drive import Drive
@@ -27,6 +28,7 @@ from tests.routines import (
     arun,
     chain,
     ended_at,
+    ends,
     error_of,
     fails,
     fan,
@@ -215,3 +217,34 @@ def test_an_error_of_a_step_that_has_already_ended_changes_nothing(monkeypatch):
     monkeypatch.setattr("routilux.engine.threads.InlineDriver", Twice)
     job = run(chain(a=send, b=send, c=rest))
     assert ["start", "done", "done", "done"] == kinds(job)
+
+
+async def hangs(self: Routine, n: object = 0) -> None:
+    await asyncio.sleep(60)
+
+
+@pytest.mark.parametrize(
+    "due",
+    [
+        Works(hangs, ErrorHandler("continue", timeout=5)),
+        Works(fails(1), retrying(retry_delay=5)),
+    ],
+    ids=["timeout", "retry"],
+)
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_what_the_loop_waits_for_and_the_end_of_a_sleep_come_in_the_order_of_their_tasks(
+    due, names
+):
+    bodies = {"a": due, "b": sleeps(5)}
+    flow = fan(send, workers=2, **{name: bodies[name] for name in names})
+    with Runtime(clock=FakeClock()) as runtime:
+        job = flow.start("source", runtime=runtime).wait()
+    assert [(name, 5) for name in names] == ends(job)[-2:]
+
+
+def test_the_steps_of_one_timeout_end_in_the_order_in_which_they_started():
+    flow = fan(send, workers=8, **dict.fromkeys("hgfedcba", hangs))
+    flow.set_error_handler(ErrorHandler("continue", timeout=5))
+    with Runtime(clock=FakeClock()) as runtime:
+        job = flow.start("source", runtime=runtime).wait()
+    assert [*"hgfedcba"] == [dropped.routine_id for dropped in job.dropped]

@@ -16,6 +16,7 @@ from routilux import (
     FakeClock,
     JobState,
     Routine,
+    Run,
     Runtime,
 )
 from routilux.engine.drive import Drive
@@ -112,6 +113,26 @@ def test_timers_keep_no_finished_job_in_memory():
         gate.set()
         busy.wait(30)
     assert 20 > kept, f"{kept} of 50 finished jobs are still in memory"
+
+
+def test_waits_end_in_time_after_the_timers_of_ended_jobs_were_removed():
+    delays = [1, *range(100, 90, -1)]  # ended timers stay while the first one waits
+    quick = chain(a=Works(rest, ErrorHandler(timeout=50)))
+    runs: list[Run] = []
+
+    def starts_jobs(self):
+        for delay in delays:
+            waiting = chain(a=Works(fails(1), retrying(retry_delay=delay)))
+            runs.append(waiting.start("a", runtime=runtime))
+            for _ in range(5):
+                quick.start("a", runtime=runtime).wait()
+        timers.append(len(runtime.threads.background._timers))
+
+    timers: list[int] = []
+    with Runtime(clock=FakeClock()) as runtime:
+        chain(a=starts_jobs).start("a", runtime=runtime).wait()
+        assert delays == [ended_at(run.wait()) for run in runs]
+    assert timers[0] < 50, "no timer of an ended job was removed"
 
 
 def test_a_step_that_used_state_and_shared_data_leaves_no_cycle():

@@ -241,7 +241,7 @@ def test_an_error_of_a_step_that_has_already_ended_changes_nothing(monkeypatch):
 
 
 async def hangs(self: Routine, n: object = 0) -> None:
-    await asyncio.sleep(60)
+    await asyncio.sleep(1_000)
 
 
 @pytest.mark.parametrize(
@@ -269,3 +269,24 @@ def test_the_steps_of_one_timeout_end_in_the_order_in_which_they_started():
     with Runtime(clock=FakeClock()) as runtime:
         job = flow.start("source", runtime=runtime).wait()
     assert [*"hgfedcba"] == [dropped.routine_id for dropped in job.dropped]
+
+
+def test_steps_end_at_their_timeouts_after_the_limits_of_ended_steps_were_removed():
+    limits = [1, *range(100, 80, -1)]  # ended ones stay while the first one waits
+
+    async def ticks(self: Routine, n: int = 0) -> None:
+        if n % 4 == 0 and n < 4 * len(limits):
+            self.emit(f"e{n // 4}")
+        if n < 4 * len(limits) + 60:
+            self.emit("out", n=n + 1)
+
+    events: dict[str, list[str]] = {f"e{k}": [] for k in range(len(limits))}
+    flow = chain(workers=99, ticks=Works(ticks, ErrorHandler(timeout=50), **events))
+    flow.connect("ticks", "out", "ticks", "trigger")
+    for k, limit in enumerate(limits):
+        flow.add_routine(Works(hangs, ErrorHandler("continue", timeout=limit)), f"h{k}")
+        flow.connect("ticks", f"e{k}", f"h{k}", "trigger")
+    with Runtime(clock=FakeClock()) as runtime:
+        job = flow.start("ticks", runtime=runtime).wait()
+    expected = sorted((limit, f"h{k}") for k, limit in enumerate(limits))
+    assert expected == [(at, name) for name, at in ends(job)[-len(limits) :]]

@@ -158,3 +158,13 @@ def test_a_wait_for_a_finished_job_takes_no_virtual_time():
     with Runtime(clock=FakeClock()) as runtime:
         run = chain(a=send, b=rest).start("a", runtime=runtime)
         assert 0 == ended_at(run.wait(timeout=0.000001))
+
+
+def test_a_step_that_waits_for_a_thread_starts_when_the_runtime_gets_more():
+    clock = FakeClock()
+    with Runtime(clock=clock) as runtime:
+        runtime.threads._size = 1
+        runs = [chain(a=sleeps(10)).start("a", runtime=runtime) for _ in range(2)]
+        clock.advance(1)
+        runtime.threads.reserve(2)
+        assert [10, 11] == [ended_at(run.wait()) for run in runs]

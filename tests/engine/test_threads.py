@@ -9,7 +9,7 @@ from itertools import count
 
 import pytest
 
-from routilux import FakeClock, JobStatus, MemoryStore, Runtime, Worker
+from routilux import FakeClock, JobStatus, MemoryStore, Routine, Runtime, Worker
 from routilux.engine.drive import Drive
 from tests.engine.concurrency import engine_threads, no_thread_remains
 from tests.routines import (
@@ -53,8 +53,16 @@ def test_after_close_no_thread_remains_and_the_runtime_still_works():
         assert JobStatus.COMPLETED is again.status
 
 
-@pytest.mark.parametrize("nth", [1, 2], ids=["for the loop", "for a step"])
-def test_a_job_without_a_thread_raises_and_the_next_one_runs(nth, monkeypatch):
+async def arest(self: Routine, n: object = 0) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("nth", "body"),
+    [(1, rest), (2, rest), (2, arest)],
+    ids=["for the loop", "for a step", "for async handlers"],
+)
+def test_a_job_without_a_thread_raises_and_the_next_one_runs(nth, body, monkeypatch):
     start = threading.Thread.start
     numbers = count(1)
 
@@ -67,9 +75,9 @@ def test_a_job_without_a_thread_raises_and_the_next_one_runs(nth, monkeypatch):
     monkeypatch.setattr("routilux.engine.threads._BACKGROUND_WORKERS", 1)
     with Runtime() as runtime:
         with pytest.raises(RuntimeError, match="can't start new thread"):
-            chain(a=rest).start("a", runtime=runtime).wait(PATIENCE)
+            chain(a=body).start("a", runtime=runtime).wait(PATIENCE)
         for _ in range(3):
-            job = chain(a=rest).start("a", runtime=runtime).wait(PATIENCE)
+            job = chain(a=body).start("a", runtime=runtime).wait(PATIENCE)
             assert JobStatus.COMPLETED is job.status
 
 

@@ -176,3 +176,12 @@ def test_a_step_that_waits_for_a_thread_starts_when_the_runtime_gets_more():
         clock.advance(1)
         runtime.threads.reserve(2)
         assert [10, 11] == [ended_at(run.wait()) for run in runs]
+
+
+def test_the_threads_of_a_runtime_whose_jobs_were_ended_end_too():
+    error = RuntimeError("the test has ended")
+    with no_thread_remains():
+        runtime = Runtime()
+        chain(a=rest).start("a", runtime=runtime).wait(PATIENCE)
+        fan(send, workers=2, a=rest).execute("source", runtime=runtime)  # leaves a spare pool
+        runtime.threads.end(error)

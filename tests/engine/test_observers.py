@@ -160,3 +160,17 @@ def test_a_forked_child_notifies_of_no_commit_of_its_parent():
         runs[0].wait()
     assert () == tuple(runtime.observer_failures)
     assert [("parent", kind) for kind in ("start", "done", "cancelled")] == seen
+
+
+def test_a_step_has_the_smallest_number_of_a_free_worker():
+    workers: list[int] = []
+
+    class Workers:
+        def on_step(self, job, step):
+            workers.append(step.worker)
+
+        def on_commit(self, job, commit):
+            pass
+
+    run(chain(workers=2, a=send, b=send, c=rest), observers=[Workers()])
+    assert [0, 0, 0] == workers

@@ -172,3 +172,8 @@ def test_a_row_that_holds_two_objects_is_refused_in_any_batch(rows):
     written = [with_checksum(text, row_place("j", seq)) for seq, text in enumerate(texts, 2)]
     with refused_at("$.j[2]", "is not JSON: Extra data"):
         list(load_rows(written, "j", after=1))
+
+
+def test_a_row_of_another_type_is_refused_by_its_place():
+    with refused_at("$.j[2]", "is of type str, not bytes"):
+        list(load_rows(["no bytes"], "j", after=1))  # as a user's store may return it

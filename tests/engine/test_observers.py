@@ -15,6 +15,7 @@ from tests.routines import (
     Works,
     chain,
     fails,
+    fan,
     kinds,
     rest,
     retrying,
@@ -172,5 +173,8 @@ def test_a_step_has_the_smallest_number_of_a_free_worker():
         def on_commit(self, job, commit):
             pass
 
-    run(chain(workers=2, a=send, b=send, c=rest), observers=[Workers()])
-    assert [0, 0, 0] == workers
+    flow = fan(send, workers=2, a=sleeps(1), b=sleeps(3))
+    flow.add_routine(Works(rest), "c")
+    flow.connect("a", "out", "c", "trigger")
+    run(flow, "source", observers=[Workers()])
+    assert [0, 0, 1, 0] == workers

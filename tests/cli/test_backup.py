@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from routilux import JobStatus, Runtime, SqliteStore
+from routilux import JobStatus, Runtime, SavedStateError, SqliteStore
 from routilux.persist.sqlite_connection import _Connection
 from tests.cli.payments import NOW, after, payment
 from tests.persist.hosts import line_of, processes
@@ -66,6 +66,17 @@ def test_a_full_disk_leaves_no_half_copy(store, refused, monkeypatch):
     assert ["jobs.db"] == [p.name for p in Path().iterdir()]
 
 
+def test_an_error_of_the_store_itself_is_not_blamed_on_the_place_of_the_copy(tmp_path, monkeypatch):
+    def damaged(file: object, copy: sqlite3.Connection) -> None:
+        copy.execute("CREATE TABLE log AS SELECT * FROM no_table")
+
+    with SqliteStore(tmp_path / "jobs.db") as store:
+        monkeypatch.setattr("routilux.persist.sqlite_connection.SqliteFile.copy_to", damaged)
+        with pytest.raises(SavedStateError, match=r"jobs\.db: .*no such table") as caught:
+            store.backup(tmp_path / "copy.db")
+    assert "copy.db" not in str(caught.value)
+
+
 def test_a_copy_of_a_closed_store_is_refused_if_a_process_wrote_meanwhile(tmp_path, monkeypatch):
     path = tmp_path / "jobs.db"
     with SqliteStore(path) as store:
@@ -88,7 +99,7 @@ def test_a_copy_of_a_closed_store_is_refused_if_a_process_wrote_meanwhile(tmp_pa
 
 WRITES = """
 import sys
-from routilux import SqliteStore
+from routilux import SavedStateError, SqliteStore
 from routilux.persist import sqlite_files
 sqlite_files.LONGEST_LOG = 100_000
 store = SqliteStore(sys.argv[1])

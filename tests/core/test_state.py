@@ -96,3 +96,14 @@ def test_jobs_are_equal_by_value_and_can_not_be_hashed():
     assert eventful().job != "job"
     with pytest.raises(TypeError, match="unhashable"):
         hash(failed().job)
+
+
+def test_a_job_is_equal_to_no_other_type():
+    job = eventful().job
+    assert (job == "job") is False
+    assert (job != job.serialize()) is True
+
+
+def test_a_failed_task_is_counted_once():
+    states = failed().job.routine_states.values()
+    assert [1] == [state.failed for state in states if state.failed]

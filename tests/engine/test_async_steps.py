@@ -814,3 +814,27 @@ def test_an_awaited_job_whose_event_loop_is_closed_is_ended():
         arun(runtime, starts())
         assert not runtime.environment.driven
     assert "cancelled" == watcher.jobs[-1].status
+
+
+def test_a_step_that_outlives_the_cancellation_of_its_job_can_record_nothing():
+    refused: list[NoActiveStepError] = []
+
+    async def outlives(self: Routine, n: object = 0) -> None:
+        ctx = self.ctx
+        for _ in range(2):  # its cancellation, and the end of the second for its cleanup
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(5)
+        try:
+            _ = ctx.attempt
+        except NoActiveStepError as error:
+            refused.append(error)
+
+    flow = chain(workers=2, a=Works(outlives, ErrorHandler(timeout=60)))
+    clock = FakeClock()
+    with Runtime(clock=clock) as runtime:
+        run = flow.start("a", runtime=runtime)
+        clock.advance(1)
+        run.cancel()
+        job = run.wait()
+        clock.advance(20)
+    assert ("cancelled", 1) == (job.status.value, len(refused))

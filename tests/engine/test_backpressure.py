@@ -12,7 +12,7 @@ import pytest
 from routilux import FakeClock, Flow, JobState, Routine, Runtime, StepInput
 from routilux.engine.drive import Drive
 from routilux.engine.loop import _TURN
-from tests.routines import Wide, arun, chain, ended_at, fan, outputs, retrying, sends
+from tests.routines import Body, Wide, arun, chain, ended_at, fan, outputs, retrying, sends, sleeps
 
 TOGETHER = pytest.mark.parametrize("how", ["start", "aexecute"])
 
@@ -122,6 +122,24 @@ def test_async_and_sync_jobs_do_not_starve_each_other(how):
     assert ["sync", "async"] * 500 == [outputs(job)[0] for job in jobs]
     assert [1] * 500 == [ended_at(job) for job in jobs[1::2]]
     assert [1 + n // 10 for n in range(500)] == [ended_at(job) for job in jobs[::2]]
+
+
+def test_a_job_whose_steps_end_while_it_waits_for_a_thread_has_one_place_in_the_queue():
+    def nap(seconds: float) -> Body:
+        async def naps(self: Routine, n: object = 0) -> None:
+            await asyncio.sleep(seconds)
+            self.emit("out", n=n)
+
+        return naps
+
+    asks_again = fan(nap(0), workers=8, p=nap(0.1), q=nap(0.2), **dict.fromkeys("abc", sleeps(1)))
+    later = chain(a=nap(0.3), b=sleeps(1))
+    with Runtime(clock=FakeClock()) as runtime:
+        runtime.threads._size = 1
+        flows = [(chain(a=sleeps(1)), "a"), (asks_again, "source"), (later, "a")]
+        jobs = together("start", runtime, flows)
+
+    assert [1, 5, 3] == [ended_at(job) for job in jobs]
 
 
 @pytest.mark.parametrize("tasks", [50, 400])

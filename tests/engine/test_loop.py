@@ -15,6 +15,8 @@ from routilux import (
     ErrorHandler,
     FakeClock,
     JobState,
+    Routine,
+    Run,
     Runtime,
 )
 from routilux.engine.drive import Drive
@@ -27,6 +29,7 @@ from tests.routines import (
     arun,
     chain,
     ended_at,
+    ends,
     error_of,
     fails,
     fan,
@@ -110,6 +113,26 @@ def test_timers_keep_no_finished_job_in_memory():
         gate.set()
         busy.wait(30)
     assert 20 > kept, f"{kept} of 50 finished jobs are still in memory"
+
+
+def test_waits_end_in_time_after_the_timers_of_ended_jobs_were_removed():
+    delays = [1, *range(100, 90, -1)]  # ended timers stay while the first one waits
+    quick = chain(a=Works(rest, ErrorHandler(timeout=50)))
+    runs: list[Run] = []
+
+    def starts_jobs(self):
+        for delay in delays:
+            waiting = chain(a=Works(fails(1), retrying(retry_delay=delay)))
+            runs.append(waiting.start("a", runtime=runtime))
+            for _ in range(5):
+                quick.start("a", runtime=runtime).wait()
+        timers.append(len(runtime.threads.background._timers))
+
+    timers: list[int] = []
+    with Runtime(clock=FakeClock()) as runtime:
+        chain(a=starts_jobs).start("a", runtime=runtime).wait()
+        assert delays == [ended_at(run.wait()) for run in runs]
+    assert timers[0] < 50, "no timer of an ended job was removed"
 
 
 def test_a_step_that_used_state_and_shared_data_leaves_no_cycle():
@@ -215,3 +238,55 @@ def test_an_error_of_a_step_that_has_already_ended_changes_nothing(monkeypatch):
     monkeypatch.setattr("routilux.engine.threads.InlineDriver", Twice)
     job = run(chain(a=send, b=send, c=rest))
     assert ["start", "done", "done", "done"] == kinds(job)
+
+
+async def hangs(self: Routine, n: object = 0) -> None:
+    await asyncio.sleep(1_000)
+
+
+@pytest.mark.parametrize(
+    "due",
+    [
+        Works(hangs, ErrorHandler("continue", timeout=5)),
+        Works(fails(1), retrying(retry_delay=5)),
+    ],
+    ids=["timeout", "retry"],
+)
+@pytest.mark.parametrize("names", ["ab", "ba"])
+def test_what_the_loop_waits_for_and_the_end_of_a_sleep_come_in_the_order_of_their_tasks(
+    due, names
+):
+    bodies = {"a": due, "b": sleeps(5)}
+    flow = fan(send, workers=2, **{name: bodies[name] for name in names})
+    with Runtime(clock=FakeClock()) as runtime:
+        job = flow.start("source", runtime=runtime).wait()
+    assert [(name, 5) for name in names] == ends(job)[-2:]
+
+
+def test_the_steps_of_one_timeout_end_in_the_order_in_which_they_started():
+    flow = fan(send, workers=8, **dict.fromkeys("hgfedcba", hangs))
+    flow.set_error_handler(ErrorHandler("continue", timeout=5))
+    with Runtime(clock=FakeClock()) as runtime:
+        job = flow.start("source", runtime=runtime).wait()
+    assert [*"hgfedcba"] == [dropped.routine_id for dropped in job.dropped]
+
+
+def test_steps_end_at_their_timeouts_after_the_limits_of_ended_steps_were_removed():
+    limits = [1, *range(100, 80, -1)]  # ended ones stay while the first one waits
+
+    async def ticks(self: Routine, n: int = 0) -> None:
+        if n % 4 == 0 and n < 4 * len(limits):
+            self.emit(f"e{n // 4}")
+        if n < 4 * len(limits) + 60:
+            self.emit("out", n=n + 1)
+
+    events: dict[str, list[str]] = {f"e{k}": [] for k in range(len(limits))}
+    flow = chain(workers=99, ticks=Works(ticks, ErrorHandler(timeout=50), **events))
+    flow.connect("ticks", "out", "ticks", "trigger")
+    for k, limit in enumerate(limits):
+        flow.add_routine(Works(hangs, ErrorHandler("continue", timeout=limit)), f"h{k}")
+        flow.connect("ticks", f"e{k}", f"h{k}", "trigger")
+    with Runtime(clock=FakeClock()) as runtime:
+        job = flow.start("ticks", runtime=runtime).wait()
+    expected = sorted((limit, f"h{k}") for k, limit in enumerate(limits))
+    assert expected == [(at, name) for name, at in ends(job)[-len(limits) :]]

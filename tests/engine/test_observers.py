@@ -8,19 +8,21 @@ from typing import Any
 import pytest
 
 from routilux import Commit, FakeClock, JobState, JobStatus, RoutiluxError, Run, Runtime, StepInput
-from tests.engine.concurrency import Gate, no_thread_remains
+from tests.engine.concurrency import Gate, in_a_child, no_thread_remains
 from tests.routines import (
     MODES,
     PATIENCE,
     Works,
     chain,
     fails,
+    fan,
     kinds,
     rest,
     retrying,
     run,
     run_by,
     send,
+    sleeps,
 )
 
 
@@ -135,3 +137,44 @@ def test_an_observer_can_not_wait_for_a_job_in_any_of_its_methods():
         str(failure.error).partition(":")[0] for failure in runtime.observer_failures
     ]
     assert ["start", "paused", "the handler runs", "done"] == [what for _, what in notes.notes]
+
+
+def test_a_forked_child_notifies_of_no_commit_of_its_parent():
+    seen: list[tuple[str, str]] = []
+
+    class Forks:
+        def on_commit(self, job, commit):
+            seen.append((job.job_id, commit.kind.value))
+            if (job.job_id, commit.kind) == ("parent", "done"):
+                runs[0].cancel()  # its commit waits until this method has returned
+                in_a_child(runs_a_job)
+
+    def runs_a_job():
+        seen.clear()
+        chain(a=rest).execute("a", job_id="child", runtime=runtime)
+        assert [("child", "start"), ("child", "done")] == seen
+
+    runs: list[Run] = []
+    with Runtime(clock=FakeClock(), observers=[Forks()]) as runtime:
+        flow = chain(a=sleeps(1), b=rest)
+        runs.append(flow.start("a", job_id="parent", runtime=runtime))
+        runs[0].wait()
+    assert () == tuple(runtime.observer_failures)
+    assert [("parent", kind) for kind in ("start", "done", "cancelled")] == seen
+
+
+def test_a_step_has_the_smallest_number_of_a_free_worker():
+    workers: list[int] = []
+
+    class Workers:
+        def on_step(self, job, step):
+            workers.append(step.worker)
+
+        def on_commit(self, job, commit):
+            pass
+
+    flow = fan(send, workers=2, a=sleeps(1), b=sleeps(3))
+    flow.add_routine(Works(rest), "c")
+    flow.connect("a", "out", "c", "trigger")
+    run(flow, "source", observers=[Workers()])
+    assert [0, 0, 1, 0] == workers

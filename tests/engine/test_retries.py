@@ -20,6 +20,7 @@ from routilux import (
     Runtime,
     StepTimeoutError,
 )
+from routilux.graph.messages import RecordedEffect, StepInput
 from tests.engine.concurrency import HandClock, no_thread_remains
 from tests.routines import (
     MODES,
@@ -213,6 +214,21 @@ def test_a_handler_that_returns_after_its_timeout_has_failed(workers):
     assert "StepTimeoutError" == error_of(job)[0]
     assert () == tuple(job.outputs)
     assert (3 if workers is None else 2) == ended_at(job)
+
+
+def test_an_effect_of_a_step_that_has_just_ended_is_refused_and_ends_no_job():
+    steps: list[StepInput] = []
+
+    def fails_once(self):
+        steps.append(self.ctx._open_step())
+        if self.ctx.attempt == 1:
+            raise OSError("lost")
+        # As if the first attempt's thread had looked at its context before it was given up.
+        with pytest.raises(NoActiveStepError, match="no longer waits for attempt 1 of a"):
+            self.ctx._host.record(steps[0], "charge", RecordedEffect("digest", "paid"))
+
+    job = one(retrying(), fails_once, None)
+    assert ["start", "retry", "done"] == kinds(job)
 
 
 @MODES

@@ -226,10 +226,10 @@ def test_an_async_handler_sees_the_context_of_its_step_and_its_errors_are_failur
 
 
 @pytest.mark.parametrize("returned", [{"n": 1}, [], 0, False, "", object(), (None,)])
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("handler", ["sync", "async", "wrapped"])
 @MODES
 def test_a_handler_that_returns_a_value_fails_with_an_error_that_says_emit(
-    returned, is_async, workers
+    returned, handler, workers
 ):
     def body(self, n=0):
         return returned
@@ -237,7 +237,11 @@ def test_a_handler_that_returns_a_value_fails_with_an_error_that_says_emit(
     async def async_body(self, n=0):
         return returned
 
-    flow = chain(workers=workers, a=async_body if is_async else body)
+    def wrapped_body(self, n=0):
+        return async_body(self, n)
+
+    bodies = {"sync": body, "async": async_body, "wrapped": wrapped_body}
+    flow = chain(workers=workers, a=bodies[handler])
     flow.set_error_handler(retrying())
     job = run(flow)
     kind, message = error_of(job)

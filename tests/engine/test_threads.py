@@ -9,7 +9,7 @@ from itertools import count
 
 import pytest
 
-from routilux import FakeClock, JobStatus, MemoryStore, Runtime, Worker
+from routilux import FakeClock, JobStatus, MemoryStore, Routine, Runtime, Worker
 from routilux.engine.drive import Drive
 from tests.engine.concurrency import engine_threads, no_thread_remains
 from tests.routines import (
@@ -53,8 +53,16 @@ def test_after_close_no_thread_remains_and_the_runtime_still_works():
         assert JobStatus.COMPLETED is again.status
 
 
-@pytest.mark.parametrize("nth", [1, 2], ids=["for the loop", "for a step"])
-def test_a_job_without_a_thread_raises_and_the_next_one_runs(nth, monkeypatch):
+async def arest(self: Routine, n: object = 0) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("nth", "body"),
+    [(1, rest), (2, rest), (2, arest)],
+    ids=["for the loop", "for a step", "for async handlers"],
+)
+def test_a_job_without_a_thread_raises_and_the_next_one_runs(nth, body, monkeypatch):
     start = threading.Thread.start
     numbers = count(1)
 
@@ -67,9 +75,9 @@ def test_a_job_without_a_thread_raises_and_the_next_one_runs(nth, monkeypatch):
     monkeypatch.setattr("routilux.engine.threads._BACKGROUND_WORKERS", 1)
     with Runtime() as runtime:
         with pytest.raises(RuntimeError, match="can't start new thread"):
-            chain(a=rest).start("a", runtime=runtime).wait(PATIENCE)
+            chain(a=body).start("a", runtime=runtime).wait(PATIENCE)
         for _ in range(3):
-            job = chain(a=rest).start("a", runtime=runtime).wait(PATIENCE)
+            job = chain(a=body).start("a", runtime=runtime).wait(PATIENCE)
             assert JobStatus.COMPLETED is job.status
 
 
@@ -158,3 +166,22 @@ def test_a_wait_for_a_finished_job_takes_no_virtual_time():
     with Runtime(clock=FakeClock()) as runtime:
         run = chain(a=send, b=rest).start("a", runtime=runtime)
         assert 0 == ended_at(run.wait(timeout=0.000001))
+
+
+def test_a_step_that_waits_for_a_thread_starts_when_the_runtime_gets_more():
+    clock = FakeClock()
+    with Runtime(clock=clock) as runtime:
+        runtime.threads._size = 1
+        runs = [chain(a=sleeps(10)).start("a", runtime=runtime) for _ in range(2)]
+        clock.advance(1)
+        runtime.threads.reserve(2)
+        assert [10, 11] == [ended_at(run.wait()) for run in runs]
+
+
+def test_the_threads_of_a_runtime_whose_jobs_were_ended_end_too():
+    error = RuntimeError("the test has ended")
+    with no_thread_remains():
+        runtime = Runtime()
+        chain(a=rest).start("a", runtime=runtime).wait(PATIENCE)
+        fan(send, workers=2, a=rest).execute("source", runtime=runtime)  # leaves a spare pool
+        runtime.threads.end(error)

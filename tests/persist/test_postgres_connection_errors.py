@@ -13,6 +13,7 @@ import pytest
 from routilux import (
     CorruptStateError,
     PostgresStore,
+    UnserializableError,
     UnsupportedVersionError,
 )
 from tests.persist.hosts import Call, line_of, locked, processes, until_one_waits
@@ -159,6 +160,20 @@ def test_a_statement_that_the_server_cancels_raises_and_can_be_repeated(postgres
     assert "canceling statement due to user request; statement_timeout or an" in str(error)
     postgres.append("j", 2, b"2", "a", status="running")
     assert [b"1", b"2"] == postgres.rows("j")
+
+
+def test_a_connection_is_kept_after_an_error_that_left_it_idle(postgres, admin):
+    def backends() -> list[Any]:
+        return admin.execute(
+            "SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend' ORDER BY pid"
+        ).fetchall()
+
+    postgres.create("j", b"1", "a", flow_id="f", status="running")
+    before = backends()
+    with pytest.raises(UnserializableError):
+        postgres.rows("\ud800")
+    assert [b"1"] == postgres.rows("j")
+    assert before == backends()
 
 
 # --- tables ---------------------------------------------------------------------------------------

@@ -8,9 +8,15 @@ from collections.abc import Callable
 import pytest
 
 from routilux import FakeClock, MemoryStore, Runtime, SavedStateError, codec
-from routilux.persist.rows import CHECKSUM_BYTES, row_place, with_checksum, without_checksum
+from routilux.persist.rows import (
+    CHECKSUM_BYTES,
+    load_rows,
+    row_place,
+    with_checksum,
+    without_checksum,
+)
 from tests.persist.stores import counter, driven
-from tests.routines import refused_at
+from tests.routines import calls_of, refused_at
 
 
 def ended(text: bytes) -> Callable[[str], bytes]:
@@ -147,3 +153,27 @@ def test_a_first_row_whose_shape_is_damaged_is_refused_by_its_place():
 
     with refused_at("$.j[1]", "must be a list of strings"):
         Runtime(store=store).load("j")
+
+
+def test_large_rows_are_read_one_by_one_and_small_ones_at_once(monkeypatch):
+    calls = calls_of(monkeypatch, codec, "loads")
+    half = (1 << 19) - len(b'{"n":""}')
+    for extra, expected in ((0, 1), (1, 2)):
+        texts = [b'{"n":"%b"}' % (b"x" * size) for size in (half, half + extra)]
+        rows = [with_checksum(text, row_place("j", seq)) for seq, text in enumerate(texts, 2)]
+        calls.clear()
+        assert texts == [codec.dumps(data).encode() for _, data in load_rows(rows, "j", after=1)]
+        assert expected == len(calls)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_row_that_holds_two_objects_is_refused_in_any_batch(rows):
+    texts = [b'{"seq":2},{"seq":3}', b'{"seq":4}'][:rows]
+    written = [with_checksum(text, row_place("j", seq)) for seq, text in enumerate(texts, 2)]
+    with refused_at("$.j[2]", "is not JSON: Extra data"):
+        list(load_rows(written, "j", after=1))
+
+
+def test_a_row_of_another_type_is_refused_by_its_place():
+    with refused_at("$.j[2]", "is of type str, not bytes"):
+        list(load_rows(["no bytes"], "j", after=1))  # as a user's store may return it

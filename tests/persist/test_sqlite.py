@@ -40,6 +40,14 @@ def test_a_look_for_a_job_costs_no_more_where_thousands_of_other_flows_are_free(
     assert 0 < instructions() <= alone + 10
 
 
+def test_rows_and_snapshots_without_their_job_are_damage(sqlite):
+    with writing(sqlite) as db:
+        db.execute("INSERT INTO commits VALUES (7, 1, 'a', x'31')")
+        db.execute("INSERT INTO snapshots VALUES (7, 1, x'31')")
+    expected = [f"rows of {table} belong to no job" for table in ("commits", "snapshots")]
+    assert expected == [error.reason.split(";")[0] for error in sqlite.damage()]
+
+
 # --- its time -------------------------------------------------------------------------------------
 
 

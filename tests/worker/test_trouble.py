@@ -23,6 +23,7 @@ import pytest
 
 from routilux import (
     Acquired,
+    Commit,
     ErrorInfo,
     FakeClock,
     JobState,
@@ -32,6 +33,7 @@ from routilux import (
     SqliteStore,
     Worker,
 )
+from routilux.persist.journal import Journal
 from tests.engine.concurrency import die_at, last_until, leave, remote
 from tests.persist.stores import STORES
 from tests.routines import (
@@ -182,6 +184,24 @@ def test_the_trouble_of_a_host_is_not_counted_without_a_store_either(trouble, ho
             runs_by(runtime)
     check_uncounted(watcher.jobs[-1], 1, str(raised.value))
     assert "completed" == flow.resume(watcher.jobs[-1], runtime=Runtime(clock=FakeClock())).status
+
+
+def test_trouble_that_can_not_be_recorded_is_logged_and_raised(monkeypatch, caplog):
+    write = Journal.write
+
+    def fails(journal: Journal, job_id: str, commit: Commit, *args: Any, **options: Any) -> None:
+        if commit.kind == "interrupted":
+            raise OSError("the disk is full")
+        write(journal, job_id, commit, *args, **options)
+
+    monkeypatch.setattr(Journal, "write", fails)
+    with (
+        Refuses(1) as executor,
+        Runtime(executor=executor, store=MemoryStore()) as runtime,
+        pytest.raises(RuntimeError, match="the queue is full"),
+    ):
+        chain(a=rest).execute("a", job_id="j", runtime=runtime)
+    assert ["job j: what ended its run is not recorded: the disk is full"] == caplog.messages
 
 
 @pytest.mark.parametrize("lost", ["the loop", "a step"])

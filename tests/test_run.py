@@ -106,6 +106,24 @@ def test_a_job_that_waits_for_a_retry_is_paused_at_once_and_can_then_be_cancelle
     assert ["start", "retry", "paused", "cancelled"] == kinds(job)
 
 
+def test_an_interrupted_request_ends_the_run_because_the_store_may_have_it():
+    class Interrupted(MemoryStore):
+        def append(self, job_id, seq, row, owner, *, status):
+            super().append(job_id, seq, row, owner, status=status)
+            if status == "paused":
+                raise KeyboardInterrupt
+
+    clock = FakeClock(autojump=False)
+    with Runtime(clock=clock, store=Interrupted()) as runtime:
+        run = chain(a=sleeps(10)).start("a", runtime=runtime)
+        clock.advance(4)
+        with pytest.raises(KeyboardInterrupt):
+            run.pause()
+        with pytest.raises(KeyboardInterrupt):
+            run.wait()
+        assert JobStatus.PAUSED is runtime.load(run.job.job_id).status
+
+
 def until_cancelled(self: Routine, n: object = 0) -> None:
     """Work until the job is cancelled."""
     while not self.ctx.cancelled:

@@ -234,6 +234,6 @@ def test_a_collector_that_waits_for_the_last_picture_is_found(
 
 def test_the_gather_slot_gives_one_album_in_all_orders(flow_sim: FlowSim) -> None:
     coverage = flow_sim.explore(
-        lambda: fan_out_and_in(3), "split", pictures(FEW), schedules="all", crashes="none"
+        lambda: fan_out_and_in(4), "split", pictures(FEW), schedules="all", crashes="none"
     )
     assert "complete" == coverage.word

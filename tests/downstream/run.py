@@ -36,7 +36,7 @@ VERSIONS = ("3.11", "3.12", "3.13")
 COMPANIONS = ("pytest-xdist", "pytest-random-order")
 PAGES_NEED = (
     *("psycopg[binary]", "pytest-benchmark", "pytest-timeout", "tenacity", "freezegun"),
-    *("hypothesis", "opentelemetry-sdk"),
+    *("hypothesis", "opentelemetry-sdk", "distributed"),
 )
 # Variables that change what Python or pytest does or prints.
 UNWANTED = {

@@ -134,16 +134,16 @@ def _failure(
         return None  # not the handler's failure: nothing moves the clock
     if not isinstance(error, Exception) and not is_failure(error):
         return None
-    if step.timeout_ns is not None and _is_late(step, context, host):
-        return timed_out(step, context.charged, error)
-    outcome = failure(step.number, error)
-    if step.final or not handler.is_retryable(type(error), outcome.leaf_types):
+    late = step.timeout_ns is not None and _is_late(step, context, host)
+    outcome = timed_out(step, context.charged, error) if late else failure(step.number, error)
+    kind = StepTimeoutError if late else type(error)
+    if step.final or not handler.is_retryable(kind, outcome.leaf_types):
         info = cast("ErrorInfo", outcome.error)
         info.traceback = traceback_of(error, skip=1)
-        if handler.fails_jobs and error.__traceback__ is not None:
+        if not late and handler.fails_jobs and error.__traceback__ is not None:
             # Without the frame of the engine. Only the collector frees the job then.
             info.exception = error.with_traceback(error.__traceback__.tb_next)
-    if context.touched:
+    if context.touched and not late:
         outcome.shared_reads = context.shared_reads()
     return outcome
 
@@ -168,8 +168,7 @@ def timed_out(
         ),
     )
     if raised is not None:
-        info = cast("ErrorInfo", outcome.error)
-        info.where, info.traceback = ErrorInfo.of(raised).where, traceback_of(raised, skip=1)
+        cast("ErrorInfo", outcome.error).where = ErrorInfo.of(raised).where
     return outcome
 
 

@@ -98,6 +98,7 @@ def test_a_server_sees_the_connection_close_when_the_attempt_that_made_it_times_
         assert remote.closed.acquire(timeout=PATIENCE)
     errors = [commit.error for commit in job.commits if commit.error is not None]
     assert {"routilux.StepTimeoutError"} == {error.type for error in errors}
+    assert [None] == [*{error.traceback for error in errors}], "kept of the last attempt alone"
     message = errors[-1].message
     assert " took longer than its timeout of 0.05 s: it waited at " in message
     assert ("real_servers.py" if request_by is by_aiohttp else "test_async_clients.py") in message

@@ -119,11 +119,11 @@ def tell_context(self: Routine) -> None:
 
 
 def until_cancelled(self: Routine, n: str) -> None:
-    """Say that it runs, and run until it is told that the job was cancelled."""
+    """Say that it runs, and run until the job is cancelled."""
     release(n)
     while not self.ctx.cancelled:
         self.ctx.sleep(0.01)
-    note(f"{n}.told", "cancelled")
+    note(f"{n}.answer", "cancelled")
 
 
 def take_over(self: Routine, n: str) -> None:

@@ -108,7 +108,7 @@ def test_a_running_step_is_told_that_its_job_was_cancelled(tmp_path):
         meet(path)
         run.cancel("enough")
         assert JobStatus.CANCELLED is run.wait(PATIENCE).status
-    assert ["cancelled"] == lines(f"{path}.told")
+    assert ["cancelled"] == lines(f"{path}.answer")
 
 
 class Keeps:
@@ -268,14 +268,14 @@ flow.execute("a", {"n": sys.argv[1]}, runtime=Runtime(executor=ProcessPoolExecut
 def test_a_step_whose_owner_was_killed_pays_nothing_and_ends(tmp_path):
     path = str(tmp_path / "paid")
     running, goes_on = pipe(Path(f"{path}.in")), pipe(Path(f"{path}.out"))
-    told = pipe(Path(f"{path}.error"))
+    answer = pipe(Path(f"{path}.error"))
     owner = subprocess.Popen([sys.executable, "-c", OWNER, path], start_new_session=True)
     try:
         meet(running)
         os.kill(owner.pid, signal.SIGKILL)
         owner.wait(PATIENCE)
         release(goes_on)
-        assert "can't reach it at 127.0.0.1:" in Path(told).read_text()
+        assert "can't reach it at 127.0.0.1:" in Path(answer).read_text()
         assert [] == lines(path)
     finally:
         os.killpg(owner.pid, signal.SIGKILL)  # the process of its pool, which waits for more calls

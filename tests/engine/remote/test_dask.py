@@ -133,10 +133,10 @@ def test_a_cancelled_job_does_not_wait_for_its_step_which_is_told(runtime, tmp_p
     path = pipe(tmp_path / "runs")
     run = chain(a=saveable(until_cancelled)).start("a", {"n": path}, runtime=runtime)
     meet(path)
-    told = pipe(Path(f"{path}.told"))
+    answer = pipe(Path(f"{path}.answer"))
     run.cancel("enough")
     assert JobStatus.CANCELLED is run.wait(PATIENCE).status
-    assert "cancelled\n" == Path(told).read_text()
+    assert "cancelled\n" == Path(answer).read_text()
 
 
 def test_dask_keeps_no_call_that_has_ended(runtime, client):
